@@ -1,0 +1,1 @@
+"""Region proposals: their algebra (`regions`), and where they come from (`generate`, `mcg`, `masks`)."""

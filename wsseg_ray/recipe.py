@@ -1,0 +1,281 @@
+"""The recipe: one YAML file that says everything about a run.
+
+Unknown keys are refused, with their name and the ones that exist. Every default carries its reason or the section
+of the paper that it comes from. `load` reads a shipped recipe by name or a file, and applies `--set` overrides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+VOC_CLASSES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
+CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used. The message names the key and the way out."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetSection(Section):
+    layout: Literal["voc", "folder", "demo"] = "voc"
+    root: str | None = None  # voc: the folder that holds JPEGImages; folder: photos + labels.csv or labels.json
+    classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or what the labels name
+    train_split: str = "train_aug"
+    val_split: str = "val"
+    limit: int | None = Field(None, ge=1)  # photos a split, an evenly spread subset
+    max_side: int | None = Field(None, ge=16)  # shrink photos so that the longer side fits; null: full size
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and (len(value) == 0 or len(set(value)) != len(value) or len(value) > 254):
+            raise ValueError("needs 1 to 254 different names")
+        return value
+
+
+class ProposalsSection(Section):
+    source: Literal["generate", "mcg", "masks"] = "generate"
+    root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
+    count: int = Field(2000, ge=1)  # Sec. 3.1: "about 2,000 proposals per image"
+
+    @model_validator(mode="after")
+    def _root(self) -> ProposalsSection:
+        if self.source != "generate" and self.root is None:
+            raise ValueError(f"source '{self.source}' needs proposals.root, the folder that holds the files")
+        return self
+
+
+class HcpSection(Section):
+    backbone: Literal["vgg16", "small"] = "vgg16"  # Sec. 4.2: VGG-16
+    weights: str | None = "imagenet"  # a file, `imagenet` (downloaded by torchvision), or null: at random
+    pooling: Literal["warp", "roi", "segment"] = "segment"
+    freeze: Literal["none", "all"] | int = "none"  # the number of conv layers, from the photo up, that are not trained
+    image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
+    hypothesis_epochs: int = Field(15, ge=0)
+    hypotheses: int = Field(10, ge=1)  # Sec. 3.1: "only 10 specific proposals are selected"
+    min_area: int = Field(900, ge=0)  # boxes under 900 px are dropped
+    max_aspect: float = Field(4.0, gt=1)  # boxes over 4:1 are dropped
+    batch_size: int = Field(30, ge=1)  # Sec. 4.2: mini-batches of 30
+    learning_rate: float = Field(1e-4, gt=0)  # Sec. 4.2, all layers but the last
+    image_last_learning_rate: float = Field(1e-2, gt=0)  # Sec. 4.2, image-fine-tuning
+    hypothesis_last_learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2, hypothesis-fine-tuning
+    decay_every: int = Field(10, ge=1)  # Sec. 4.2: x 0.1 every 10 epochs
+    loss: Literal["squared", "cross_entropy"] = "squared"  # [30]: squared loss on the softmax
+    threshold: float = Field(0.5, ge=0, lt=1)  # Sec. 3.1: confidence above 0.5 makes a candidate
+    min_candidates: int = Field(10, ge=1)  # served to a label without any candidate
+
+    @field_validator("freeze")
+    @classmethod
+    def _freeze(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and not 0 <= value <= 13:
+            raise ValueError("is none, all, or a number of conv layers, 0 to 13")
+        return value
+
+
+class RefinementSection(Section):
+    enabled: bool = True
+    engine: Literal["auto", "moments", "faiss"] = "auto"  # auto: moments where the metric factors, else faiss
+    metric: Literal["squared_l2", "l2", "cosine", "nearest"] = "squared_l2"  # Eq. (1)
+    keep: Literal["nearest", "farthest", "norm", "score", "random"] = "farthest"  # Sec. 3.2: "descending order"
+    fraction: float = Field(0.5, gt=0, le=1)  # Sec. 3.2: "the top half"
+    pca_energy: float = Field(0.98, gt=0, le=1)  # Sec. 3.2
+    pca_dims: int = Field(512, ge=1)  # Sec. 3.2
+
+    @model_validator(mode="after")
+    def _engine(self) -> RefinementSection:
+        if self.engine == "moments" and self.metric != "squared_l2":
+            raise ValueError(f"engine 'moments' computes squared_l2 alone; metric '{self.metric}' needs engine 'faiss'")
+        return self
+
+
+class SupervisionSection(Section):
+    regions: int = Field(10, ge=1)  # Sec. 3.3.2: the top 10 regions
+    normalize: Literal["none", "max"] = "none"  # none: the paper; max: each map divided by its maximum in the photo
+    min_area: float = Field(0.0, ge=0, lt=1)  # regions under this share of the photo are not ranked
+    ranking: Literal["sum", "map_iou"] = "sum"  # sum: Eq. (5); map_iou: IoU with the thresholded map
+    threshold: float = Field(0.3, gt=0, lt=1)  # map_iou's threshold, as a share of the map's maximum
+
+
+class SegmentationSection(Section):
+    networks: list[Literal["AN_A", "SN_A", "AN_B", "SN_B", "FULL"]] = Field(["AN_A", "SN_A", "AN_B", "SN_B"])
+    ablation: bool = False  # also train the networks without the refinement (Table 3)
+    model: Literal["deeplab_largefov", "deeplab_small"] = "deeplab_largefov"
+    weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (this run's HCP trunk), or null: at random
+    freeze: Literal["none", "all"] | int = "none"
+    epochs: int = Field(15, ge=1)  # Sec. 4.2
+    batch_size: int = Field(8, ge=1)  # Sec. 4.2
+    crop: int = Field(321, ge=33)  # DeepLab's crop, in pixels
+    learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2; ten times this for the last layer
+    decay_every: int = Field(5, ge=1)  # Sec. 4.2: / 10 every 5 epochs
+
+    _freeze = field_validator("freeze")(HcpSection._freeze.__func__)
+
+    @field_validator("networks")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        if len(value) == 0 or len(set(value)) != len(value):
+            raise ValueError("needs at least one network, each named once")
+        return value
+
+
+class CrfSection(Section):
+    """DeepLab's dense CRF: an appearance kernel and a smoothness kernel."""
+
+    enabled: bool = True
+    iterations: int = Field(10, ge=1)
+    bilateral_weight: float = Field(4.0, ge=0)
+    bilateral_xy: float = Field(121.0, gt=0)  # pixels
+    bilateral_rgb: float = Field(5.0, gt=0)  # grey levels
+    spatial_weight: float = Field(3.0, ge=0)
+    spatial_xy: float = Field(3.0, gt=0)  # pixels
+
+
+class RuntimeSection(Section):
+    """How it runs. Nothing here changes a result, so nothing here re-runs a stage."""
+
+    num_workers: int = Field(1, ge=1)  # Ray Train workers, and scoring and prediction actors
+    use_gpu: Literal["auto"] | bool = "auto"
+
+
+class Recipe(Section):
+    seed: int = Field(0, ge=0)
+    dataset: DatasetSection = DatasetSection()
+    proposals: ProposalsSection = ProposalsSection()
+    hcp: HcpSection = HcpSection()
+    refinement: RefinementSection = RefinementSection()
+    supervision: SupervisionSection = SupervisionSection()
+    segmentation: SegmentationSection = SegmentationSection()
+    crf: CrfSection = CrfSection()
+    runtime: RuntimeSection = RuntimeSection()
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        if self.dataset.layout != "demo" and self.dataset.root is None:
+            raise ValueError(f"dataset.root: layout '{self.dataset.layout}' needs the data set's folder")
+        trunk = {"deeplab_largefov": "vgg16", "deeplab_small": "small"}[self.segmentation.model]
+        if self.segmentation.weights == "hcp" and trunk != self.hcp.backbone:
+            raise ValueError(
+                f"segmentation.weights: 'hcp' needs the same trunk, but model '{self.segmentation.model}' has "
+                f"'{trunk}' and hcp.backbone is '{self.hcp.backbone}'"
+            )
+        for section, trunk_name, weights in (
+            ("hcp", self.hcp.backbone, self.hcp.weights),
+            ("segmentation", trunk, self.segmentation.weights),
+        ):
+            if weights == "imagenet" and trunk_name != "vgg16":
+                raise ValueError(f"{section}.weights: 'imagenet' exists for VGG-16 alone; give a file or null")
+        return self
+
+
+def shipped() -> dict[str, str]:
+    """Names of the recipes in the package, each with the first comment line of its file."""
+    folder = resources.files("wsseg_ray") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+def load(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a shipped recipe by name or a YAML file, apply overrides, validate.
+
+    Arguments:
+        name: one of `shipped()`, or the path of a YAML file.
+        overrides: `section.key=value` strings; the value is read as YAML.
+    Raises RecipeError that names the key, what is wrong with it and what would be right.
+    """
+    if name in shipped():
+        text = (resources.files("wsseg_ray") / "recipes" / f"{name}.yaml").read_text()
+    else:
+        try:
+            text = Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"no recipe '{name}': neither shipped ({', '.join(shipped())}) nor readable: {error}"
+            ) from error
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{name} must hold sections (dataset:, hcp:, ...), not {type(data).__name__}")
+    for override in overrides or []:
+        _override(data, override)
+    return validate(data)
+
+
+def validate(data: dict[str, Any]) -> Recipe:
+    """A recipe from plain data. Raises RecipeError with one line a problem."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_problem(e) for e in error.errors())) from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of plain data; equal data, equal hash."""
+    text = json.dumps(parts, sort_keys=True, default=lambda part: part.model_dump())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def dump(recipe: Recipe) -> str:
+    """The complete recipe as YAML, defaults written out."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override}: write section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+    *sections, key = path.split(".")
+    for section in sections:
+        if not isinstance(data.get(section), dict):
+            data[section] = {}
+        data = data[section]
+    data[key] = value
+
+
+def _problem(error: dict[str, Any]) -> str:
+    location = ".".join(str(part) for part in error["loc"] if part != "literal['none','all']")
+    if error["type"] == "extra_forbidden":
+        section = Recipe
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{location}: no such key; there are {', '.join(section.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}" if location else message
