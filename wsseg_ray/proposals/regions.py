@@ -7,8 +7,10 @@ proposals are sparse products; no dense mask of a proposal is ever needed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from scipy import sparse
@@ -136,25 +138,72 @@ class RegionProposals:
         """The first `count` proposals over the same superpixels."""
         return RegionProposals(self.superpixels, self.membership[:count])
 
+    def resized(self, height: int, width: int) -> tuple[RegionProposals, np.ndarray]:
+        """The proposals on a photo of another size: nearest neighbour at the pixel centres, `floor((i + 1/2) H / h)`.
 
-def from_masks(masks: np.ndarray) -> RegionProposals:
+        Superpixels that lost all their pixels are dropped, and proposals that lost all their superpixels with them;
+        what is left keeps its order. Costs h*w.
+
+        Returns the proposals and the indices of those that were kept, (N',) int64.
+        Raises ValueError where height or width is under one pixel.
+        """
+        if height < 1 or width < 1:
+            raise ValueError(f"proposals cannot be resized to {height}x{width} pixels")
+        old_height, old_width = self.superpixels.shape
+        rows = (2 * np.arange(height) + 1) * old_height // (2 * height)
+        columns = (2 * np.arange(width) + 1) * old_width // (2 * width)
+        kept_superpixels, superpixels = np.unique(self.superpixels[rows[:, None], columns], return_inverse=True)
+        membership = self.membership[:, kept_superpixels]
+        kept = np.flatnonzero(np.diff(membership.indptr))
+        return RegionProposals(superpixels.reshape(height, width), membership[kept]), kept
+
+
+def from_flat(superpixels: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> RegionProposals:
+    """The proposals of a table's row.
+
+    Arguments:
+        superpixels: (H, W) integers, every value of 0..S-1 occurs.
+        indptr, indices: (N+1,) and (nnz,) integers, the CSR rows of `membership`.
+
+    Raises ValueError where they do not fit together.
+    """
+    superpixel_count = int(superpixels.max(initial=0)) + 1
+    indptr, indices = np.asarray(indptr), np.asarray(indices)
+    membership = sparse.csr_array(
+        (np.ones(len(indices), np.float32), indices, indptr), shape=(len(indptr) - 1, superpixel_count)
+    )
+    membership.check_format(full_check=True)
+    return RegionProposals(superpixels, membership)
+
+
+def from_masks(masks: Iterable[np.ndarray]) -> RegionProposals:
     """Arbitrary overlapping masks as proposals: the photo is split into the cells that their overlaps induce.
 
     Two pixels share a cell when the same masks cover both. Empty masks are dropped.
 
     Arguments:
-        masks: (N, H, W) bool, best first.
-    Costs N passes over the photo.
-    Raises ValueError where the masks induce more than 65,536 cells.
+        masks: N masks (H, W) bool, best first: an array (N, H, W), or any iterable of them, read once.
+    Costs one pass over the photo a mask and one sort of the pixels every 32 masks; 40 bytes a pixel, whatever N.
+    Raises ValueError without any mask, where their sizes differ, and where they induce more than 65,536 cells.
     """
-    masks = masks[masks.any(axis=(1, 2))]
-    cells = np.zeros(masks.shape[1:], np.int64)
-    for mask in masks:
-        _, cells = np.unique(cells * 2 + mask, return_inverse=True)
-        cells = cells.reshape(mask.shape)
-    count = int(cells.max()) + 1
-    if count > MAX_SUPERPIXELS:
-        raise ValueError(f"{len(masks)} masks induce {count} cells, more than {MAX_SUPERPIXELS}")
-    first = np.unique(cells, return_index=True)[1]
-    membership = masks.reshape(len(masks), cells.size)[:, first]
-    return RegionProposals(cells, sparse.csr_array(membership, dtype=np.float32))
+    masks = iter(masks)
+    chunk = list(islice(masks, 32))
+    if not chunk:
+        raise ValueError("no masks")
+    shape = chunk[0].shape
+    cells = np.zeros(chunk[0].size, np.int64)
+    patterns = np.zeros((1, 0), "<u4")  # (S, N / 32): which masks cover each cell, 32 in a word
+    while chunk:
+        word = np.zeros(cells.size, np.int64)
+        for bit, mask in enumerate(chunk):
+            if mask.shape != shape:
+                raise ValueError(f"a mask of {mask.shape} among masks of {shape}")
+            word |= mask.ravel().astype(np.int64) << bit
+        values, cells = np.unique(cells << 32 | word, return_inverse=True)
+        if len(values) > MAX_SUPERPIXELS:
+            raise ValueError(f"the masks induce more than {MAX_SUPERPIXELS} cells")
+        patterns = np.hstack([patterns[values >> 32], (values & 0xFFFFFFFF).astype("<u4")[:, None]])
+        chunk = list(islice(masks, 32))
+    covered = np.unpackbits(patterns.view(np.uint8), axis=1, bitorder="little").T  # (N padded to 32, S)
+    membership = sparse.csr_array(covered[covered.any(axis=1)], dtype=np.float32)
+    return RegionProposals(cells.reshape(shape), membership)

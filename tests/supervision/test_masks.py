@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import sparse
+
+from wsseg_ray.proposals.regions import RegionProposals, from_masks
+from wsseg_ray.supervision.masks import rough_mask
+
+# four superpixels of 1, 2, 1 and 4 pixels
+SUPERPIXELS = np.array([[0, 1, 1, 2], [3, 3, 3, 3]])
+MEMBERSHIP = sparse.csr_array(np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]], np.float32))
+REGIONS = RegionProposals(SUPERPIXELS, MEMBERSHIP)
+
+
+def test_ranks_by_score_and_mean_inside():
+    maps = np.array([[1.0, 0.25, 0.25, 0.0]])
+    # means inside: 1, 0.5, 0.25, 0
+    assert rough_mask(REGIONS, maps, np.zeros((1, 4)), [4], count=1).tolist() == [5, 0, 0, 0]
+    assert rough_mask(REGIONS, maps, np.array([[0, 0.75, 0, 0]]), [4], count=1).tolist() == [5, 5, 0, 0]
+    assert rough_mask(REGIONS, maps, np.array([[0, 0.5, 0, 0]]), [4], count=1).tolist() == [5, 0, 0, 0]  # a tie
+    assert rough_mask(REGIONS, maps, np.zeros((1, 4)), [4], count=3).tolist() == [5, 5, 5, 0]
+    assert rough_mask(REGIONS, maps, np.zeros((1, 4)), [4], count=100).tolist() == [5, 5, 5, 5]
+
+
+def test_overlap_goes_to_the_larger_map_then_to_the_earlier_label():
+    maps = np.array([[0.5, 0.5, 0.0, 0.0], [0.5, 0.75, 1.0, 0.0]])
+    scores = np.array([[0, 1, 0, 0], [0, 1, 1, 0]])
+    assert rough_mask(REGIONS, maps, scores, [7, 2], count=2).tolist() == [8, 3, 3, 0]
+    assert rough_mask(REGIONS, maps[::-1], scores[::-1], [2, 7], count=2).tolist() == [3, 3, 3, 0]
+
+
+def test_a_covered_superpixel_is_no_background_where_the_map_is_zero():
+    assert rough_mask(REGIONS, np.zeros((1, 4)), np.eye(4)[3:], [0], count=1).tolist() == [0, 0, 0, 1]
+
+
+def test_small_regions_are_not_ranked():
+    maps, scores = np.array([[1.0, 0.25, 0.25, 0.0]]), np.zeros((1, 4))
+    assert rough_mask(REGIONS, maps, scores, [0], count=1, min_area=2 / 8).tolist() == [1, 1, 0, 0]
+    assert rough_mask(REGIONS, maps, scores, [0], count=1, min_area=3 / 8).tolist() == [1, 1, 0, 0]
+    assert rough_mask(REGIONS, maps, scores, [0], count=1, min_area=4 / 8).tolist() == [0, 0, 0, 1]
+    assert rough_mask(REGIONS, maps, scores, [0], count=1, min_area=5 / 8).tolist() == [1, 0, 0, 0]
+
+
+def test_map_iou():
+    maps, scores = np.array([[0.5, 0.25, 0.1, 0.0]]), np.array([[0, 0, 0, 1.0]])
+    # at half of the maximum: superpixels 0 and 1; at 0.6: superpixel 0 alone
+    assert rough_mask(REGIONS, maps, scores, [0], 1, ranking="map_iou", threshold=0.5).tolist() == [1, 1, 0, 0]
+    assert rough_mask(REGIONS, maps, scores, [0], 1, ranking="map_iou", threshold=0.6).tolist() == [1, 0, 0, 0]
+    assert rough_mask(REGIONS, np.zeros((1, 4)), scores, [0], 1, ranking="map_iou").tolist() == [1, 0, 0, 0]
+
+
+def test_no_class_and_no_proposal():
+    assert rough_mask(REGIONS, np.empty((0, 4)), np.empty((0, 4)), []).tolist() == [0, 0, 0, 0]
+    empty = RegionProposals(SUPERPIXELS, sparse.csr_array((0, 4), dtype=np.float32))
+    for ranking in ("sum", "map_iou"):
+        mask = rough_mask(empty, np.ones((1, 4)), np.empty((1, 0)), [0], ranking=ranking)
+        assert mask.dtype == np.uint8 and mask.tolist() == [0, 0, 0, 0]
+
+
+def test_refuses_an_unknown_ranking():
+    with pytest.raises(ValueError, match="neither sum nor map_iou"):
+        rough_mask(REGIONS, np.ones((1, 4)), np.ones((1, 4)), [0], ranking="score")
+
+
+def brute(masks, maps, scores, labels, count, min_area, ranking, threshold):
+    """Sec. 3.3.2 on pixels: masks (N, H, W), maps (K, H, W)."""
+    ranked = [n for n, mask in enumerate(masks) if mask.mean() >= min_area] or range(len(masks))
+    rough = np.zeros(masks.shape[1:], int)
+    best = np.full(masks.shape[1:], -1.0)
+    for p, s, label in zip(maps, scores, labels, strict=True):
+        located = (p >= threshold * p.max()) & (p > 0)
+        if ranking == "sum":
+            value = {n: s[n] + p[masks[n]].mean() for n in ranked}
+        else:
+            value = {n: (masks[n] & located).sum() / (masks[n] | located).sum() for n in ranked}
+        covered = np.zeros(masks.shape[1:], bool)
+        for n in sorted(ranked, key=lambda n: (-round(value[n], 9), n))[:count]:
+            covered |= masks[n]
+        wins = covered & (p > best)
+        rough[wins], best[wins] = label + 1, p[wins]
+    return rough
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    hnp.arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))),
+    st.integers(0, 10_000),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.3, 0.9]),
+    st.sampled_from(["sum", "map_iou"]),
+)
+def test_equals_dense_pixels(masks, seed, count, min_area, ranking):
+    masks[0, 0, 0] = True
+    masks = masks[masks.any(axis=(1, 2))]
+    regions = from_masks(masks)
+    rng = np.random.default_rng(seed)
+    maps = rng.integers(0, 5, (2, len(regions.areas))) / 4
+    scores = rng.random((2, len(masks)))
+    expected = brute(masks, maps[:, regions.superpixels], scores, [6, 1], count, min_area, ranking, 0.5)
+    found = rough_mask(regions, maps, scores, [6, 1], count, min_area, ranking, 0.5)
+    assert (found[regions.superpixels] == expected).all()

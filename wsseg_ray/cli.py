@@ -1,0 +1,102 @@
+"""The command line `wsseg`: parse, call, print.
+
+Exit codes: 0 done, 1 failed, 2 unusable input, 3 done, but some photos could not be processed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsseg_ray import recipe as recipes
+from wsseg_ray.datasets import DatasetError
+from wsseg_ray.hcp.trunk import WeightsError
+
+app = typer.Typer(
+    name="wsseg",
+    help="From photos and the names of what is in them to a network that labels every pixel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
+RunDir = Annotated[str | None, typer.Option("--run-dir", help="folder, s3:// or gs://; default runs/RECIPE")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value")]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")]
+
+
+@app.command()
+def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None, until: Until = None) -> None:
+    """Run a recipe, or go on with it where it stopped."""
+    from wsseg_ray import pipeline
+
+    if until is not None and until not in pipeline.STAGES:
+        raise recipes.RecipeError(f"--until {until}: no such stage; there are {', '.join(pipeline.STAGES)}")
+    outcome = pipeline.run(recipes.load(recipe, overrides), run_dir or f"runs/{Path(recipe).stem}", until)
+    print(f"report: {outcome.report}")
+    if outcome.failed:
+        found = ", ".join(f"{count} in {stage}" for stage, count in outcome.failed.items())
+        print(f"some photos could not be processed ({found}); the report's last table says which and why")
+        raise typer.Exit(3)
+
+
+@app.command()
+def demo(run_dir: RunDir = None, overrides: Overrides = None) -> None:
+    """The whole way on drawn photos, in minutes on two cores."""
+    run("demo", run_dir, overrides)
+
+
+@app.command()
+def doctor(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Look for what a recipe needs: data, weights, GPUs, CRF, disk."""
+    from wsseg_ray.doctor import examine
+
+    findings = examine(recipes.load(recipe, overrides))
+    for finding in findings:
+        print(f"{'ok     ' if finding.good else 'MISSING'}  {finding.name:<10} {finding.text}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def download(
+    dataset: Annotated[str, typer.Argument(help="voc2012")],
+    root: Annotated[Path, typer.Option(help="where VOCdevkit goes")] = Path("data"),
+) -> None:
+    """Download a data set: voc2012 is VOC 2012 and SBD, about 3.5 GB."""
+    from wsseg_ray.datasets.download import voc2012
+
+    if dataset != "voc2012":
+        raise DatasetError(f"no download called '{dataset}'; there is voc2012")
+    print(f"dataset.root={voc2012(root, print)}")
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]) -> None:
+    """Write a run's metrics.json and report.html again."""
+    from wsseg_ray import pipeline
+
+    print(f"report: {pipeline.write_report(run)}")
+
+
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the shipped recipes."""
+    for name, description in recipes.shipped().items():
+        print(f"{name:<14} {description}")
+
+
+def main() -> None:
+    """Run the command line; what a person can mend is one message, not a traceback."""
+    try:
+        app()
+    except (recipes.RecipeError, DatasetError, WeightsError) as error:
+        print(f"wsseg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (OSError, RuntimeError) as error:
+        print(f"wsseg: failed: {error}", file=sys.stderr)
+        sys.exit(1)

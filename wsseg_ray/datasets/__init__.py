@@ -1,0 +1,170 @@
+"""Data sets: which photos there are, what is in each, and where their masks lie.
+
+`list_photos` reads a layout (`voc`, `folder` or `demo`) into one `Listing`. A photo that cannot be used stays in the
+listing, with a message; a data set that cannot be used raises `DatasetError` before any work starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsseg_ray.recipe import DatasetSection
+
+MAX_ID_BYTES = 240  # an image_id names files; file systems take 255 bytes, suffix included
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used. The message names the path or the recipe's key, and the way out."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of a data set.
+
+    Arguments:
+        image_id: unique in its listing. Safe as a file name where `error` is empty, and only there.
+        uri: absolute path of the photo.
+        labels: sorted indices into the listing's classes, from 0.
+        split: "train" or "val".
+        mask_uri: absolute path of the true mask, or "".
+        error: why the photo cannot be used, or "".
+    """
+
+    image_id: str
+    uri: str
+    labels: tuple[int, ...]
+    split: str
+    mask_uri: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The photos of a data set, by split and image_id.
+
+    Arguments:
+        classes: names.
+        mask_values: the pixel value of every class in the mask files; 0 is background, every other value is void.
+        photos: usable ones and those with an error.
+    """
+
+    classes: list[str]
+    mask_values: list[int]
+    photos: list[Photo]
+
+
+def list_photos(section: DatasetSection, demo_folder: str | None = None, seed: int = 0) -> Listing:
+    """The photos that a recipe asks for.
+
+    Photos without any of the wanted classes are left out. Of the rest, `section.limit` takes photo `floor(i n / limit)`
+    of the n of each split, sorted by image_id: always the same ones, evenly spread.
+
+    Arguments:
+        section: the recipe's `dataset`.
+        demo_folder: layout `demo`: the folder to draw into.
+        seed: layout `demo`: what is drawn.
+    Costs one scan of every folder; no photo is opened.
+    Raises DatasetError where the data set as a whole cannot be used.
+    """
+    from wsseg_ray.datasets import folder, voc  # here, because both import this module
+
+    if section.layout == "demo":
+        from wsseg_ray.datasets import demo
+
+        if demo_folder is None:
+            raise DatasetError("dataset.layout 'demo' needs a folder to draw into")
+        demo.draw(Path(demo_folder), seed, section.limit)
+        section = section.model_copy(update={"root": demo_folder})
+    listing = (folder if section.layout == "folder" else voc).read(section)
+    _refuse_duplicates(listing.photos)
+    wanted = [photo for photo in listing.photos if photo.labels or photo.error]
+    photos = [photo for split in ("train", "val") for photo in _spread(wanted, split, section.limit)]
+    train = [photo for photo in photos if photo.split == "train"]
+    if all(photo.error for photo in train):
+        reason = train[0].error if train else f"none is labelled with any of {', '.join(listing.classes)}"
+        raise DatasetError(f"{section.root}: no photo to train on: {reason}")
+    return replace(listing, photos=photos)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of what a folder holds, by one scan; none where there is no such folder."""
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def root_of(section: DatasetSection) -> Path:
+    """The data set's folder as an absolute path. Raises DatasetError where there is none."""
+    root = Path(section.root).expanduser().absolute()
+    if not root.is_dir():
+        raise DatasetError(f"dataset.root: there is no folder {root}")
+    return root
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, with or without byte order mark. Raises DatasetError that names the file and line."""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"{path} line {line}: not UTF-8 text; save the file as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_classes(root: Path) -> list[str]:
+    """The class names in `classes.txt`, one a line, line i naming mask value i; empty where there is no such file."""
+    path = root / "classes.txt"
+    if not path.is_file():
+        return []
+    names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    if "" in names or len(set(names)) != len(names) or len(names) > 254:
+        raise DatasetError(f"{path}: needs 1 to 254 different names, one a line, no line empty")
+    return names
+
+
+def choose_classes(known: list[str], wanted: list[str] | None) -> tuple[list[str], list[int]]:
+    """The classes of a run and their mask values.
+
+    Arguments:
+        known: all classes of the data set; class i has mask value i + 1.
+        wanted: `dataset.classes`; null takes all.
+    Raises DatasetError that names the wanted classes that are not known.
+    """
+    classes = list(wanted or known)
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise DatasetError(f"dataset.classes: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    return classes, [known.index(name) + 1 for name in classes]
+
+
+def id_problem(image_id: str) -> str:
+    """Why an image_id cannot name a file, or ""."""
+    if image_id in ("", ".", "..") or any(character in image_id for character in "/\\\0"):
+        return f"{image_id!r} cannot be an image id: it must be a plain file name, without / or \\"
+    if len(image_id.encode()) > MAX_ID_BYTES:
+        return f"the image id {image_id[:40]!r}... has more than {MAX_ID_BYTES} bytes; shorten the file's name"
+    return ""
+
+
+def _refuse_duplicates(photos: list[Photo]) -> None:
+    seen: dict[str, Photo] = {}
+    for photo in photos:
+        other = seen.setdefault(photo.image_id, photo)
+        if other is not photo:
+            raise DatasetError(
+                f"image id {photo.image_id!r} occurs twice: {other.uri} in {other.split}, {photo.uri} in "
+                f"{photo.split}; every photo needs its own id and belongs to one split"
+            )
+
+
+def _spread(photos: list[Photo], split: str, limit: int | None) -> list[Photo]:
+    chosen = sorted((photo for photo in photos if photo.split == split), key=lambda photo: photo.image_id)
+    if limit is None or limit >= len(chosen):
+        return chosen
+    return [chosen[i * len(chosen) // limit] for i in range(limit)]

@@ -1,0 +1,157 @@
+"""The layout of PASCAL VOC.
+
+    JPEGImages/<id>.jpg
+    ImageSets/Segmentation/<split>.txt      the split's ids, one a line
+    ImageSets/Main/<class>_<split>.txt      `<id> 1`, `<id> 0` (difficult objects alone: not counted) or `<id> -1`
+    Annotations/<id>.xml                    asked where no ImageSets/Main file names the photo
+    SegmentationClassAug/<id>.png           or SegmentationClass/<id>.png; optional
+    classes.txt                             line i names mask value i; without it, VOC's 20 classes
+
+A split's ids are those of ImageSets/Segmentation, else of ImageSets/Main/<split>.txt, else of the class files: VOC's
+own `val` has 5,823 photos in its class files, and only the 1,449 of ImageSets/Segmentation have a mask.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from wsseg_ray.datasets import (
+    DatasetError,
+    Listing,
+    Photo,
+    choose_classes,
+    id_problem,
+    names_in,
+    read_classes,
+    read_text,
+    root_of,
+)
+from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
+
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # the first that has the mask serves
+FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Segmentation", "ImageSets/Main", *MASK_FOLDERS)
+
+
+class Tree(NamedTuple):
+    root: Path
+    files: dict[str, set[str]]  # folder -> names of its files
+    known: list[str]  # all classes of the data set
+    classes: list[str]  # the wanted ones
+
+
+def read(section: DatasetSection) -> Listing:
+    """All photos of the two splits. Raises DatasetError where a folder or a split is missing."""
+    root = root_of(section)
+    known = read_classes(root) or VOC_CLASSES
+    classes, mask_values = choose_classes(known, section.classes)
+    tree = Tree(root, {folder: names_in(root / folder) for folder in FOLDERS}, known, classes)
+    if not tree.files["JPEGImages"]:
+        raise DatasetError(
+            f"dataset.root: {root} has no photos in JPEGImages; it must be the folder that holds JPEGImages and "
+            f"ImageSets, and it holds {_some(names_in(root))}"
+        )
+    photos = []
+    for split, name in (("train", section.train_split), ("val", section.val_split)):
+        rows, errors = _class_rows(tree, name)
+        for image_id in _ids(tree, split, name, rows, errors):
+            photos.append(_photo(tree, split, image_id, rows, errors))
+    return Listing(classes, mask_values, photos)
+
+
+def read_annotation(path: Path) -> dict[str, bool]:
+    """The classes in an annotation file, each with whether any of its objects is not difficult.
+
+    Raises ValueError where the file cannot be read.
+    """
+    try:
+        annotation = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    classes: dict[str, bool] = {}
+    for item in annotation.findall("object"):
+        name = (item.findtext("name") or "").strip()
+        if not name:
+            raise ValueError(f"{path} holds an object without a name")
+        clear = (item.findtext("difficult") or "").strip() != "1"
+        classes[name] = classes.get(name, False) or clear
+    return classes
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids in an image set file, one a line; empty lines are skipped."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """The labels of every photo that a split's class files name, and what is wrong with malformed lines, by photo."""
+    rows: dict[str, set[str]] = {}
+    errors: dict[str, str] = {}
+    for label in tree.known:  # a photo with a line of a class that is not wanted is labelled all the same
+        if f"{label}_{name}.txt" not in tree.files["ImageSets/Main"]:
+            continue
+        path = tree.root / "ImageSets" / "Main" / f"{label}_{name}.txt"
+        seen = set()
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
+            image_id, value = (*line.strip().rsplit(None, 1), "")[:2]  # an id may hold spaces
+            if image_id in seen:
+                raise DatasetError(f"{path} line {number}: {image_id!r} a second time; remove one of the two lines")
+            seen.add(image_id)
+            row = rows.setdefault(image_id, set())
+            if value == "1":
+                row.add(label)
+            elif value not in ("0", "-1") and label in tree.classes:
+                errors[image_id] = f"{path} line {number}: {line.strip()!r} is not an id and 1, 0 or -1"
+    return rows, errors
+
+
+def _ids(tree: Tree, split: str, name: str, rows: dict[str, set[str]], errors: dict[str, str]) -> list[str]:
+    for folder in ("ImageSets/Segmentation", "ImageSets/Main"):
+        if f"{name}.txt" in tree.files[folder]:
+            ids = read_ids(tree.root / folder / f"{name}.txt")
+            return ids + sorted(errors.keys() - set(ids))
+    if rows:
+        return list(rows)
+    stems = {file.removesuffix(".txt") for file in tree.files["ImageSets/Main"]}
+    splits = {file.removesuffix(".txt") for file in tree.files["ImageSets/Segmentation"]}
+    splits |= {stem.removeprefix(f"{label}_") for label in tree.known for stem in stems if stem.startswith(f"{label}_")}
+    raise DatasetError(
+        f"dataset.{split}_split: {tree.root / 'ImageSets'} has no split {name!r}; there are {_some(splits)}. It needs "
+        f"Segmentation/{name}.txt (ids) or Main/<class>_{name}.txt (ids with 1, 0 or -1)"
+    )
+
+
+def _photo(tree: Tree, split: str, image_id: str, rows: dict[str, set[str]], errors: dict[str, str]) -> Photo:
+    problem = id_problem(image_id)
+    if problem:
+        return Photo(image_id, "", (), split, error=problem)
+    uri = str(tree.root / "JPEGImages" / f"{image_id}.jpg")
+    try:
+        if f"{image_id}.jpg" not in tree.files["JPEGImages"]:
+            raise ValueError(f"the photo {uri} is missing")
+        if image_id in errors:
+            raise ValueError(errors[image_id])
+        names = rows[image_id] if image_id in rows else _annotated(tree, image_id)
+    except ValueError as error:
+        return Photo(image_id, uri, (), split, error=str(error))
+    labels = tuple(index for index, label in enumerate(tree.classes) if label in names)
+    masks = [folder for folder in MASK_FOLDERS if f"{image_id}.png" in tree.files[folder]]
+    return Photo(image_id, uri, labels, split, str(tree.root / masks[0] / f"{image_id}.png") if masks else "")
+
+
+def _annotated(tree: Tree, image_id: str) -> set[str]:
+    path = tree.root / "Annotations" / f"{image_id}.xml"
+    if path.name not in tree.files["Annotations"]:
+        raise ValueError(f"no labels: no ImageSets/Main/<class>_<split>.txt names {image_id!r}, and {path} is missing")
+    annotated = read_annotation(path)
+    unknown = sorted(annotated.keys() - set(tree.known))
+    if unknown:
+        raise ValueError(f"{path}: {', '.join(unknown)} is not among the classes {', '.join(tree.known)}")
+    return {name for name, clear in annotated.items() if clear}
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"

@@ -1,0 +1,1 @@
+"""How good maps, masks and networks are: confusion matrices, IoU, average precision."""

@@ -1,0 +1,39 @@
+"""HCP's training objective: hypotheses are max-pooled, then compared with the photo's labels ([30])."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def label_targets(labels: torch.Tensor) -> torch.Tensor:
+    """The label vector divided by its sum, (B, C) float32; a photo without labels gives zeros.
+
+    Arguments:
+        labels: (B, C) bool.
+    """
+    vector = labels.float()
+    return vector / vector.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def hypothesis_max(logits: torch.Tensor) -> torch.Tensor:
+    """Cross-hypothesis max-pooling: (B, H, C) logits of H hypotheses a photo to (B, C).
+
+    Equal maxima share the gradient, so a hypothesis that is repeated to fill H changes nothing.
+    """
+    return logits.amax(dim=1)
+
+
+def squared_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[30]'s loss: squared difference of softmax and target, summed over classes, mean over photos.
+
+    Arguments:
+        logits: (B, C).
+        targets: (B, C), of `label_targets`.
+    """
+    return (logits.softmax(dim=1) - targets).square().sum(dim=1).mean()
+
+
+def cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the softmax with the same target, mean over photos. Arguments as `squared_loss`."""
+    return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()

@@ -1,0 +1,88 @@
+"""Region features, three ways: crops of the photo (`warp`), RoIAlign (`roi`), means inside regions (`segment`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from torchvision.ops import roi_align
+
+from wsseg_ray.proposals.regions import RegionProposals
+
+
+def warp_crops(photo: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """Every box of a photo, resized bilinearly to a square, its aspect ignored.
+
+    Costs 12 size^2 bytes a box (0.6 MB at 224): hand over the boxes in chunks.
+
+    Arguments:
+        photo: (3, H, W) normalised.
+        boxes: (N, 4) px: x0, y0, x1, y1, the end exclusive.
+    Returns (N, 3, size, size).
+    """
+    return _align(photo, boxes, size, scale=1.0, samples=1)
+
+
+def pool_boxes(feature_map: torch.Tensor, boxes: np.ndarray, stride: int, grid: int) -> torch.Tensor:
+    """RoIAlign: a grid of cells a box, each the mean of 2x2 bilinear samples of the photo's feature map.
+
+    Arguments:
+        feature_map: (C, h, w).
+        boxes: (N, 4) photo px: x0, y0, x1, y1, the end exclusive.
+        stride: photo pixels a feature cell.
+        grid: cells a side.
+    Returns (N, C, grid, grid); gradients flow to the feature map.
+    """
+    return _align(feature_map, boxes, grid, scale=1 / stride, samples=2)
+
+
+def superpixel_weights(superpixels: np.ndarray, h: int, w: int) -> sparse.csr_array:
+    """How much every feature cell contributes to the sum of features over every superpixel: `A = L B`.
+
+    B (H*W, h*w) is bilinear upsampling of an (h, w) map to (H, W) with half-pixel centres (`F.interpolate` with
+    align_corners=False), L (S, H*W) adds up the pixels of every superpixel. `A @ F` with cell features F (h*w, C)
+    equals upsampling and then summing, without a (C, H, W) map.
+
+    Arguments:
+        superpixels: (H, W) integers 0..S-1.
+    Returns (S, h*w) float32. Costs 15 ms at 500x375.
+    """
+    height, width = superpixels.shape
+    bilinear = sparse.kron(_bilinear(height, h), _bilinear(width, w), format="csr")
+    labels = superpixels.ravel()
+    ends = np.cumsum(np.bincount(labels))
+    pixels = np.argsort(labels, kind="stable")
+    sums = sparse.csr_array((np.ones(labels.size), pixels, np.concatenate([[0], ends])), shape=(len(ends), labels.size))
+    return (sums @ bilinear).astype(np.float32)
+
+
+def pool_segments(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
+    """Mean of the upsampled feature map inside every proposal: `(M (A F)) / (M a)`, Section 3 of the design.
+
+    Computed as `((M A) / (M a)) F`: the bracket is a plain matrix that any device multiplies and gradients pass.
+    Costs 4 N h w bytes and one product of (N, h*w) with (h*w, C): 35 ms for 2,000 proposals on VGG-16's 31x23 cells.
+
+    Arguments:
+        feature_map: (C, h, w) of the whole photo.
+    Returns (N, C) float32; gradients flow to the feature map.
+    """
+    cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
+    weights = (regions.membership @ cells).toarray() / regions.region_areas[:, None]
+    matrix = torch.from_numpy(weights.astype(np.float32)).to(feature_map.device)
+    return matrix @ feature_map.float().flatten(1).T
+
+
+def _align(image: torch.Tensor, boxes: np.ndarray, size: int, scale: float, samples: int) -> torch.Tensor:
+    image = image.float()
+    corners = torch.as_tensor(np.array(boxes, np.float32), device=image.device)
+    return roi_align(image[None], [corners], size, spatial_scale=scale, sampling_ratio=samples, aligned=True)
+
+
+def _bilinear(pixels: int, cells: int) -> sparse.csr_array:
+    """Bilinear weights along one axis, (pixels, cells): half-pixel centres, the outer cells extended to the edge."""
+    position = np.maximum((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0)
+    low = position.astype(np.int64)
+    high = np.minimum(low + 1, cells - 1)
+    rows = np.tile(np.arange(pixels), 2)
+    share = np.concatenate([1 - (position - low), position - low])
+    return sparse.csr_array((share, (rows, np.concatenate([low, high]))), shape=(pixels, cells))

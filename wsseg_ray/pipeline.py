@@ -1,0 +1,220 @@
+"""The whole way, stage by stage: what depends on what, what is done already, what a run leaves behind.
+
+A stage that is done leaves `stages/<name>.json` in the run: the fingerprint of what made it (its part of the recipe
+and its inputs' fingerprints), its rows and seconds. Run again, a stage whose fingerprint is the same is skipped or,
+where it was cut off, goes on; one whose fingerprint changed is deleted and starts again, and so do those that need it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from wsseg_ray import datasets
+from wsseg_ray.console import chatter_to, say
+from wsseg_ray.recipe import Recipe, RecipeError, dump, fingerprint, validate
+from wsseg_ray.stages import (
+    evaluate,
+    images,
+    predict,
+    proposals,
+    refine,
+    report,
+    score,
+    supervise,
+    train_hcp,
+    train_segmenter,
+)
+from wsseg_ray.stages.job import Job
+from wsseg_ray.tables import SCHEMAS, RunDirectory
+
+FORMAT = 1  # of the tables; a new one re-runs everything
+
+HCP_SELECTION = {"hypotheses", "min_area", "max_aspect"}
+HCP_CANDIDATES = {"threshold", "min_candidates"}
+PCA = {"pca_energy", "pca_dims"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: how it runs, its part of the recipe, what it needs, and the folder that it fills."""
+
+    run: Callable[[Job], int]
+    settings: Callable[[Job], Any]
+    needs: tuple[str, ...]
+    folder: str
+
+
+def _part(section: Any, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
+    return section.model_dump(include=include, exclude=exclude)
+
+
+STAGES: dict[str, Stage] = {
+    "images": Stage(
+        images.run,
+        lambda job: [job.recipe.dataset.max_side, asdict(job.listing)],
+        (),
+        images.TABLE,
+    ),
+    "proposals": Stage(
+        proposals.run,
+        lambda job: [_part(job.recipe.proposals), _part(job.recipe.hcp, HCP_SELECTION), job.recipe.seed],
+        ("images",),
+        proposals.TABLE,
+    ),
+    "train_hcp": Stage(
+        train_hcp.run,
+        lambda job: [_part(job.recipe.hcp, exclude=HCP_CANDIDATES | HCP_SELECTION), job.recipe.seed],
+        ("proposals",),
+        train_hcp.FOLDER,
+    ),
+    "score": Stage(
+        score.run,
+        lambda job: [_part(job.recipe.hcp, HCP_CANDIDATES), _part(job.recipe.refinement, PCA)],
+        ("train_hcp",),
+        score.TABLE,
+    ),
+    "refine": Stage(
+        refine.run,
+        lambda job: [_part(job.recipe.refinement, exclude=PCA), job.recipe.seed],
+        ("score",),
+        refine.TABLE,
+    ),
+    "supervise": Stage(supervise.run, lambda job: _part(job.recipe.supervision), ("refine",), supervise.TABLE),
+    "train_segmenter": Stage(
+        train_segmenter.run,
+        lambda job: [_part(job.recipe.segmentation, exclude={"networks", "ablation"}), job.recipe.seed],
+        ("supervise",),
+        train_segmenter.FOLDER,
+    ),
+    "predict": Stage(
+        predict.run,
+        lambda job: [_part(job.recipe.crf), train_segmenter.networks(job.recipe)],
+        ("train_segmenter",),
+        predict.TABLE,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the failed rows by stage, and where its report is."""
+
+    failed: dict[str, int]
+    report: str | None
+
+
+def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
+    """Run a recipe, or go on with it, in a run directory.
+
+    Arguments:
+        recipe: what to do.
+        run_dir: a path, or a URI of an object store.
+        until: the last stage to run; None: all, and the report.
+    Raises DatasetError, WeightsError or OSError before any work where the input cannot be used; RuntimeError where a
+    stage fails as a whole.
+    """
+    place = RunDirectory.at(run_dir)
+    job = prepare(recipe, place)
+    place.write_bytes(dump(recipe).encode(), "recipe.yaml")
+    place.write_json({"classes": job.classes, "mask_values": job.listing.mask_values}, "classes.json")
+    with _ray(place):
+        marks: dict[str, str] = {}
+        for name, stage in STAGES.items():
+            marks[name] = _run_stage(job, name, stage, [marks[need] for need in stage.needs])
+            if name == until:
+                break
+    metrics, written = _conclude(job, list(marks))
+    return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
+
+
+def write_report(run_dir: str) -> str:
+    """Write `metrics.json` and `report.html` of a run again, from its tables; returns where the report is.
+
+    Raises RecipeError where the folder is no run.
+    """
+    place = RunDirectory.at(run_dir)
+    if not place.exists("recipe.yaml") or not place.exists("classes.json"):
+        raise RecipeError(f"{run_dir} is no run: it holds no recipe.yaml and classes.json")
+    recipe = validate(yaml.safe_load(place.read_bytes("recipe.yaml")))
+    job = Job(place, recipe, datasets.Listing(**place.read_json("classes.json"), photos=[]))
+    entries = {name: place.read_json("stages", f"{name}.json") or {} for name in STAGES}
+    return _conclude(job, [name for name, entry in entries.items() if entry.get("state") == "done"])[1]
+
+
+def _conclude(job: Job, stages: list[str]) -> tuple[dict[str, Any], str]:
+    metrics = evaluate.metrics(job, stages)
+    job.run.write_json(metrics, "metrics.json")
+    return metrics, report.write(job, metrics)
+
+
+def prepare(recipe: Recipe, place: RunDirectory) -> Job:
+    """List the data set and look whether weights can be read: everything that can be wrong before any work."""
+    demo = None
+    if recipe.dataset.layout == "demo":
+        demo = place.uri("demo") if "://" not in place.root else tempfile.mkdtemp()
+    listing = datasets.list_photos(recipe.dataset, demo, recipe.seed)
+    if not any(photo.split == "train" and not photo.error for photo in listing.photos):
+        raise datasets.DatasetError("no training photo can be used: every one failed or has none of the classes")
+    train_hcp.check_weights(recipe)
+    train_segmenter.check_weights(recipe)
+    return Job(place, recipe, listing)
+
+
+def _run_stage(job: Job, name: str, stage: Stage, inputs: list[str]) -> str:
+    """Skip, resume or start a stage; returns its fingerprint."""
+    mark = fingerprint(FORMAT, name, stage.settings(job), inputs)
+    entry = job.run.read_json("stages", f"{name}.json")
+    if not entry or entry["fingerprint"] != mark:
+        job.run.delete(stage.folder)
+        entry = {"fingerprint": mark, "state": "running"}
+        job.run.write_json(entry, "stages", f"{name}.json")
+    start = time.monotonic()
+    worked = stage.run(job)
+    if worked == 0 and entry["state"] == "done":
+        say(f"{name:<16} done before")
+        return mark
+    rows, failures = _count(job, name, stage.folder) if stage.folder in SCHEMAS else (worked, [])
+    job.run.write_json(failures, "failures", f"{name}.json")
+    # Seconds and rows a second speak of the session that finished the stage: what a kill interrupted is not known.
+    entry |= {"state": "done", "rows": rows, "failed": len(failures), "worked": worked}
+    entry["seconds"] = time.monotonic() - start
+    job.run.write_json(entry, "stages", f"{name}.json")
+    return mark
+
+
+def _count(job: Job, name: str, table: str) -> tuple[int, list[dict[str, str]]]:
+    rows, failures = 0, []
+    for row in job.run.rows(table, ["image_id", "error"]):
+        rows += 1
+        if row["error"]:
+            failures.append({"image_id": row["image_id"], "stage": name, "error": row["error"]})
+    return rows, failures
+
+
+@contextmanager
+def _ray(place: RunDirectory) -> Iterator[None]:
+    """Ray for the time of a run: the cluster that RAY_ADDRESS or the machine names, else one of our own.
+
+    What Ray prints goes to `logs/ray.log` of the run.
+    """
+    log = Path(tempfile.mkdtemp() if "://" in place.root else place.uri("logs")) / "ray.log"
+    with chatter_to(log):
+        started = not ray.is_initialized()
+        if started:
+            context = ray.init(log_to_driver=False)
+            cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+            say(f"Ray: {cpus} CPUs, {gpus} GPUs, dashboard {context.dashboard_url or 'off'}; its log is {log}")
+        try:
+            yield
+        finally:
+            if started:
+                ray.shutdown()

@@ -1,0 +1,379 @@
+"""The report: one HTML file that opens offline and tells a run from its first photo to its last number.
+
+`render` turns the numbers of `metrics.json` and a few photos into the page. The functions below it lay each table and
+chart out as plain values; `page.html` only prints them, everything escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from wsseg_ray.datasets.pixels import VOID, voc_palette
+from wsseg_ray.recipe import CEILING, NETWORKS, VOC_CLASSES
+from wsseg_ray.report import paper
+from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
+
+DASH = "–"
+UNREFINED = "_unrefined"  # a network that learned from maps without the refinement is named after its twin
+KEEPS = ("none", "nearest", "farthest", "norm", "score", "random")
+LARGE_GAP = 10.0  # points of mIoU between the maps' argmax and their best threshold that deserve a warning
+SHOWN_FAILURES = 50
+ROW_OF_PICTURES = 8  # pictures side by side on a wide screen
+CHART = (206, 84)  # width and height of a curve's plot, in SVG units
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What became of one photo. Pictures of a strip share height H and width W.
+
+    Arguments:
+        image_id: the photo's name.
+        split: `train`: shown with `maps` and `rough`; `val`: shown with `predictions`.
+        photo: (H, W, 3) uint8.
+        labels: names of what is in the photo.
+        maps: name and (H, W) float map in 0..1 of each label.
+        rough: (H, W) uint8: 0 background, i + 1 class i, 255 void.
+        predictions: name of the network, such as `SN_B + CRF`, and its (H, W) uint8 mask.
+        truth: (H, W) uint8, as `rough`.
+    """
+
+    image_id: str
+    split: str
+    photo: np.ndarray
+    labels: list[str] = field(default_factory=list)
+    maps: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    rough: np.ndarray | None = None
+    predictions: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    truth: np.ndarray | None = None
+
+
+def render(
+    title: str,
+    metrics: dict[str, Any],
+    classes: list[str],
+    strips: list[Strip],
+    failures: list[dict[str, Any]],
+    recipe_yaml: str,
+    command: str = "",
+) -> str:
+    """The report page: self-contained HTML, no script, no request.
+
+    Arguments:
+        title: the page's heading.
+        metrics: `metrics.json`. Any key may be missing, as in a run that has not finished; NaN and None show as a dash.
+        classes: the run's classes in order, without background.
+        strips: photos to show. A strip takes about 40 kB of the page.
+        failures: rows that could not be processed: `image_id`, `stage`, `error`.
+        recipe_yaml: the complete recipe.
+        command: what makes this run again.
+    Returns the page. It always encodes as UTF-8: what cannot is replaced by a question mark.
+    """
+    palette = [_hex(colour) for colour in voc_palette()]
+    page = _template().render(
+        title=title,
+        classes=classes,
+        colours=dict(zip(classes, palette[1:], strict=False)),
+        void=palette[VOID],
+        ramp=[_hex(colour) for colour in HEAT_STOPS],
+        data={key: _at(metrics, "data", key) for key in ("train", "val", "single_label", "train_with_masks")},
+        headline=_headline(metrics),
+        training=[_figures(strip) for strip in strips if strip.split != "val"],
+        unseen=[_figures(strip) for strip in strips if strip.split == "val"],
+        networks=_networks(metrics, classes),
+        refinement=_refinement(metrics),
+        supervision=_supervision(metrics, classes),
+        ablation=_ablation(metrics),
+        candidates=_candidates(metrics, classes),
+        hcp=_hcp(metrics),
+        losses=_network_losses(metrics),
+        stages=_stages(metrics),
+        failures=failures[:SHOWN_FAILURES],
+        failed=len(failures),
+        recipe_yaml=recipe_yaml,
+        command=command,
+        paper=paper,
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache  # compiling takes longer than printing
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("wsseg_ray", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"num": _number, "signed": _signed, "duration": _duration, "percent": _percent}
+    return environment.get_template("page.html")
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, Real) and math.isfinite(value) else None
+
+
+def _best(values: list[Any]) -> float | None:
+    return max((value for value in values if _finite(value) is not None), default=None)
+
+
+def _difference(a: Any, b: Any) -> float | None:
+    return None if _finite(a) is None or _finite(b) is None else a - b
+
+
+def _share(part: Any, whole: Any) -> float | None:
+    return None if _finite(part) is None or not _finite(whole) else part / whole
+
+
+def _number(value: Any, digits: int = 1) -> str:
+    return DASH if _finite(value) is None else f"{value:,.{digits}f}"
+
+
+def _signed(value: Any) -> str:
+    return DASH if _finite(value) is None else f"{value:+.1f}".replace("-", "−")
+
+
+def _percent(share: Any) -> str:
+    if _finite(share) is None:
+        return DASH
+    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def _duration(seconds: Any) -> str:
+    if _finite(seconds) is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _hex(colour: np.ndarray) -> str:
+    return "#" + colour.astype(np.uint8).tobytes().hex()
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """SN_B's mIoU, or the best weak network's where there is no SN_B; the better of without and with CRF."""
+    scores = {
+        (name, key): _finite(_at(metrics, "networks", name, "val", key))
+        for name in (*NETWORKS, CEILING)
+        for key in ("miou", "miou_crf")
+    }
+    weak = {which: score for which, score in scores.items() if which[0] != CEILING and score is not None}
+    chosen = {which: score for which, score in weak.items() if which[0] == "SN_B"} or weak
+    network, key = max(chosen, key=chosen.get, default=(None, "miou"))
+    ceiling = scores[CEILING, key]
+    return {
+        "network": network,
+        "crf": key == "miou_crf",
+        "miou": chosen.get((network, key)),
+        "ceiling": ceiling,
+        "share": _share(chosen.get((network, key)), ceiling),
+        "photos": sum(_finite(_at(metrics, "data", split)) or 0 for split in ("train", "val")) or None,
+        "seconds": _seconds(metrics),
+    }
+
+
+def _seconds(metrics: dict[str, Any]) -> float | None:
+    seconds = [_finite(_at(stage, "seconds")) for stage in (_at(metrics, "stages") or {}).values()]
+    return sum(second for second in seconds if second is not None) or None
+
+
+def _figures(strip: Strip) -> dict[str, Any]:
+    """A strip's overlays, in reading order; each lies on the photo, which is stored once."""
+    masks = [*([("rough mask", strip.rough)] if strip.rough is not None else []), *strip.predictions]
+    if strip.truth is not None:
+        masks.append(("truth", strip.truth))
+    overlays = [
+        *({"name": f"{name} map", "uri": map_uri(heat)} for name, heat in strip.maps),
+        *({"name": name, "uri": mask_uri(mask)} for name, mask in masks),
+    ]
+    pictures = len(overlays) + 1
+    return {
+        "image_id": strip.image_id,
+        "labels": strip.labels,
+        "photo": photo_uri(strip.photo),
+        "overlays": overlays,
+        "columns": math.ceil(pictures / math.ceil(pictures / ROW_OF_PICTURES)),  # rows of equal length
+    }
+
+
+def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
+    """The paper's Table 1: a row per class and the mean, a column per network without and with CRF."""
+    names = [name for name in (*NETWORKS, CEILING) if _at(metrics, "networks", name) is not None]
+    if not names:
+        return None
+    vals = {name: _at(metrics, "networks", name, "val") for name in names}
+    crf = any(_finite(_at(val, "miou_crf")) is not None or _at(val, "iou_crf") for val in vals.values())
+    columns = [(name, suffix) for name in names for suffix in (("", "_crf") if crf else ("",))]
+    voc = set(classes) <= set(VOC_CLASSES)
+    printed = paper.val_rows(classes) if voc else [()] * (len(classes) + 2)
+    scores = [[_at(vals[n], f"iou{suffix}", label) for n, suffix in columns] for label in ["background", *classes]]
+    scores.append([_at(vals[n], f"miou{suffix}") for n, suffix in columns])
+    rows = []
+    for label, row, reference in zip(["background", *classes, "mIoU"], scores, printed, strict=True):
+        weak = [n != CEILING for n, _ in columns]
+        best = _best([score for score, counts in zip(row, weak, strict=True) if counts])
+        cells = [
+            {"value": score, "best": counts and best is not None and score == best}
+            for score, counts in zip(row, weak, strict=True)
+        ]
+        rows.append({"name": label, "cells": cells, "paper": reference})
+    return {
+        "names": names,
+        "crf": crf,
+        "ceiling": CEILING,
+        "rows": rows,
+        "paper": NETWORKS if voc else (),
+        "subset": len(classes) < len(VOC_CLASSES),
+    }
+
+
+def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The paper's Table 3: mIoU of every network that was trained with and without the refinement."""
+    rows = []
+    for name in NETWORKS:
+        without, refined = (_at(metrics, "networks", key, "val") for key in (name + UNREFINED, name))
+        if without is not None:
+            pairs = [(_at(without, key), _at(refined, key)) for key in ("miou", "miou_crf")]
+            rows.append({"name": name, "pairs": [(a, b, _difference(b, a)) for a, b in pairs]})
+    return rows
+
+
+def _supervision(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
+    """IoU of what the networks learn from: the maps by argmax and at their best threshold, the rough masks."""
+    table = _at(metrics, "supervision")
+    if table is None:
+        return None
+    kinds = ("localization", "localization_best", "rough_mask")
+    rows = [
+        {"name": name, "cells": [_at(table, "iou", kind, name) for kind in kinds]} for name in ["background", *classes]
+    ]
+    rows.append({"name": "mIoU", "cells": [_at(table, f"{kind}_miou") for kind in kinds]})
+    gap = _difference(_at(table, "localization_best_miou"), _at(table, "localization_miou"))
+    return {
+        "photos": _at(table, "photos"),
+        "threshold": _at(table, "localization_best_threshold"),
+        "rows": rows,
+        "gap": gap if gap is not None and gap >= LARGE_GAP else None,
+    }
+
+
+def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Quality of the supervision under every way of keeping candidates, the best of each column marked."""
+    table = _at(metrics, "supervision", "ablation") or {}
+    columns = ("localization_miou", "localization_best_miou", "rough_mask_miou")
+    best = {column: _best([_at(table, keep, column) for keep in KEEPS]) for column in columns}
+    return [
+        {
+            "keep": keep,
+            "used": keep == _at(metrics, "supervision", "keep"),
+            "threshold": _at(table, keep, "localization_best_threshold"),
+            "cells": [
+                {"value": value, "best": _finite(value) is not None and value == best[column]}
+                for column in columns
+                for value in [_at(table, keep, column)]
+            ],
+        }
+        for keep in KEEPS
+        if keep in table
+    ]
+
+
+def _candidates(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
+    """Per class: average precision of the classifier, photos, candidates, and photos served by the fallback."""
+    counts, precision = _at(metrics, "candidates"), _at(metrics, "hcp", "ap")
+    if counts is None and precision is None:
+        return []
+    rows = []
+    for name in classes:
+        photos, candidates = _at(counts, name, "photos"), _at(counts, name, "candidates")
+        rows.append(
+            {
+                "name": name,
+                "ap": _at(precision, name),
+                "photos": photos,
+                "candidates": candidates,
+                "mean": _share(candidates, photos),
+                "fallback": _at(counts, name, "fallback"),
+            }
+        )
+    return rows
+
+
+def _hcp(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """The classifier's training: its loss in both phases, its precision, and what PCA kept of its features."""
+    table = _at(metrics, "hcp")
+    if table is None:
+        return None
+    log = _at(table, "log") or []
+    phases = {"whole photos": "image", "regions": "hypothesis"}
+    series = {name: [_at(row, "loss") for row in log if _at(row, "step") == step] for name, step in phases.items()}
+    return {
+        "curve": _curve(series),
+        "val_map": _at(table, "val_map"),
+        "dims": _at(table, "pca", "dims"),
+        "energy": _at(table, "pca", "energy"),
+    }
+
+
+def _network_losses(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Loss per epoch of every network that has a log, the unrefined ones included."""
+    logs = {name: _at(network, "log") or [] for name, network in (_at(metrics, "networks") or {}).items()}
+    curves = {name: _curve({name: [_at(row, "loss") for row in log]}) for name, log in logs.items()}
+    return [{"name": name, "curve": curve} for name, curve in curves.items() if curve is not None]
+
+
+def _curve(series: dict[str, list[Any]]) -> dict[str, Any] | None:
+    """Polylines of losses, one series after the other along the epochs, the vertical axis from 0 to the largest.
+
+    Returns None where no loss is finite. Losses that are not leave a gap bridged by the line.
+    """
+    epochs = sum(len(losses) for losses in series.values())
+    top = _best([loss for losses in series.values() for loss in losses])
+    if top is None:
+        return None
+    width, height = CHART
+    lines, start = [], 0
+    for name, losses in series.items():
+        points = [
+            (width * (start + i) / max(epochs - 1, 1), height * (1 - loss / top) if top else height)
+            for i, loss in enumerate(losses)
+            if _finite(loss) is not None
+        ]
+        if points:
+            finite = [loss for loss in losses if _finite(loss) is not None]
+            lines.append({"name": name, "points": points, "first": finite[0], "last": finite[-1]})
+        start += len(losses)
+    return {"lines": lines, "top": top, "epochs": epochs, "width": width, "height": height}
+
+
+def _stages(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every stage's time and throughput, with its share of the whole and of the longest stage."""
+    stages = _at(metrics, "stages") or {}
+    seconds = {name: _finite(_at(stage, "seconds")) for name, stage in stages.items()}
+    return [
+        {
+            "name": name,
+            "rows": _at(stage, "rows"),
+            "failed": _at(stage, "failed"),
+            "seconds": seconds[name],
+            "share": _share(seconds[name], _seconds(metrics)),
+            "bar": _share(seconds[name], _best(list(seconds.values()))),
+            "rows_per_second": _at(stage, "rows_per_second"),
+        }
+        for name, stage in stages.items()
+    ]

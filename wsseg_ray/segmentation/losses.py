@@ -1,0 +1,34 @@
+"""Losses on the output grid: the soft target of Network_A, Eq. (3)-(4), and the mask of Network_B."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+IGNORE = 255
+
+
+def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Eq. (3)-(4): cross-entropy of the softmax with a distribution over classes in every cell, mean over cells.
+
+    `eta` is 1 / (N h w), where cells without a target, which lie outside the photo, are not counted.
+
+    Arguments:
+        logits: (B, C, h, w), `f` of Eq. (3).
+        targets: (B, C, h, w), not negative, a sum of 1 over classes, or of 0: the cell is ignored.
+    Returns a scalar; 0 where no cell has a target.
+    """
+    cells = -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1)
+    return cells.sum() / (targets.sum(dim=1) > 0).sum().clamp(min=1)
+
+
+def hard_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the softmax with one class a cell, mean over cells.
+
+    Arguments:
+        logits: (B, C, h, w).
+        labels: (B, h, w) int64, classes, or 255: the cell is ignored.
+    Returns a scalar; 0 where all cells are ignored.
+    """
+    total = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)

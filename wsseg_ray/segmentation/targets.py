@@ -1,0 +1,103 @@
+"""What a segmentation network is shown: a crop of the photo, and the supervision on the network's output grid.
+
+Supervision is constant on superpixels; a crop's superpixels say where it lies. Cell i of h cells over H pixels is
+centred on pixel i (H - 1) / (h - 1), as in `deeplab`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wsseg_ray.segmentation.losses import IGNORE
+
+
+def crop_and_mirror(
+    rng: np.random.Generator, photo: np.ndarray, arrays: Sequence[np.ndarray], crop: int
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """A random square of the photo, mirrored every other time, never rescaled; the same of arrays that lie over it.
+
+    What a small photo does not fill, at the bottom and on the right, is zero.
+
+    Arguments:
+        photo: (H, W, 3).
+        arrays: (H, W) each: superpixels, masks.
+    Returns the photo (crop, crop, 3), the arrays (crop, crop), and which pixels are the photo's (crop, crop) bool.
+    """
+    height, width = photo.shape[:2]
+    top, left = (int(rng.integers(max(size - crop, 0) + 1)) for size in (height, width))
+    mirror = bool(rng.integers(2))
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        piece = array[top : top + crop, left : left + crop]
+        if mirror:
+            piece = piece[:, ::-1]
+        padded = np.zeros((crop, crop, *array.shape[2:]), array.dtype)
+        padded[: piece.shape[0], : piece.shape[1]] = piece
+        return padded
+
+    return cut(photo), [cut(array) for array in arrays], cut(np.ones((height, width), bool))
+
+
+def soft_target(
+    superpixels: np.ndarray,
+    valid: np.ndarray,
+    maps: np.ndarray,
+    labels: Sequence[int],
+    classes: int,
+    h: int,
+    w: int,
+) -> np.ndarray:
+    """Network_A's target: `p^k` and `p^bg` of Eq. (2), normalised over channels, averaged by area onto the grid.
+
+    Arguments:
+        superpixels: (H, W) of the crop, values 0..S-1.
+        valid: (H, W) bool, the photo's own pixels; others count nowhere.
+        maps: (K, S), the localization map of each label, 0..1.
+        labels: K classes, 0..classes - 1; class k goes to channel k + 1, background is channel 0.
+        h, w: the grid, at most (H, W).
+    Returns (classes + 1, h, w) float32, each cell a distribution; zeros where a cell has no valid pixel.
+    Costs (K + 1) H W h multiplications.
+    """
+    maps = maps.astype(np.float64)
+    total = maps.sum(axis=0)
+    channels = np.concatenate([np.maximum(0, 1 - total)[None], maps]) / np.maximum(total, 1)  # (K + 1, S)
+    rows, columns = _cell_areas(superpixels.shape[0], h), _cell_areas(superpixels.shape[1], w)
+    weight = rows @ valid @ columns.T  # (h, w)
+    inside = np.where(valid, superpixels, 0)
+    averages = rows @ (channels[:, inside] * valid) @ columns.T / np.where(weight > 0, weight, 1)
+    target = np.zeros((classes + 1, h, w), np.float32)
+    target[[0, *(label + 1 for label in labels)]] = averages
+    return target
+
+
+def hard_target(mask: np.ndarray, superpixels: np.ndarray, valid: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Network_B's target: the mask at the pixel on which each cell is centred.
+
+    A mask of pixels is its own superpixels: `hard_target(np.arange(256), pixels, valid, h, w)`.
+
+    Arguments:
+        mask: (S,) uint8, the class of each superpixel, 0 for background, 255 to ignore it.
+        superpixels, valid, h, w: as `soft_target`.
+    Returns (h, w) int64, 255 where the pixel is not the photo's.
+    """
+    grid = np.ix_(
+        *(np.rint(_centres(size, cells)).astype(int) for size, cells in zip(valid.shape, (h, w), strict=True))
+    )
+    inside = valid[grid]
+    return np.where(inside, mask[np.where(inside, superpixels[grid], 0)], IGNORE).astype(np.int64)
+
+
+def _centres(pixels: int, cells: int) -> np.ndarray:
+    """Where cells are centred along one axis, in pixels, (cells,); one cell lies in the middle."""
+    return np.linspace(0, pixels - 1, cells) if cells > 1 else np.array([(pixels - 1) / 2])
+
+
+def _cell_areas(pixels: int, cells: int) -> np.ndarray:
+    """Length of every pixel inside every cell along one axis, (cells, pixels); cells meet half-way of their centres."""
+    centres = _centres(pixels, cells)
+    edges = np.concatenate([[-0.5], (centres[1:] + centres[:-1]) / 2, [pixels - 0.5]])
+    pixel = np.arange(pixels)
+    overlap = np.minimum(edges[1:, None], pixel + 0.5) - np.maximum(edges[:-1, None], pixel - 0.5)
+    return np.maximum(overlap, 0)

@@ -1,0 +1,56 @@
+"""What every stage is given, and what it may use of the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import ray
+
+from wsseg_ray.datasets import Listing
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.tables import RunDirectory
+
+LAPTOP_CPUS = 0.5  # of an actor or Train worker: two that ask for a whole CPU each starve Ray Data on two cores
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run in progress: where it is kept, its recipe, the classes, and the value that each class has in mask files.
+
+    `photos` stays on the driver; stages that need photos read the tables.
+    """
+
+    run: RunDirectory
+    recipe: Recipe
+    listing: Listing = field(repr=False)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.listing.classes
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Every task is sent the job; a listing of a million photos must not travel with it.
+        return {**self.__dict__, "listing": Listing(self.listing.classes, self.listing.mask_values, [])}
+
+
+def use_gpu(recipe: Recipe) -> bool:
+    """Whether actors and Train workers ask for a GPU: the recipe's word, or `auto`: whether the cluster has one."""
+    wish = recipe.runtime.use_gpu
+    return ray.cluster_resources().get("GPU", 0) > 0 if wish == "auto" else wish
+
+
+def actor_resources(recipe: Recipe) -> dict[str, float]:
+    """Ray resources of one actor that holds a network."""
+    return {"num_gpus": 1, "num_cpus": 1} if use_gpu(recipe) else {"num_cpus": LAPTOP_CPUS}
+
+
+def cpu_threads(recipe: Recipe) -> int:
+    """Torch threads of one actor or Train worker on CPUs: the cluster's cores, shared out evenly."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // recipe.runtime.num_workers)
+
+
+def photo_number(image_id: str) -> int:
+    """A number of 56 bits that stands for a photo: the same on every machine, in every order."""
+    return int.from_bytes(blake2b(image_id.encode(), digest_size=7).digest(), "big")

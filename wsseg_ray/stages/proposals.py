@@ -1,0 +1,64 @@
+"""Stage `proposals`: the candidate regions of every training photo, and the ten that train HCP. CPU tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.hcp.hypotheses import select_hypotheses
+from wsseg_ray.proposals import ProposalFileError, generate, masks, mcg
+from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.shards import Row, map_shards
+from wsseg_ray.tables import read_bytes
+
+TABLE = "proposals"
+READERS = {"mcg": (mcg.read, ".mat"), "masks": (masks.read, ".json")}
+
+
+def run(job: Job) -> int:
+    """Write `proposals/` for the training photos; returns the photos done now."""
+    shards = dict.fromkeys(shard for shard in job.run.shards("images") if shard.startswith("train"))
+    return map_shards(job, "proposals", TABLE, shards, _rows, _propose)
+
+
+def _rows(job: Job, shard: str, _: None) -> list[Row]:
+    return list(job.run.read_good("images", shard).values())
+
+
+def _propose(job: Job, row: Row) -> Row:
+    settings, hcp = job.recipe.proposals, job.recipe.hcp
+    if settings.source == "generate":
+        photo = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)
+        regions, objectness = generate.generate(photo, settings.count)
+    else:
+        regions, objectness = _from_file(job, row)
+    return {
+        "height": row["height"],
+        "width": row["width"],
+        "superpixels": regions.superpixels.astype("<u2").tobytes(),
+        "indptr": regions.membership.indptr,
+        "indices": regions.membership.indices,
+        "objectness": objectness,
+        "hypotheses": select_hypotheses(
+            regions.boxes, objectness, hcp.hypotheses, hcp.min_area, hcp.max_aspect, job.recipe.seed
+        ),
+    }
+
+
+def _from_file(job: Job, row: Row) -> tuple[RegionProposals, np.ndarray]:
+    read, suffix = READERS[job.recipe.proposals.source]
+    place = f"{job.recipe.proposals.root.rstrip('/')}/{row['image_id']}{suffix}"
+    try:
+        data = read_bytes(place)
+    except OSError as error:
+        raise ProposalFileError(f"no proposals: {place} cannot be read ({error})") from error
+    regions, objectness = read(data, job.recipe.proposals.count)
+    full, size = regions.superpixels.shape, (row["height"], row["width"])
+    shrink = max(size) / max(full)
+    if shrink > 1 or max(abs(full[0] * shrink - size[0]), abs(full[1] * shrink - size[1])) > 1:
+        raise ProposalFileError(f"proposals of {full[1]}x{full[0]} px for a photo of {size[1]}x{size[0]} px")
+    if full != size:
+        regions, kept = regions.resized(*size)
+        objectness = objectness[kept]
+    return regions, objectness

@@ -1,0 +1,106 @@
+"""Stage `score`: every proposal of every training photo through the network, on actors (one a GPU).
+
+Tasks read and decode, actors score, tasks write. PCA is fitted before, once, on a bounded sample; features are
+projected inside the actor, so that 4,096 numbers a proposal never travel.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import ray
+import torch
+
+from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.hcp.reduction import fit_pca, project
+from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_proposals
+from wsseg_ray.hcp.trunk import normalise
+from wsseg_ray.stages import train_hcp, training
+from wsseg_ray.stages.job import Job, actor_resources, cpu_threads
+from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.shards import Row, map_shards
+from wsseg_ray.tables import read_bytes
+
+TABLE = "scores"
+PCA_PHOTOS = 64  # evenly spread over the training photos
+PCA_CANDIDATES = 64  # of each: at most 4,096 features, eight for each of 512 dimensions
+
+
+def run(job: Job) -> int:
+    """Write `scores/` and `scores/pca.npz`; returns the photos done now."""
+    shards = dict.fromkeys(job.run.shards("proposals"))
+    threads = cpu_threads(job.recipe)
+    if not job.run.exists(TABLE, "pca.npz"):
+        ray.get(ray.remote(**actor_resources(job.recipe))(_fit_pca).remote(job, threads))
+    return map_shards(job, "score", TABLE, dict.fromkeys(shards, threads), _rows, actor=_Scorer)
+
+
+def read_pca(job: Job) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Mean (D,), components (d, D), and what the report says of them."""
+    with np.load(io.BytesIO(job.run.read_bytes(TABLE, "pca.npz"))) as kept:
+        energy = {"dims": len(kept["components"]), "energy": float(kept["energy"])}
+        return kept["mean"], kept["components"], energy
+
+
+def _rows(job: Job, shard: str, threads: int) -> list[Row]:
+    images = job.run.read_good("images", shard)
+    rows = list(job.run.read_good("proposals", shard).values())
+    for row in rows:
+        row |= {"labels": images[row["image_id"]]["labels"], "threads": threads}
+        try:
+            row["photo"] = read_photo(read_bytes(images[row["image_id"]]["uri"]), job.recipe.dataset.max_side)
+        except (ValueError, OSError) as error:
+            row["error"] = str(error)
+    return rows
+
+
+class _Scorer:
+    """The trained network on this actor's device."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = train_hcp.trained(job).to(self._device)
+        self._pca = read_pca(job)[:2] if job.run.exists(TABLE, "pca.npz") else None
+
+    def __call__(self, row: Row) -> Row:
+        scores, chosen, fallback, embedding = self.candidates(row)
+        candidate, candidate_label = flatten_candidates(chosen, row["labels"])
+        features = embedding[candidate]
+        return {
+            "labels": row["labels"],
+            "scores": scores,
+            "candidate": candidate,
+            "candidate_label": candidate_label,
+            "norm": np.linalg.norm(features, axis=1),
+            "features": project(features, *self._pca),
+            "fallback": fallback,
+        }
+
+    def candidates(self, row: Row) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
+        """Scores (K, N) as they are stored, candidates and fall-backs of each label, embeddings (N, D)."""
+        torch.set_num_threads(row["threads"])
+        photo = normalise(row["photo"])[0].to(self._device)
+        all_scores, embedding = score_proposals(self._network, photo, regions_of(row))
+        scores = all_scores.T[row["labels"]].astype(np.float16)
+        hcp = self._job.recipe.hcp
+        return scores, *choose_candidates(scores, hcp.threshold, hcp.min_candidates), embedding
+
+
+def _fit_pca(job: Job, threads: int) -> None:
+    photos = [(shard, i) for shard, ids in training.members(job.run, "proposals", lambda row: True) for i in ids]
+    wanted = {photos[i * len(photos) // PCA_PHOTOS] for i in range(PCA_PHOTOS)}
+    scorer, sample = _Scorer(job), []
+    rng = np.random.default_rng(job.recipe.seed)
+    for shard in sorted({shard for shard, _ in wanted}):
+        for row in _rows(job, shard, threads):
+            if (shard, row["image_id"]) in wanted and not row.get("error"):
+                _, chosen, _, embedding = scorer.candidates(row)
+                candidates = np.unique(np.concatenate(chosen))
+                sample.append(embedding[rng.permutation(candidates)[:PCA_CANDIDATES]])
+    settings = job.recipe.refinement
+    mean, components, energy = fit_pca(np.concatenate(sample), settings.pca_energy, settings.pca_dims)
+    buffer = io.BytesIO()
+    np.savez(buffer, mean=mean, components=components, energy=energy)
+    job.run.write_bytes(buffer.getvalue(), TABLE, "pca.npz")

@@ -1,0 +1,93 @@
+"""Stage `supervise`: localization maps (Eq. 2) and rough masks (Eq. 5) of every training photo. CPU tasks.
+
+Where a photo has a true mask, the supervision is compared with it here, superpixel by superpixel: for the refinement
+in use, for none, and for every other way to keep candidates. The masks are never used for anything else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wsseg_ray.datasets.pixels import read_mask
+from wsseg_ray.evaluation import iou
+from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.refine import choose
+from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.shards import Row, map_shards
+from wsseg_ray.supervision.maps import localization_maps, normalize_max
+from wsseg_ray.supervision.masks import rough_mask
+from wsseg_ray.tables import read_bytes
+
+TABLE = "supervision"
+KEEPS = ("none", "nearest", "farthest", "norm", "score", "random")
+ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the maps' argmax, the rough mask, the maps at every threshold
+
+
+def run(job: Job) -> int:
+    """Write `supervision/` for the refined photos; returns the photos done now."""
+    return map_shards(job, "supervise", TABLE, dict.fromkeys(job.run.shards("refined")), _rows, _supervise)
+
+
+def _rows(job: Job, shard: str, _: None) -> list[Row]:
+    tables = [job.run.read_good(name, shard) for name in ("images", "proposals", "scores", "refined")]
+    return [{k: v for table in tables for k, v in table[image_id].items()} for image_id in tables[-1]]
+
+
+def _supervise(job: Job, row: Row) -> Row:
+    regions, labels = regions_of(row), row["labels"].tolist()
+    scores = row["scores"].reshape(len(labels), -1).astype(np.float64)
+    maps, mask = _maps_and_mask(job, row, regions, scores, row["kept"])
+    plain_maps, plain_mask = _maps_and_mask(job, row, regions, scores, np.ones(len(row["kept"]), bool))
+    return {
+        "labels": labels,
+        "maps": maps,
+        "mask": mask.tobytes(),
+        "maps_unrefined": plain_maps,
+        "mask_unrefined": plain_mask.tobytes(),
+        "quality": _quality(job, row, regions, scores, (maps, mask)) if row["mask_uri"] else [],
+    }
+
+
+def _maps_and_mask(
+    job: Job, row: Row, regions: RegionProposals, scores: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    settings, labels = job.recipe.supervision, row["labels"].tolist()
+    proposals = [row["candidate"][kept & (row["candidate_label"] == label)] for label in labels]
+    maps = localization_maps(regions, proposals)
+    if settings.normalize == "max":
+        maps = normalize_max(maps)
+    mask = rough_mask(
+        regions, maps, scores, labels, settings.regions, settings.min_area, settings.ranking, settings.threshold
+    )
+    return maps, mask
+
+
+def _quality(
+    job: Job, row: Row, regions: RegionProposals, scores: np.ndarray, in_use: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Confusion with the true mask: (1 + KEEPS, ASSIGNMENTS, C+1, C+1), the supervision in use first."""
+    classes, labels = len(job.classes) + 1, row["labels"].tolist()
+    truth = read_mask(
+        read_bytes(row["mask_uri"]), row["height"], row["width"], job.listing.mask_values, job.recipe.dataset.max_side
+    )
+    counts = iou.superpixel_counts(regions.superpixels, truth, classes)
+    variants = [in_use]
+    for keep in KEEPS:
+        kept = np.ones(len(row["kept"]), bool)
+        if keep != "none":
+            for label, s in zip(labels, scores, strict=True):
+                own = row["candidate_label"] == label
+                kept[own] = choose(job, row, label, keep, row["distance"][own], s)
+        variants.append(_maps_and_mask(job, row, regions, scores, kept))
+    return np.array(
+        [
+            [iou.superpixel_confusion(assigned, counts) for assigned in _assignments(maps, mask, labels)]
+            for maps, mask in variants
+        ]
+    )
+
+
+def _assignments(maps: np.ndarray, mask: np.ndarray, labels: list[int]) -> list[np.ndarray]:
+    thresholded = [iou.threshold_assignment(maps, labels, threshold) for threshold in iou.THRESHOLDS]
+    return [iou.argmax_assignment(maps, labels), mask, *thresholded]

@@ -1,0 +1,152 @@
+"""What both trainings on Ray Train share: the worker group, the order of photos, gradients, checkpoints, progress.
+
+The photos of a batch are dealt out over the workers, and gradients are summed: the batch, the learning rate and the
+loss are the same for any number of workers. A checkpoint an epoch is kept in the run; a worker group that starts again,
+after a fault or in a new run, goes on from it.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed
+from ray.train.torch import TorchTrainer
+
+from wsseg_ray.console import Progress
+from wsseg_ray.stages.job import LAPTOP_CPUS, Job, cpu_threads, use_gpu
+from wsseg_ray.tables import RunDirectory, read_bytes
+
+WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
+
+
+def fit(job: Job, stage: str, folder: str, loop: Callable[[dict[str, Any]], None], total: int) -> None:
+    """Run a training loop on Ray Train, and show how far it is.
+
+    Arguments:
+        loop: given `{"job", "threads", "device"}`; rank 0 writes `<folder>/progress.json` through `tell`.
+        total: photos that the loop will see, over all epochs.
+    Raises ray.train's TrainingFailedError where the loop fails for good.
+    """
+    gpu = use_gpu(job.recipe)
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"job": job, "threads": cpu_threads(job.recipe)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.recipe.runtime.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=None if gpu else {"CPU": LAPTOP_CPUS},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{stage}-{uuid.uuid4().hex[:8]}",
+            storage_path=job.run.uri("logs", "train"),
+            failure_config=ray.train.FailureConfig(max_failures=2),
+        ),
+    )
+    with Progress(stage, "photos", total) as progress:
+        stop = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(job.run, folder, progress, stop), daemon=True)
+        watcher.start()
+        try:
+            trainer.fit()
+        finally:
+            stop.set()
+            watcher.join()
+
+
+def tell(job: Job, folder: str, seen: int, note: str) -> None:
+    """Say how far training is: photos seen over all epochs, and what a person wants to know now."""
+    if ray.train.get_context().get_world_rank() == 0:
+        job.run.write_json({"seen": seen, "note": note}, folder, "progress.json")
+
+
+def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """All photos once, as (shard, image_id), shuffled within windows of shards.
+
+    Shards come in random order; those of a window are mixed, so that a worker holds a window and no more.
+    """
+    order = rng.permutation(len(members))
+    photos = []
+    for start in range(0, len(order), WINDOW):
+        window = [(members[i][0], image_id) for i in order[start : start + WINDOW] for image_id in members[i][1]]
+        photos += [window[i] for i in rng.permutation(len(window))]
+    return photos
+
+
+def batches(photos: list[Any], size: int) -> Iterator[tuple[list[Any], int]]:
+    """This worker's part of every batch, and the size of the whole batch."""
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    for start in range(0, len(photos), size):
+        batch = photos[start : start + size]
+        yield batch[rank::world], len(batch)
+
+
+def step(loss: torch.Tensor | None, share: float, optimizer: torch.optim.Optimizer) -> float:
+    """One step of SGD on the sum over workers of `share * loss`; returns that sum.
+
+    Arguments:
+        loss: the mean over this worker's photos; None where it has none.
+        share: this worker's part of the batch.
+    """
+    optimizer.zero_grad(set_to_none=False)
+    total = torch.zeros(())
+    if loss is not None:
+        (loss * share).backward()
+        total = (loss.detach() * share).cpu()
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+        total = total.to(ray.train.torch.get_device())
+        torch.distributed.all_reduce(total)
+    optimizer.step()
+    return float(total)
+
+
+def save(job: Job, state: dict[str, Any], *place: str) -> None:
+    """Keep tensors and plain data in the run; rank 0 alone writes."""
+    if ray.train.get_context().get_world_rank() == 0:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        job.run.write_bytes(buffer.getvalue(), *place)
+
+
+def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
+    """What `save` kept, or None."""
+    if not run.exists(*place):
+        return None
+    return torch.load(io.BytesIO(run.read_bytes(*place)), map_location="cpu", weights_only=True)
+
+
+def weights_source(weights: str) -> str | bytes:
+    """What `load_weights` reads: `imagenet` as it is, else the file, local or on an object store. Raises OSError."""
+    return weights if weights == "imagenet" else read_bytes(weights)
+
+
+def members(run: RunDirectory, table: str, keep: Callable[[dict[str, Any]], bool]) -> list[tuple[str, list[str]]]:
+    """The photos of every shard of a table that did not fail and that `keep` wants, of their rows in `images`."""
+    found = []
+    for shard in run.shards(table):
+        images = run.read_good("images", shard)
+        wanted = [i for i in run.read_good(table, shard, []) if i in images and keep(images[i])]
+        if wanted:
+            found.append((shard, sorted(wanted)))
+    return found
+
+
+def _watch(run: RunDirectory, folder: str, progress: Progress, stop: threading.Event) -> None:
+    seen = 0
+    while not stop.wait(1.0):
+        state = run.read_json(folder, "progress.json")
+        if state:
+            progress.advance(state["seen"] - seen, state["note"])
+            seen = state["seen"]

@@ -1,0 +1,39 @@
+"""Localization maps (Sec. 3.3.1) and Eq. (2), as numbers by superpixel: `p[superpixels]` shows one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wsseg_ray.proposals.regions import RegionProposals
+
+
+def localization_maps(regions: RegionProposals, kept: list[np.ndarray]) -> np.ndarray:
+    """The localization map `p^k` of each class: the share of its kept proposals that cover a superpixel (Sec. 3.3.1).
+
+    Arguments:
+        regions: N proposals over S superpixels.
+        kept: for each of the photo's K classes, the kept proposals: indices or a boolean mask (N,).
+    Returns (K, S) float64 in [0, 1]; a class with none kept gives zeros. Costs the kept proposals' superpixels.
+    """
+    return np.array([regions.vote(proposals) for proposals in kept]).reshape(len(kept), len(regions.areas))
+
+
+def normalize_max(maps: np.ndarray) -> np.ndarray:
+    """Each map divided by its maximum in the photo.
+
+    Arguments:
+        maps: (K, S).
+    Returns (K, S) float64; an all-zero map stays zero.
+    """
+    peak = maps.max(axis=1, keepdims=True, initial=0)
+    return np.divide(maps, peak, out=np.zeros(maps.shape), where=peak > 0)
+
+
+def background(maps: np.ndarray) -> np.ndarray:
+    """Eq. (2): `p^bg = max(0, 1 - sum_k p^k)`.
+
+    Arguments:
+        maps: (K, S).
+    Returns (S,) float64 in [0, 1].
+    """
+    return np.maximum(0, 1 - maps.sum(axis=0, dtype=np.float64))
