@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from wsseg_ray.proposals.regions import RegionProposals, from_masks
+from wsseg_ray.proposals.regions import RegionProposals, from_flat, from_masks
 
 SUPERPIXELS = np.array([[0, 0, 1], [2, 2, 1]])
 MEMBERSHIP = sparse.csr_array(np.array([[1, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32))
@@ -54,6 +54,65 @@ def test_refuses_what_does_not_fit(superpixels, membership):
         RegionProposals(superpixels, membership)
 
 
+def test_resized_takes_pixel_centres_and_drops_what_is_gone():
+    superpixels = np.array([[0, 1, 2, 2]])
+    membership = sparse.csr_array(np.array([[1, 0, 0], [0, 1, 1], [1, 0, 1]], np.float32))
+    smaller, kept = RegionProposals(superpixels, membership).resized(1, 2)
+    assert smaller.superpixels.tolist() == [[0, 1]]  # centres 1/4 and 3/4 of four columns: columns 1 and 3
+    assert smaller.membership.toarray().tolist() == [[1, 1], [0, 1]]
+    assert kept.tolist() == [1, 2]
+
+
+def test_resized_larger(regions):
+    larger, kept = regions.resized(4, 3)
+    assert larger.superpixels.tolist() == [[0, 0, 1], [0, 0, 1], [2, 2, 1], [2, 2, 1]]
+    assert (larger.membership != regions.membership).nnz == 0 and kept.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3, 0), (-1, 3)])
+def test_resized_refuses_nothing(regions, size):
+    with pytest.raises(ValueError, match="resized"):
+        regions.resized(*size)
+
+
+def test_from_flat_is_the_stored_form(regions):
+    again = from_flat(regions.superpixels, regions.membership.indptr, regions.membership.indices)
+    assert (again.superpixels == regions.superpixels).all()
+    assert again.membership.toarray().tolist() == regions.membership.toarray().tolist()
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices"), [([0, 1], [3]), ([0, 1], [-1]), ([0, 2], [1]), ([1, 1], [1]), ([0, 2, 1], [0]), ([], [])]
+)
+def test_from_flat_refuses_broken_rows(indptr, indices):
+    with pytest.raises(ValueError):
+        from_flat(SUPERPIXELS, np.array(indptr, np.int32), np.array(indices, np.int32))
+
+
+def test_from_masks_reads_an_iterable_and_refuses_what_does_not_fit():
+    masks = np.array([[[1, 1, 0]], [[0, 0, 0]], [[0, 1, 1]]], bool)
+    regions = from_masks(mask for mask in masks)
+    assert [regions.mask(n).tolist() for n in range(len(regions))] == [[[True, True, False]], [[False, True, True]]]
+    with pytest.raises(ValueError, match="no masks"):
+        from_masks([])
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        from_masks([np.ones((1, 4), bool), np.ones((2, 2), bool)])
+
+
+def test_from_masks_refuses_too_many_cells():
+    pixels = np.arange(70_000)[None]
+    with pytest.raises(ValueError, match="65536 cells"):
+        from_masks(pixels >> bit & 1 == 1 for bit in range(17))
+
+
+@pytest.mark.parametrize("count", [31, 32, 33, 64, 65, 100])
+def test_from_masks_around_the_word_length(count):
+    masks = np.random.default_rng(count).random((count, 9, 11)) < 0.3
+    regions = from_masks(masks)
+    assert (np.stack([regions.mask(n) for n in range(count)]) == masks).all()
+    assert len(regions.areas) == len(np.unique(masks.reshape(count, -1), axis=1).T)
+
+
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(1, 6)))
 
 
@@ -78,3 +137,16 @@ def test_algebra_equals_dense_masks(masks):
         expected = [values[regions.superpixels][mask].mean() for mask in dense]
         np.testing.assert_allclose(regions.mean_inside(values), expected)
         np.testing.assert_allclose(regions.mean_inside(values[:, None])[:, 0], expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(MASKS, st.integers(1, 9), st.integers(1, 9))
+def test_resized_equals_resized_dense_masks(masks, height, width):
+    regions = from_masks(masks)
+    resized, kept = regions.resized(height, width)
+    rows = np.floor((np.arange(height) + 0.5) * masks.shape[1] / height).astype(int)
+    columns = np.floor((np.arange(width) + 0.5) * masks.shape[2] / width).astype(int)
+    dense = np.array([regions.mask(n)[rows][:, columns] for n in range(len(regions))]).reshape(-1, height, width)
+    assert kept.tolist() == np.flatnonzero(dense.any(axis=(1, 2))).tolist()
+    for n, mask in enumerate(dense[kept]):
+        assert (resized.mask(n) == mask).all()

@@ -68,7 +68,7 @@ def fake_metrics() -> dict:
     networks = ("AN_A", "SN_A", "AN_B", "SN_B", "FULL", "AN_A_unrefined", "SN_B_unrefined")
     return {
         "classes": CLASSES,
-        "data": {"train": 3320, "val": 80, "single_label": 2200, "train_with_masks": 3320},
+        "data": {"train": 3320, "val": 80, "single_label": 2200, "train_with_masks": 3310},
         "stages": {
             name: {
                 "rows": int(rng.integers(1000, 9999)),
@@ -152,7 +152,6 @@ def test_every_number_is_on_the_page():
         for key in ("iou", "iou_crf"):  # Table 3 compares means
             metrics["networks"][unrefined]["val"].pop(key)
     metrics["hcp"].pop("log")
-    metrics["data"].pop("train_with_masks")
     for value in leaves({"shares": metrics["hcp"]["pca"].pop("energy") * 100} | metrics):
         texts = [value] if isinstance(value, str) else [f"{value:,.0f}"] if isinstance(value, int) else []
         texts = texts or [f"{value:.1f}", f"{value:.2f}"]

@@ -20,6 +20,8 @@ TRAIN_PHOTOS = 320
 VAL_PHOTOS = 80
 SPLITS = {"train_aug": ("train", TRAIN_PHOTOS), "val": ("val", VAL_PHOTOS)}  # split: the ids' word, photos
 MIN_VISIBLE = 150  # pixels of every object that no later one covers
+DARK, PALE = (38, 30, 44), (250, 244, 228)
+ANY_HUE = [(0.0, 1.0)]
 ZOOM = 3  # shapes are drawn this much larger and reduced, which smooths their edges
 
 Colour = tuple[int, int, int]
@@ -38,10 +40,6 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
 def _mix(a: Colour, b: Colour, share: float) -> Colour:
     """`share` of b in a."""
     return tuple(round(x + share * (y - x)) for x, y in zip(a, b, strict=True))
-
-
-DARK, PALE = (38, 30, 44), (250, 244, 228)
-ANY_HUE = [(0.0, 1.0)]
 
 
 def _ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
@@ -203,8 +201,9 @@ def _starfish(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
 def _distractor(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
     """A pebble, a lump or a shard: no kind's silhouette, but the kinds' stripes, spots and veins."""
     if rng.random() < 0.3:
-        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(4, 7)))
-        outline = rng.uniform(0.7, 1, len(angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        count = rng.integers(4, 7)
+        angles = (np.arange(count) + rng.uniform(0, 0.6, count)) * 2 * np.pi / count
+        outline = rng.uniform(0.7, 1, count)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     else:
         (a, b), (p, q) = rng.uniform(0, 0.14, 2), rng.uniform(0, 6, 2)
         outline = _polar(lambda t: 1 + a * np.sin(2 * t + p) + b * np.sin(3 * t + q)) * (1, rng.uniform(0.5, 1))
@@ -253,7 +252,9 @@ def draw_photo(seed: int, index: int, split: str = "train_aug") -> tuple[np.ndar
     for _ in range(rng.integers(1, 4)):
         shape = _distractor(rng, _tint(rng, ANY_HUE, rng.uniform(0, 0.5)), _tint(rng, ANY_HUE))
         extent = rng.uniform(0.12, 0.38) * side
-        shape = _place(shape, rng.uniform(0, 2 * np.pi), extent, rng.uniform((0, 0), (width, height)))
+        room = 0.3 * extent
+        centre = rng.uniform((room, room), (width - room, height - room))
+        shape = _place(shape, rng.uniform(0, 2 * np.pi), extent, centre)
         _paint(photo, shape, _silhouette(shape, height, width), extent, light)
 
     objects = np.zeros((height, width), np.uint8)  # 0, or 1 + the number of the object that shows
@@ -282,16 +283,53 @@ def draw_photo(seed: int, index: int, split: str = "train_aug") -> tuple[np.ndar
     return (photo + grain).clip(0, 255).round().astype(np.uint8), mask
 
 
+def draw(folder: Path, seed: int, limit: int | None) -> None:
+    """Draw the data set in VOC's layout. Drawn already with this seed and limit: returns at once.
+
+    Writes JPEGImages, SegmentationClass, ImageSets/Main (a list a class), ImageSets/Segmentation and classes.txt.
+    The photos of a smaller limit are the first ones of a larger. What an earlier draw with another limit left behind
+    stays, and no list names it. Costs about 10 ms a photo.
+
+    Arguments:
+        folder: made where it is missing.
+        limit: photos a split at most; None draws TRAIN_PHOTOS and VAL_PHOTOS.
+    """
+    counts = {split: count if limit is None else min(limit, count) for split, (_, count) in SPLITS.items()}
+    marker = folder / "drawn.txt"
+    drawn = f"seed {seed}: {counts}\n"
+    if marker.is_file() and marker.read_text() == drawn:
+        return
+    marker.unlink(missing_ok=True)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    for split, count in counts.items():
+        labels = {}
+        for index in range(count):
+            image_id = f"demo_{SPLITS[split][0]}_{index:05d}"
+            photo, mask = draw_photo(seed, index, split)
+            Image.fromarray(photo).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92)
+            (folder / "SegmentationClass" / f"{image_id}.png").write_bytes(encode_mask(mask))
+            labels[image_id] = np.unique(mask)
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{i}\n" for i in labels))
+        for value, name in enumerate(CLASSES, start=1):
+            lines = [f"{image_id} {1 if value in shown else -1:2d}\n" for image_id, shown in labels.items()]
+            (folder / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
+    marker.write_text(drawn)
+
+
 def _place(shape: Shape, angle: float, extent: float, centre: np.ndarray, mirror: bool = False) -> Shape:
     """The shape turned, scaled so that its longer side is `extent` px, and centred, in ZOOMed pixels."""
     outlines, details = shape
-    turned = np.vstack([_turn(p * (-1 if mirror else 1, 1), angle) for p in outlines])
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    scale = extent / (high - low).max()
+
+    def turn(points: np.ndarray) -> np.ndarray:
+        return _turn(_flip(points) if mirror else points, angle)
+
+    corners = turn(np.vstack(outlines))
+    low, high = corners.min(axis=0), corners.max(axis=0)
 
     def move(points: np.ndarray) -> np.ndarray:
-        points = _turn(points * (-1 if mirror else 1, 1), angle)
-        return ZOOM * ((points - (low + high) / 2) * scale + centre)
+        return ZOOM * ((turn(points) - (low + high) / 2) * extent / (high - low).max() + centre)
 
     return [move(p) for p in outlines], [(move(p), colour) for p, colour in details]
 
@@ -383,37 +421,3 @@ def _stripes(rng: np.random.Generator) -> Litter:
 def _confetti(rng: np.random.Generator) -> Litter:
     for n, centre in enumerate(rng.uniform(0, 1, (40, 2))):
         yield centre + rng.uniform(-0.07, 0.07, (rng.integers(3, 6), 2)), n
-
-
-def draw(folder: Path, seed: int, limit: int | None) -> None:
-    """Draw the data set in VOC's layout. Drawn already with this seed and limit: returns at once.
-
-    Writes JPEGImages, SegmentationClass, ImageSets/Main (a list a class), ImageSets/Segmentation and classes.txt.
-    The photos of a smaller limit are the first ones of a larger. Costs about 10 ms a photo.
-
-    Arguments:
-        folder: made where it is missing.
-        limit: photos a split at most; None draws TRAIN_PHOTOS and VAL_PHOTOS.
-    """
-    counts = {split: count if limit is None else min(limit, count) for split, (_, count) in SPLITS.items()}
-    marker = folder / "drawn.txt"
-    drawn = f"seed {seed}: {counts}\n"
-    if marker.is_file() and marker.read_text() == drawn:
-        return
-    marker.unlink(missing_ok=True)
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
-    for split, count in counts.items():
-        labels = {}
-        for index in range(count):
-            image_id = f"demo_{SPLITS[split][0]}_{index:05d}"
-            photo, mask = draw_photo(seed, index, split)
-            Image.fromarray(photo).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92)
-            (folder / "SegmentationClass" / f"{image_id}.png").write_bytes(encode_mask(mask))
-            labels[image_id] = np.unique(mask)
-        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{i}\n" for i in labels))
-        for value, name in enumerate(CLASSES, start=1):
-            lines = [f"{image_id} {1 if value in shown else -1:2d}\n" for image_id, shown in labels.items()]
-            (folder / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
-    marker.write_text(drawn)

@@ -69,7 +69,7 @@ def render(
         title: the page's heading.
         metrics: `metrics.json`. Any key may be missing, as in a run that has not finished; NaN and None show as a dash.
         classes: the run's classes in order, without background.
-        strips: photos to show. A strip takes about 40 kB of the page.
+        strips: photos to show. A strip takes about 50 kB of the page.
         failures: rows that could not be processed: `image_id`, `stage`, `error`.
         recipe_yaml: the complete recipe.
         command: what makes this run again.
@@ -193,7 +193,7 @@ def _seconds(metrics: dict[str, Any]) -> float | None:
 
 
 def _figures(strip: Strip) -> dict[str, Any]:
-    """A strip's overlays, in reading order; each lies on the photo, which is stored once."""
+    """A strip's photo and, in reading order, the see-through overlays that lie on it."""
     masks = [*([("rough mask", strip.rough)] if strip.rough is not None else []), *strip.predictions]
     if strip.truth is not None:
         masks.append(("truth", strip.truth))

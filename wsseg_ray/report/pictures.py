@@ -1,7 +1,7 @@
 """Pictures of the report as `data:` URIs: photos as JPEG, masks and maps as see-through PNGs that lie on the photo.
 
-A photo is stored once; every mask and map over it is a palette PNG with one opacity per colour, a few hundred bytes
-to a few kilobytes.
+A mask or a map does not repeat the photo's pixels: it is a palette PNG with one opacity per colour, one to a few
+kilobytes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from wsseg_ray.hcp.network import HypothesisNetwork
+from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, pool_photo, pool_regions, score_proposals
+from wsseg_ray.proposals.regions import RegionProposals
+
+
+def test_candidates_pass_the_threshold_best_first():
+    scores = np.array([[0.6, 0.2, 0.9, 0.5], [0.1, 0.3, 0.2, 0.0]])
+    chosen, fallback = choose_candidates(scores, 0.5, 2)
+    assert [candidates.tolist() for candidates in chosen] == [[2, 0], [1, 2]]
+    assert fallback.tolist() == [False, True]
+    candidate, label = flatten_candidates(chosen, [4, 7])
+    assert candidate.tolist() == [2, 0, 1, 2] and label.tolist() == [4, 4, 7, 7]
+
+
+def test_fewer_proposals_than_the_fall_back_asks_for():
+    chosen, fallback = choose_candidates(np.zeros((1, 3)), 0.5, 10)
+    assert chosen[0].tolist() == [0, 1, 2] and fallback.all()
+
+
+@pytest.fixture
+def regions() -> RegionProposals:
+    superpixels = np.arange(4).reshape(2, 2).repeat(20, axis=0).repeat(24, axis=1)
+    membership = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]], np.float32)
+    return RegionProposals(superpixels, sparse.csr_array(membership))
+
+
+@pytest.mark.parametrize("pooling", ["warp", "roi", "segment"])
+def test_scores_are_distributions_and_the_whole_photo_is_a_region(pooling, regions):
+    torch.manual_seed(0)
+    network = HypothesisNetwork("small", 5, pooling).eval()
+    photo = torch.randn(3, 40, 48)
+    scores, embedding = score_proposals(network, photo, regions)
+    assert scores.shape == (3, 5) and embedding.shape == (3, network.embedding_dims)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    if pooling != "roi":  # RoIAlign samples two points a cell, where the whole photo's cells are averaged
+        with torch.no_grad():
+            whole, first = pool_photo(network, photo)[0], pool_regions(network, photo, regions)[0]
+        torch.testing.assert_close(whole, first, rtol=1e-4, atol=1e-5)
+
+
+def test_warped_proposals_do_not_depend_on_their_chunk(regions, monkeypatch):
+    network = HypothesisNetwork("small", 2, "warp").eval()
+    photo = torch.randn(3, 40, 48)
+    together = score_proposals(network, photo, regions)[0]
+    monkeypatch.setattr("wsseg_ray.hcp.scoring.CHUNK", 1)
+    np.testing.assert_allclose(score_proposals(network, photo, regions)[0], together, rtol=1e-5)

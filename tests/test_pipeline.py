@@ -1,0 +1,196 @@
+"""Whole runs with real Ray on tiny photos: what they leave, and that nothing is lost when they are disturbed."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY
+from wsseg_ray import pipeline, recipe
+from wsseg_ray.datasets import DatasetError, demo
+from wsseg_ray.tables import SCHEMAS, RunDirectory
+
+
+def copy(run: RunDirectory, tmp_path) -> RunDirectory:
+    shutil.copytree(run.root, tmp_path / "run")
+    return RunDirectory.at(str(tmp_path / "run"))
+
+
+def same_rows(a: RunDirectory, b: RunDirectory, table: str) -> bool:
+    """Every value of every row but the paths, which hold the run directory's own."""
+    left, right = ({row["image_id"]: row for row in run.rows(table)} for run in (a, b))
+    if left.keys() != right.keys():
+        return False
+    names = [name for name in SCHEMAS[table].names if not name.endswith("uri")]
+    return all(np.array_equal(left[i][name], right[i][name]) for i in left for name in names)
+
+
+def same_weights(a: RunDirectory, b: RunDirectory, *place: str) -> bool:
+    left, right = (torch.load(io.BytesIO(run.read_bytes(*place)), weights_only=True) for run in (a, b))
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def made(run: RunDirectory) -> dict[str, dict]:
+    return {name: run.read_json("stages", f"{name}.json") for name in pipeline.STAGES}
+
+
+def test_a_run_leaves_what_the_design_says(tiny_run):
+    outcome, run = tiny_run
+    assert outcome.failed == {} and outcome.report == run.uri("report.html")
+    metrics = run.read_json("metrics.json")
+    assert metrics["data"] == {"train": 12, "val": 12, "single_label": metrics["data"]["single_label"]} | {
+        "train_with_masks": 12
+    }
+    assert list(metrics["stages"]) == list(pipeline.STAGES)
+    assert all(entry["failed"] == 0 and entry["rows"] > 0 for entry in metrics["stages"].values())
+    assert set(metrics["networks"]) == {"AN_A", "SN_B", "FULL", "AN_A_unrefined", "SN_B_unrefined"}
+    for network in metrics["networks"].values():
+        assert 0 <= network["val"]["miou"] <= 100 and set(network["val"]["iou_crf"]) == {"background", *demo.CLASSES}
+    assert metrics["supervision"]["photos"] == 12
+    assert set(metrics["supervision"]["ablation"]) == {"none", "nearest", "farthest", "norm", "score", "random"}
+    in_use = metrics["supervision"]["ablation"]["farthest"]
+    assert in_use["localization_miou"] == metrics["supervision"]["localization_miou"]
+    for table, count in (("images", 24), ("proposals", 12), ("scores", 12), ("supervision", 12), ("predictions", 12)):
+        rows = list(run.rows(table))
+        assert len(rows) == count == len({row["image_id"] for row in rows}), table
+
+
+def test_predictions_are_a_voc_submission(tiny_run):
+    _, run = tiny_run
+    folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in run.rows("images") if row["split"] == "val"}
+    assert run.names(*folder) == sorted(f"{image_id}.png" for image_id in sizes)
+    for image_id, size in sizes.items():
+        with Image.open(io.BytesIO(run.read_bytes(*folder, f"{image_id}.png"))) as labels:
+            assert labels.mode == "P" and labels.size == size
+            assert np.asarray(labels).max() <= len(demo.CLASSES)
+
+
+def test_the_same_recipe_again_does_nothing(tiny_run, tmp_path, capfd):
+    run = copy(tiny_run[1], tmp_path)
+    pipeline.run(recipe.load("demo", TINY), run.root, "score")
+    before = made(run)
+    pipeline.run(recipe.load("demo", TINY), run.root, "score")
+    assert made(run) == before
+    assert capfd.readouterr().err.count("done before") >= 4
+
+
+def test_a_changed_key_reruns_what_depends_on_it_alone(tiny_run, tmp_path):
+    run = copy(tiny_run[1], tmp_path)
+    pipeline.run(recipe.load("demo", TINY), run.root, "refine")
+    before = made(run)
+    pipeline.run(recipe.load("demo", [*TINY, "refinement.keep=nearest"]), run.root, "supervise")
+    after = made(run)
+    assert [name for name in ("images", "proposals", "train_hcp", "score") if after[name] != before[name]] == []
+    assert after["refine"]["fingerprint"] != before["refine"]["fingerprint"]
+    metrics = run.read_json("metrics.json")
+    assert (
+        metrics["supervision"]["localization_miou"]
+        == metrics["supervision"]["ablation"]["nearest"]["localization_miou"]
+    )
+
+
+def test_shards_that_are_missing_are_made_again_with_two_workers(tiny_run, tmp_path):
+    """What a kill leaves: some shards, no end mark. One worker began, two go on; the tables are the same."""
+    run = copy(tiny_run[1], tmp_path)
+    undisturbed = RunDirectory.at(str(tmp_path / "undisturbed"))
+    for place, workers in ((undisturbed, 1), (run, 1)):
+        pipeline.run(recipe.load("demo", [*TINY, f"runtime.num_workers={workers}"]), place.root, "supervise")
+    for stage, table in (("score", "scores"), ("refine", "refined"), ("supervise", "supervision")):
+        run.delete(table, f"{run.shards(table)[0]}.parquet")
+        run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
+    pipeline.run(recipe.load("demo", [*TINY, "runtime.num_workers=2"]), run.root, "supervise")
+    assert made(run)["score"]["worked"] < 12
+    for table in ("images", "proposals", "scores", "refined", "supervision"):
+        assert same_rows(run, undisturbed, table), table
+    assert same_weights(run, undisturbed, "hcp", "network.pt")
+
+
+def test_a_killed_driver_loses_nothing(tiny_run, tmp_path):
+    """kill -9 as soon as the first shard of proposals is there; the second run does the others and no more."""
+    place = RunDirectory.at(str(tmp_path / "run"))
+    command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", place.root, "--until", "proposals"]
+    for override in TINY:
+        command += ["--set", override]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as driver:
+        while not place.shards("proposals") and driver.poll() is None:
+            pass
+        driver.send_signal(signal.SIGKILL)
+    survived = place.shards("proposals")
+    assert survived
+    pipeline.run(recipe.load("demo", TINY), place.root, "proposals")
+    done_now = made(place)["proposals"]
+    assert done_now["rows"] == 12
+    assert done_now["worked"] <= 12 - 4 * len(survived) + 4 or made(place)["proposals"]["state"] == "done"
+    assert same_rows(place, tiny_run[1], "proposals")
+
+
+@pytest.fixture
+def own_photos(tmp_path):
+    """A folder of photos with a labels.csv, as a person has it: some of it broken."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    lines = ["file,labels,split"]
+    for index in range(8):
+        photo, mask = demo.draw_photo(0, index)
+        name = f"photo {index}.jpg"
+        Image.fromarray(photo).save(root / name)
+        labels = ";".join(demo.CLASSES[value - 1] for value in np.unique(mask) if value)
+        lines.append(f"{name},{labels},{'train' if index < 6 else 'val'}")
+    whole = (root / "photo 0.jpg").read_bytes()
+    (root / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "text.jpg").write_text("this is no photo")
+    (root / "<b>tiny.png").write_bytes(b"")
+    lines += ["truncated.jpg,fish,train", "text.jpg,fish,train", "<b>tiny.png,fish,val"]
+    lines += ["missing.jpg,fish,train", "photo 0.jpg,dragon,train"]
+    (root / "labels.csv").write_text("\n".join(lines[:-1]) + "\n")
+    return root
+
+
+def test_bad_photos_cost_nobody_else_anything(own_photos, cluster, tmp_path):
+    settings = [
+        *TINY,
+        "dataset.layout=folder",
+        f"dataset.root={own_photos}",
+        "dataset.train_split=train",
+        "dataset.val_split=val",
+        "dataset.limit=null",
+        "hcp.pooling=roi",
+        "hcp.freeze=all",
+        "refinement.engine=faiss",
+        "refinement.metric=nearest",
+        "segmentation.networks=[SN_B]",
+        "segmentation.ablation=false",
+    ]
+    run = RunDirectory.at(str(tmp_path / "run"))
+    outcome = pipeline.run(recipe.load("demo", settings), run.root)
+    assert sum(outcome.failed.values()) == 4
+    failures = {
+        f["image_id"]: f["error"] for stage in pipeline.STAGES for f in run.read_json("failures", f"{stage}.json")
+    }
+    assert failures.keys() == {"truncated", "text", "missing", "<b>tiny"}
+    assert all(len(error) > 10 and "Traceback" not in error for error in failures.values()), failures
+    assert len(list(run.rows("supervision"))) == 6 and len(list(run.rows("predictions"))) == 2
+    page = run.read_bytes("report.html").decode()
+    assert "&lt;b&gt;tiny" in page and "<b>tiny" not in page
+    assert run.read_json("metrics.json")["supervision"] == {"photos": 0}
+
+
+def test_unusable_input_is_refused_before_any_work(tmp_path):
+    for override in ("hcp.weights=nowhere.pth", "segmentation.weights=nowhere.pth"):
+        with pytest.raises((OSError, ValueError), match=r"nowhere\.pth"):
+            pipeline.run(recipe.load("demo", [*TINY, override]), str(tmp_path / "run"))
+    with pytest.raises(DatasetError, match="no-such-folder"):
+        settings = [*TINY, "dataset.layout=voc", f"dataset.root={tmp_path}/no-such-folder"]
+        pipeline.run(recipe.load("demo", settings), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "images").exists()

@@ -1,0 +1,148 @@
+"""Proposals from masks that any tool made: COCO run-length masks in JSON, as SAM and pycocotools write them.
+
+The file is a list, or an object with a list `annotations`, of
+
+    {"segmentation": {"size": [H, W], "counts": "..." or [...]}, "score" | "predicted_iou" | "stability_score": ...}
+
+`counts` are the lengths of alternating runs of 0 and 1 down the columns, as a list or in COCO's compressed string.
+They are decoded here rather than by pycocotools, whose C code trusts them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError
+from wsseg_ray.proposals.regions import RegionProposals, from_masks
+
+SCORES = ("score", "predicted_iou", "stability_score")
+MAX_SCORE = float(np.finfo(np.float32).max)
+MAX_DIGITS = 7  # of five bits a run in the compressed string: more than any photo needs
+
+
+def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
+    """The best masks of a file as proposals.
+
+    Objectness is the first of score, predicted_iou and stability_score that every mask has, else its share of the
+    photo. Empty masks are dropped.
+
+    Arguments:
+        data: the file's bytes.
+        count: how many to take, by objectness, descending; equal ones keep the file's order.
+
+    Costs a few passes a mask over the runs of all masks together, and one over the photo.
+
+    Returns the proposals and their objectness, (N,) float32 descending, N at most `count`.
+    Raises ProposalFileError, and nothing else, where the file is not what it should be.
+    """
+    records = _records(data)
+    size = _size(records[0], 0)
+    runs = [_runs(record, n, size) for n, record in enumerate(records)]
+    areas = np.array([np.diff(run)[::2].sum() for run in runs])
+    if not areas.any():
+        raise ProposalFileError("all masks are empty")
+    objectness = _objectness(records, areas / math.prod(size))
+    order = np.argsort(-objectness, kind="stable")
+    order = order[areas[order] > 0][:count]
+    return _regions([runs[n] for n in order], size), objectness[order]
+
+
+def _records(data: bytes) -> list[dict]:
+    try:
+        records = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProposalFileError(f"not JSON: {error}") from error
+    if isinstance(records, dict):
+        records = records.get("annotations")
+    if not isinstance(records, list):
+        raise ProposalFileError("must be a list of masks, or an object with a list 'annotations'")
+    if not records:
+        raise ProposalFileError("no masks")
+    return records
+
+
+def _size(record: dict, n: int) -> tuple[int, int]:
+    segmentation = record.get("segmentation") if isinstance(record, dict) else None
+    if isinstance(segmentation, list):
+        raise ProposalFileError(f"mask {n} is a polygon; convert it to run lengths, e.g. with COCO.annToRLE")
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise ProposalFileError(f"mask {n} has no 'segmentation' with 'size' and 'counts'")
+    size = segmentation["size"]
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ProposalFileError(f"mask {n}: 'size' must be [height, width] in pixels")
+    if math.prod(size) > MAX_PIXELS:
+        raise ProposalFileError(f"mask {n}: {size[0]} x {size[1]} is more than {MAX_PIXELS} pixels")
+    return size[0], size[1]
+
+
+def _runs(record: dict, n: int, size: tuple[int, int]) -> np.ndarray:
+    """Ends of the alternating runs of 0 and 1, (R,) int64; a run may be empty."""
+    if _size(record, n) != size:
+        raise ProposalFileError(f"mask {n} is of another size than mask 0")
+    counts = record["segmentation"]["counts"]
+    pixels = math.prod(size)
+    if isinstance(counts, str):
+        counts = _decompress(counts, n)
+    elif isinstance(counts, list) and all(type(length) is int and abs(length) <= MAX_PIXELS for length in counts):
+        counts = np.array(counts, np.int64)
+    else:
+        raise ProposalFileError(f"mask {n}: 'counts' must be COCO's compressed string, or a list of run lengths")
+    if ((counts < 0) | (counts > pixels)).any():
+        raise ProposalFileError(f"mask {n}: a run length that is negative or longer than the photo")
+    if counts.sum() != pixels:
+        raise ProposalFileError(f"mask {n}: the runs cover {counts.sum()} pixels of {size[0]} x {size[1]}")
+    return np.cumsum(counts)
+
+
+def _decompress(text: str, n: int) -> np.ndarray:
+    """COCO's compressed counts: five bits a character, low ones first, 32 for "goes on", offset 48.
+
+    From the fourth run on, the number is the difference to the run two before.
+    """
+    symbols = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(symbols & 32 == 0)
+    if len(symbols) == 0 or symbols.min() < 0 or symbols.max() > 63 or last[-1:] != len(symbols) - 1:
+        raise ProposalFileError(f"mask {n}: 'counts' is not COCO's compressed string")
+    starts = np.concatenate([[0], last[:-1] + 1])
+    digits = last - starts + 1
+    if digits.max() > MAX_DIGITS:
+        raise ProposalFileError(f"mask {n}: a run length beyond any photo")
+    place = np.arange(len(symbols)) - np.repeat(starts, digits)
+    counts = np.add.reduceat((symbols & 31) << 5 * place, starts)
+    counts -= np.where(symbols[last] & 16, 1 << 5 * digits, 0)  # two's complement
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts
+
+
+def _objectness(records: list[dict], shares: np.ndarray) -> np.ndarray:
+    key = next((key for key in SCORES if all(key in record for record in records)), None)
+    if key is None:
+        return shares.astype(np.float32)
+    scores = [record[key] for record in records]
+    if not all(type(score) in (int, float) and 0 <= score <= MAX_SCORE for score in scores):
+        raise ProposalFileError(f"'{key}' must be a finite number, not negative, for every mask")
+    return np.array(scores, np.float32)
+
+
+def _regions(runs: list[np.ndarray], size: tuple[int, int]) -> RegionProposals:
+    """Masks as proposals, computed on the intervals between the ends of all masks' runs rather than on pixels."""
+    height, width = size
+    boundaries = np.unique(np.concatenate([[0], *runs]))
+    interval_count = len(boundaries) - 1
+
+    def masks() -> Iterator[np.ndarray]:
+        for run in runs:
+            flips = np.bincount(np.searchsorted(boundaries, run), minlength=interval_count + 1)[:-1]
+            yield (np.cumsum(flips) % 2 == 1)[None, :]
+
+    try:
+        regions = from_masks(masks())
+    except ValueError as error:
+        raise ProposalFileError(str(error)) from error
+    columns = np.repeat(regions.superpixels[0], np.diff(boundaries))
+    return RegionProposals(columns.reshape(width, height).T, regions.membership)
