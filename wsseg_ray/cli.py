@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 unusable input, 3 done, but some photos could no
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,12 @@ def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None,
 
     if until is not None and until not in pipeline.STAGES:
         raise recipes.RecipeError(f"--until {until}: no such stage; there are {', '.join(pipeline.STAGES)}")
-    outcome = pipeline.run(recipes.load(recipe, overrides), run_dir or f"runs/{Path(recipe).stem}", until)
+    place = run_dir or f"runs/{Path(recipe).stem}"
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in place and not Path(place).is_absolute():
+        raise recipes.RecipeError(
+            f"--run-dir {place}: a job runs in a copy of this folder; give an absolute path or URI"
+        )
+    outcome = pipeline.run(recipes.load(recipe, overrides), place, until)
     print(f"report: {outcome.report}")
     if outcome.failed:
         found = ", ".join(f"{count} in {stage}" for stage, count in outcome.failed.items())

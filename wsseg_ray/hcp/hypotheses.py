@@ -28,7 +28,7 @@ def select_hypotheses(
         scores: (N,), higher is better; the first of equals wins.
         min_area: px, of the box.
         max_aspect: longer side by shorter side.
-    Returns sorted indices, at most `count`. Costs 0.1 s for 300 boxes.
+    Returns sorted indices, at most `count`. Costs 0.2 s for 300 boxes.
     """
     width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
     fits = (width * height >= min_area) & (np.maximum(width, height) <= max_aspect * np.minimum(width, height))

@@ -37,12 +37,10 @@ class HypothesisNetwork(nn.Module):
         cells = 1 if pooling == "segment" else spec.grid**2
         self.fc6 = nn.Linear(self.trunk.channels * cells, spec.hidden)
         self.fc7 = nn.Linear(spec.hidden, spec.hidden)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = nn.Dropout(spec.dropout)
         self.classifier = nn.Linear(spec.hidden, classes)
         initialise(self.fc6)
         initialise(self.fc7)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
 
     def features(self, photos: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W); h = H // stride, w = W // stride."""

@@ -10,7 +10,7 @@ def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, n
     """The fewest principal components that keep a share of the features' variance, at most `dims`, at least one.
 
     Deterministic. Where few of many dimensions are wanted the decomposition is a randomized one with a fixed seed:
-    512 of 4,096 dimensions of 5,000 features cost 10 s on two cores.
+    512 of 4,096 dimensions of 5,000 features cost 10 to 20 s on two cores.
 
     Arguments:
         sample: (n, D), n >= 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Backbone(NamedTuple):
     grid: int  # cells a side of a pooled box
     crop: int  # pixels a side of a warped box
     hidden: int  # width of fc6 and fc7
+    dropout: float  # behind both
 
 
 BACKBONES = {
@@ -45,9 +46,19 @@ BACKBONES = {
         grid=7,
         crop=224,
         hidden=4096,
+        dropout=0.5,
     ),
-    # For drawn photos of about 100 px: 34 px receptive field, learns from scratch, 3 ms a 96x96 photo on one core.
-    "small": Backbone((24, "pool", 48, "pool", 96, 96, 96), batch_norm=True, stride=4, grid=3, crop=96, hidden=128),
+    # For drawn photos of about 100 px: 34 px receptive field, learns from scratch, 4 ms a 96x96 photo on one core.
+    # No dropout: half of 128 channels is too few to start from (8 epochs on true masks: 37 % mIoU without, 24 % with).
+    "small": Backbone(
+        (24, "pool", 48, "pool", 96, 96, 96),
+        batch_norm=True,
+        stride=4,
+        grid=3,
+        crop=96,
+        hidden=128,
+        dropout=0.0,
+    ),
 }
 
 
@@ -184,12 +195,19 @@ def _download() -> dict[str, torch.Tensor]:
 
 
 def _read(source: str | Path | bytes, name: str) -> dict[str, torch.Tensor]:
+    if isinstance(source, bytes):
+        return _parse(io.BytesIO(source), name)
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with Path(source).open("rb") as file:
+            return _parse(file, name)
     except OSError as error:
-        raise WeightsError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # damaged files raise anything: zip, pickle, Unicode, key, index errors
+        raise WeightsError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def _parse(file: BinaryIO, name: str) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise anything: zip, pickle, Unicode, key, seek errors
         raise WeightsError(f"{name}: is not a file of PyTorch weights ({type(error).__name__})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{name}: must hold a state dict (names and tensors), not {type(state).__name__}")

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wsseg_ray.hcp.trunk import conv_layers, initialise
+from wsseg_ray.hcp.trunk import BACKBONES, conv_layers, initialise
 
 
 class DeepLabLargeFOV(nn.Module):
     """A fully convolutional classifier of grid cells, with a large field of view by dilation.
 
     deeplab_largefov: VGG-16, stride 8; conv5 has dilation 2, fc6 is 3x3 with dilation 12, 1,024 wide; 20.5 million
-    parameters with 21 classes. deeplab_small: the small trunk, stride 4; fc6 is 3x3 with dilation 4, 128 wide.
-    Conv layers have the names of the HCP network's, so `load_weights` takes its trunk. Everything starts at random,
-    drawn from torch's global generator.
+    parameters with 21 classes. deeplab_small: the small trunk, stride 4; fc6 is 3x3 with dilation 2, 128 wide; no
+    dropout. Conv layers have the names of the HCP network's, so `load_weights` takes its trunk. Everything starts at
+    random, drawn from torch's global generator.
 
     Arguments:
         classes_with_background: channels of the output; 0 is background.
@@ -32,7 +32,7 @@ class DeepLabLargeFOV(nn.Module):
     def __init__(self, model: Literal["deeplab_largefov", "deeplab_small"], classes_with_background: int) -> None:
         super().__init__()
         backbone = {"deeplab_largefov": "vgg16", "deeplab_small": "small"}[model]
-        hidden, dilation, self.stride = {"vgg16": (1024, 12, 8), "small": (128, 4, 4)}[backbone]
+        hidden, dilation, self.stride = {"vgg16": (1024, 12, 8), "small": (128, 2, 4)}[backbone]
         self.trunk = conv_layers(backbone)
         stride = 1
         for index, layer in enumerate(self.trunk):
@@ -45,12 +45,10 @@ class DeepLabLargeFOV(nn.Module):
             self.trunk.append(nn.MaxPool2d(3, stride=1, padding=1)).append(nn.AvgPool2d(3, stride=1, padding=1))
         self.fc6 = nn.Conv2d(self.trunk.channels, hidden, 3, padding=dilation, dilation=dilation)
         self.fc7 = nn.Conv2d(hidden, hidden, 1)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = nn.Dropout(BACKBONES[backbone].dropout)
         self.classifier = nn.Conv2d(hidden, classes_with_background, 1)
         initialise(self.fc6)
         initialise(self.fc7)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
 
     def features(self, photos: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W): all conv layers that can be frozen."""

@@ -45,7 +45,7 @@ def run(job: Job) -> int:
 def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
     """The network with its first weights, and the names of the parameters that start at random.
 
-    Raises WeightsError or OSError where the weights cannot be used.
+    Raises WeightsError where the weights cannot be used.
     """
     settings = recipe.hcp
     torch.manual_seed(recipe.seed)
@@ -58,7 +58,7 @@ def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Raise WeightsError or OSError where the weights cannot be used; say what will start at random."""
+    """Raise WeightsError where the weights cannot be used; say what will start at random."""
     _, fresh = build(recipe, 1)
     layers = list(OrderedDict.fromkeys(name.rsplit(".", 1)[0] for name in fresh))
     if recipe.hcp.weights is not None and "fc6" in layers:

@@ -57,7 +57,7 @@ def build(recipe: Recipe, classes: int, trunk: dict[str, torch.Tensor] | None) -
 
     Arguments:
         trunk: state of this run's HCP network, for `segmentation.weights: hcp`.
-    Raises WeightsError or OSError where the weights cannot be used.
+    Raises WeightsError where the weights cannot be used.
     """
     settings = recipe.segmentation
     torch.manual_seed(recipe.seed)
@@ -75,7 +75,7 @@ def build(recipe: Recipe, classes: int, trunk: dict[str, torch.Tensor] | None) -
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Raise WeightsError or OSError where the weights cannot be used; say what will start at random."""
+    """Raise WeightsError where the weights cannot be used; say what will start at random."""
     _, fresh = build(recipe, 1, None)
     layers = list(OrderedDict.fromkeys(name.rsplit(".", 1)[0] for name in fresh))
     if recipe.segmentation.weights not in (None, "hcp") and "fc6" in layers:
@@ -167,7 +167,7 @@ class _Feed:
         return soft_cross_entropy(logits, target) if _is_soft(name) else hard_cross_entropy(logits, target)
 
     def _features(self, network: DeepLabLargeFOV, pixels: tuple[np.ndarray, ...]) -> torch.Tensor:
-        """Feature maps of the crops. Those of a frozen trunk are kept: a photo within the crop has two, one mirrored."""
+        """Feature maps of the crops. Those of a frozen trunk are kept: a photo within the crop has two."""
         if any(parameter.requires_grad for parameter in network.trunk.parameters()):
             return network.features(normalise(np.stack(pixels)).to(self._device))
         keys = [blake2b(crop.tobytes(), digest_size=16).digest() for crop in pixels]

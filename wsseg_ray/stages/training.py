@@ -20,6 +20,7 @@ import torch.distributed
 from ray.train.torch import TorchTrainer
 
 from wsseg_ray.console import Progress
+from wsseg_ray.hcp.trunk import WeightsError
 from wsseg_ray.stages.job import LAPTOP_CPUS, Job, cpu_threads, use_gpu
 from wsseg_ray.tables import RunDirectory, read_bytes
 
@@ -128,8 +129,14 @@ def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
 
 
 def weights_source(weights: str) -> str | bytes:
-    """What `load_weights` reads: `imagenet` as it is, else the file, local or on an object store. Raises OSError."""
-    return weights if weights == "imagenet" else read_bytes(weights)
+    """What `load_weights` reads: `imagenet` as it is, else the file's bytes, local or on an object store.
+
+    Raises WeightsError where it cannot be read.
+    """
+    try:
+        return weights if weights == "imagenet" else read_bytes(weights)
+    except OSError as error:
+        raise WeightsError(f"weights {weights} cannot be read ({error}); give a file, `imagenet` or null") from error
 
 
 def members(run: RunDirectory, table: str, keep: Callable[[dict[str, Any]], bool]) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,11 @@
+"""The pipeline up to the stage `images`, as a Ray job; stages that are done are skipped.
+
+ray job submit --working-dir . -- python jobs/images.py RECIPE --run-dir /shared/runs/NAME [--set key=value]...
+"""
+
+import sys
+
+from wsseg_ray.cli import main
+
+sys.argv[1:] = ["run", *sys.argv[1:], "--until", "images"]
+main()

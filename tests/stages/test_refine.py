@@ -1,0 +1,74 @@
+"""Both engines on the same scored photos, with real Ray."""
+
+import numpy as np
+import pytest
+
+from wsseg_ray import recipe
+from wsseg_ray.datasets import Listing
+from wsseg_ray.stages import refine
+from wsseg_ray.stages.job import Job
+from wsseg_ray.tables import RunDirectory
+
+
+@pytest.fixture
+def scored(cluster, tmp_path):
+    """Six photos in three shards, classes 0 and 1, and class 2 on one photo alone."""
+    rng = np.random.default_rng(0)
+    labels = [[0], [0, 1], [1], [0, 1], [0], [0, 2]]
+    rows = []
+    for index, mine in enumerate(labels):
+        counts = [3 + (index + label) % 3 for label in mine]
+        rows.append(
+            {
+                "image_id": f"photo{index}",
+                "labels": mine,
+                "scores": rng.uniform(size=(len(mine), 9)),
+                "candidate": np.concatenate([rng.permutation(9)[:count] for count in counts]),
+                "candidate_label": np.repeat(mine, counts),
+                "norm": rng.uniform(size=sum(counts)),
+                "features": rng.normal(size=(sum(counts), 4)),
+                "fallback": np.zeros(len(mine)),
+            }
+        )
+
+    def at(name: str, *overrides: str) -> dict[str, dict]:
+        run = RunDirectory.at(str(tmp_path / name))
+        for shard in range(3):
+            run.write_shard("scores", f"train-{shard:05d}", rows[2 * shard : 2 * shard + 2])
+        refine.run(Job(run, recipe.load("demo", list(overrides)), Listing(["a", "b", "c"], [1, 2, 3], [])))
+        return {row["image_id"]: row for row in run.rows("refined")}
+
+    return rows, at
+
+
+def dense(rows: list[dict], index: int, label: int) -> np.ndarray:
+    """Eq. (1), as it is written."""
+    own = rows[index]["features"].astype(np.float16).astype(float)[rows[index]["candidate_label"] == label]
+    others = [
+        row["features"].astype(np.float16).astype(float)[row["candidate_label"] == label]
+        for i, row in enumerate(rows)
+        if i != index and label in row["labels"]
+    ]
+    return np.mean([[np.mean(np.sum((x - other) ** 2, axis=1)) for x in own] for other in others], axis=0)
+
+
+@pytest.mark.parametrize("engine", ["moments", "faiss"])
+def test_the_engine_computes_eq_1(scored, engine):
+    rows, at = scored
+    refined = at(engine, f"refinement.engine={engine}", "refinement.keep=nearest")
+    for index, row in enumerate(rows):
+        found = refined[row["image_id"]]
+        for label in row["labels"]:
+            own = row["candidate_label"] == label
+            if label == 2:
+                assert found["kept"][own].all() and not found["distance"][own].any()
+                continue
+            np.testing.assert_allclose(found["distance"][own], dense(rows, index, label), rtol=1e-4)
+            kept = found["distance"][own][found["kept"][own]]
+            assert len(kept) == np.ceil(own.sum() / 2)
+            assert kept.max() <= np.sort(found["distance"][own])[len(kept) - 1]
+
+
+def test_without_refinement_all_candidates_stay(scored):
+    _, at = scored
+    assert all(row["kept"].all() for row in at("off", "refinement.enabled=false").values())

@@ -1,0 +1,72 @@
+import pytest
+
+from wsseg_ray import cli, pipeline
+from wsseg_ray.datasets import DatasetError
+from wsseg_ray.pipeline import Outcome
+
+
+def exit_code(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["wsseg", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code or 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome({}, "r.html"), 0),
+        (Outcome({"score": 2}, "r.html"), 3),
+        (DatasetError("no photos"), 2),
+        (RuntimeError("stage failed"), 1),
+        (OSError("disk full"), 1),
+    ],
+)
+def test_exit_codes(monkeypatch, outcome, code, capsys):
+    def run(*_):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(pipeline, "run", run)
+    assert exit_code(monkeypatch, "demo") == code
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert str(outcome) in printed.err if isinstance(outcome, Exception) else "report: r.html" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "no-such-recipe"], "no-such-recipe"),
+        (["run", "demo", "--set", "dataset.limits=3"], "dataset.limits"),
+        (["run", "demo", "--until", "lunch"], "train_segmenter"),
+        (["report", "nowhere"], "no run"),
+        (["download", "cityscapes"], "voc2012"),
+        (["run"], "RECIPE"),
+    ],
+)
+def test_a_mistake_is_unusable_input_and_named(monkeypatch, tmp_path, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(monkeypatch, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_job_needs_an_absolute_run_dir(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert exit_code(monkeypatch, "run", "demo", "--run-dir", "runs/demo") == 2
+    assert "absolute" in capsys.readouterr().err
+
+
+def test_recipes_are_listed(monkeypatch, capsys):
+    assert exit_code(monkeypatch, "recipes") == 0
+    assert "paper-voc12" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, tmp_path, capsys):
+    assert exit_code(monkeypatch, "doctor", "demo") == 0
+    assert "320 training and 80 val photos" in capsys.readouterr().out
+    settings = ["--set", f"dataset.root={tmp_path}/none", "--set", "hcp.weights=none.pth"]
+    assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=null") == 2
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/none" in printed and "none.pth" in printed and printed.count("MISSING") == 2
