@@ -1,3 +1,5 @@
+import struct
+import zlib
 from io import BytesIO
 
 import h5py
@@ -57,7 +59,40 @@ def mat73(labels=LABELS, userblock=512, **fields):
     return bytes(data)
 
 
+def element(kind, payload):
+    if len(payload) <= 4 and kind != 14:
+        return struct.pack("<HH", kind, len(payload)) + payload.ljust(4, b"\0")
+    return struct.pack("<II", kind, len(payload)) + payload + bytes(-len(payload) % 8)
+
+
+def matrix(flags, shape, name, content):
+    fields = element(6, struct.pack("<II", flags, 0)), element(5, struct.pack(f"<{len(shape)}i", *shape))
+    return element(14, b"".join(fields) + element(1, name) + content)
+
+
+def matlab5(*matrices, pack=zlib.compress):
+    """As MATLAB writes it, unlike SciPy: doubles in the smallest type that holds them, each array compressed."""
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    return header + b"".join(struct.pack("<II", 15, len(pack(data))) + pack(data) for data in matrices)
+
+
+DOUBLE, CELL = 6, 1
+MATLAB5 = (
+    matrix(DOUBLE, [4, 2], b"bboxes", element(2, bytes(8))),
+    matrix(DOUBLE, [3, 1], b"scores", element(9, struct.pack("<3d", *SCORES))),
+    matrix(DOUBLE, [2, 3], b"superpixels", element(2, bytes([1, 2, 1, 2, 4, 4]))),
+    matrix(
+        CELL,
+        [3, 1],
+        b"labels",
+        matrix(DOUBLE, [1, 1], b"", element(2, b"\x01"))
+        + matrix(DOUBLE, [2, 1], b"", element(4, struct.pack("<2H", 4, 2)))
+        + matrix(DOUBLE, [1, 3], b"", element(3, struct.pack("<3h", 1, 2, 4))),
+    ),
+)
+
 FILES = {
+    "as MATLAB": matlab5(*MATLAB5),
     "compressed": mat5(),
     "plain": mat5(compress=False),
     "columns": mat5(labels=cell(LABELS, column=True)),
@@ -106,13 +141,24 @@ NAN = np.where(SUPERPIXELS == 2, np.nan, SUPERPIXELS)
         (b"\xff\xd8\xff" * 200, "not a readable MATLAB file"),
         (FILES["compressed"][:200], "not a readable MATLAB file"),
         (FILES["7.3"][:700], "not a readable MATLAB file"),
+        (FILES["plain"][:126] + b"MI" + FILES["plain"][128:], "its header"),
+        (FILES["plain"][:-8], "cut off"),
+        (matlab5(*MATLAB5, pack=lambda data: zlib.compress(data)[:-5]), "cut off"),
+        (
+            matlab5(*MATLAB5[:3], matrix(CELL, [3, 1], b"labels", 3 * element(14, b""))),
+            "3 proposals without a superpixel",
+        ),
+        (matlab5(*MATLAB5, matrix(DOUBLE, [-1, 3], b"scores", element(2, b"123"))), "'scores' is damaged"),
+        (matlab5(*MATLAB5, matrix(DOUBLE, [3, 1], b"scores", element(16, b"123"))), "'scores' is damaged"),
+        (matlab5(*MATLAB5, matrix(DOUBLE, [4, 1], b"scores", element(2, b"123"))), "not a readable MATLAB file"),
+        (matlab5(*MATLAB5, matrix(DOUBLE, [20000, 20000], b"superpixels", b"")), "not a readable MATLAB file"),
         (mat5(scores=None), "no field scores"),
         (mat5(labels=None, superpixels=None), "no field superpixels, labels"),
         (mat73(labels=None), "no field labels"),
         (mat5(scores=np.ones((2, 1))), "2 scores for 3 proposals"),
         (mat73(scores=np.ones((2, 1))), "2 scores for 3 proposals"),
         (mat5(scores=np.array([[1], [np.nan], [1]])), "finite"),
-        (mat5(scores=np.array([["a"], ["b"], ["c"]])), "'scores' must be numbers"),
+        (mat5(scores=np.array([["a"], ["b"], ["c"]])), "'scores' must hold real numbers"),
         (mat5(scores=np.zeros((0, 1)), labels=cell([])), "no proposals"),
         (mat5(labels=np.ones((3, 1))), "must be a cell"),
         (mat5(labels="abc"), "must be a cell"),
@@ -126,7 +172,10 @@ NAN = np.where(SUPERPIXELS == 2, np.nan, SUPERPIXELS)
         (mat5(superpixels=NAN), "'superpixels' holds a value"),
         (mat73(superpixels=NAN), "'superpixels' holds a value"),
         (mat5(superpixels=SUPERPIXELS - 1), "whole numbers from 1"),
-        (mat5(superpixels=SUPERPIXELS * 1j), "must hold superpixel ids"),
+        (mat5(superpixels=SUPERPIXELS * 1j), "'superpixels' must hold real numbers"),
+        (mat5(superpixels={"a": 1}), "'superpixels' must hold real numbers"),
+        (mat73(superpixels=SUPERPIXELS * 1j), "must hold superpixel ids"),
+        (mat5(labels=cell([[1], [1], [1]])[:2]), "3 scores for 2 proposals"),
         (mat5(superpixels=np.ones((2, 2, 2))), "H x W"),
         (mat5(superpixels=np.ones((0, 2))), "H x W"),
         (mat5(superpixels=np.arange(1, 70001).reshape(100, 700)), "65535"),
@@ -147,8 +196,18 @@ def test_refuses_a_map_beyond_any_photo():
         mcg.read(file.getvalue(), 10)
 
 
+def test_refuses_a_proposal_of_more_superpixels_than_any_photo_has():
+    file = BytesIO()
+    with h5py.File(file, "w") as hdf5:
+        hdf5["superpixels"], hdf5["scores"] = SUPERPIXELS.T, np.ones((1, 1))
+        huge = hdf5.create_dataset("#refs#/0", (70_000, 1), "u2", chunks=(100, 1))  # no chunk is ever written
+        hdf5["labels"] = np.full((1, 1), huge.ref, h5py.ref_dtype)
+    with pytest.raises(ProposalFileError, match="70000 x 1 where at most 65536"):
+        mcg.read(file.getvalue(), 10)
+
+
 @settings(deadline=None, max_examples=300)
-@given(st.sampled_from(["compressed", "plain", "7.3"]), st.data())
+@given(st.sampled_from(["plain", "compressed", "as MATLAB", "7.3"]), st.data())
 def test_nothing_but_its_own_error_escapes(name, data):
     damaged = bytearray(FILES[name])
     for _ in range(data.draw(st.integers(1, 4))):

@@ -75,6 +75,18 @@ def test_resized_refuses_nothing(regions, size):
         regions.resized(*size)
 
 
+def test_a_stored_zero_is_no_member_and_the_callers_matrix_stays():
+    stored = sparse.csr_array((np.array([1, 0, 2], np.float32), ([0, 0, 1], [0, 1, 2])), shape=(2, 3))
+    assert RegionProposals(SUPERPIXELS, stored).membership.toarray().tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert stored.data.tolist() == [1, 0, 2]
+
+
+def test_from_flat_takes_read_only_rows_in_any_order():
+    indptr, indices = np.array([0, 3], np.int32), np.array([2, 0, 2], np.int32)
+    indptr.flags.writeable = indices.flags.writeable = False
+    assert from_flat(SUPERPIXELS, indptr, indices).membership.toarray().tolist() == [[1, 0, 1]]
+
+
 def test_from_flat_is_the_stored_form(regions):
     again = from_flat(regions.superpixels, regions.membership.indptr, regions.membership.indices)
     assert (again.superpixels == regions.superpixels).all()

@@ -103,10 +103,10 @@ def _decompress(text: str, n: int) -> np.ndarray:
 
     From the fourth run on, the number is the difference to the run two before.
     """
-    symbols = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(symbols & 32 == 0)
-    if len(symbols) == 0 or symbols.min() < 0 or symbols.max() > 63 or last[-1:] != len(symbols) - 1:
+    symbols = np.frombuffer(text.encode("utf-8", errors="surrogatepass"), np.uint8).astype(np.int64) - 48
+    if len(symbols) == 0 or symbols.min() < 0 or symbols.max() > 63 or symbols[-1] & 32:
         raise ProposalFileError(f"mask {n}: 'counts' is not COCO's compressed string")
+    last = np.flatnonzero(symbols & 32 == 0)
     starts = np.concatenate([[0], last[:-1] + 1])
     digits = last - starts + 1
     if digits.max() > MAX_DIGITS:

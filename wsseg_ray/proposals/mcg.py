@@ -7,24 +7,38 @@ One MATLAB file a photo, version 5 or 7.3, with three fields that matter:
     labels       (n, 1)  a cell of vectors: the superpixel ids of each proposal
 
 The field `bboxes` is a de-duplicated set with fewer rows, so boxes are computed from the regions instead.
+
+Version 5 is read here rather than by scipy.io.loadmat, whose C code crashes the process on some damaged files.
 """
 
 from __future__ import annotations
 
 import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import islice
 
 import h5py
 import numpy as np
-from scipy.io import loadmat, whosmat
 
 from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError
-from wsseg_ray.proposals.regions import RegionProposals, from_flat
+from wsseg_ray.proposals.regions import MAX_SUPERPIXELS, RegionProposals, from_flat
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 HDF5_OFFSETS = (0, 512, 1024, 2048)  # MATLAB 7.3 writes a text header of 512 bytes before it
 FIELDS = ("superpixels", "scores", "labels")
 MAX_ID = 2**31 - 1
+
+# Version 5: "MAT-File Format" of The MathWorks, chapter 1. Types of elements, classes of arrays, a flag of arrays.
+MAT5_HEADER = 128  # bytes
+MAT5_NUMBERS = {
+    1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"
+}  # fmt: skip
+MAT5_MATRIX, MAT5_COMPRESSED = 14, 15
+MAT5_CELL, MAT5_NUMERIC = 1, range(6, 16)
+MAT5_COMPLEX = 0x800
 
 
 def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
@@ -50,15 +64,64 @@ def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
 
 
 def _read_mat5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    shapes = {name: shape for name, shape, _ in whosmat(BytesIO(data))}
-    _check_fields(shapes)
-    _check_size(shapes["superpixels"])
-    fields = loadmat(BytesIO(data), variable_names=FIELDS)
-    cells = np.asarray(fields["labels"])
-    if cells.dtype != object:
-        raise ProposalFileError(f"'labels' must be a cell of superpixel lists, not {cells.dtype}")
-    scores, order = _best(fields["scores"], cells.size, count)
-    return fields["superpixels"], scores, list(cells.ravel(order="F")[order])
+    if data[MAT5_HEADER - 2 : MAT5_HEADER] != b"IM":  # "MI" is big-endian, as no MATLAB of MCG's time writes
+        raise ProposalFileError("not a readable MATLAB file: its header is not that of version 5 or 7.3")
+    fields = {}
+    for kind, payload in _elements(memoryview(data)[MAT5_HEADER:]):
+        if kind == MAT5_COMPRESSED:
+            kind, payload = next(_elements(_inflated(payload)))
+        if kind == MAT5_MATRIX:
+            fields[_matrix(payload)[0]] = payload
+    _check_fields(fields)
+    _, flags, _, cells = _matrix(fields["labels"])
+    if flags & 0xFF != MAT5_CELL:
+        raise ProposalFileError("'labels' must be a cell of superpixel lists")
+    cells = [payload for _, payload in cells]
+    scores, order = _best(_numbers("scores", fields["scores"]), len(cells), count)
+    return _numbers("superpixels", fields["superpixels"]), scores, [_numbers("labels", cells[n]) for n in order]
+
+
+def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Type and payload of the data elements that follow each other in `data`."""
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        start, end = at + 8, at + 8 + size
+        if kind >> 16:  # up to four bytes are stored in the tag itself
+            kind, start, end = kind & 0xFFFF, at + 4, at + 4 + (kind >> 16)
+        if end > len(data):
+            raise ProposalFileError("the file is cut off")
+        yield kind, data[start:end]
+        at = end if kind == MAT5_COMPRESSED else -(-end // 8) * 8
+
+
+def _inflated(payload: memoryview) -> memoryview:
+    stream = zlib.decompressobj()
+    data = stream.decompress(payload, 8 * MAX_PIXELS)
+    if not stream.eof:
+        raise ProposalFileError("a compressed field is cut off, or far too large")
+    return memoryview(data)
+
+
+def _matrix(payload: memoryview) -> tuple[str, int, list[int], Iterator[tuple[int, memoryview]]]:
+    """Name, flags (the low byte is the class), shape and content of an array."""
+    elements = _elements(payload)
+    flags, shape, name = (payload for _, payload in islice(elements, 3))
+    shape = np.frombuffer(shape, "<i4").tolist()
+    return bytes(name).decode("latin-1"), struct.unpack_from("<I", flags)[0], shape, elements
+
+
+def _numbers(name: str, payload: memoryview) -> np.ndarray:
+    if len(payload) == 0:  # how MATLAB writes an empty array in a cell
+        return np.empty(0)
+    _, flags, shape, elements = _matrix(payload)
+    if flags & 0xFF not in MAT5_NUMERIC or flags & MAT5_COMPLEX:
+        raise ProposalFileError(f"'{name}' must hold real numbers")
+    kind, values = next(elements)
+    if min(shape) < 0 or kind not in MAT5_NUMBERS:
+        raise ProposalFileError(f"'{name}' is damaged")
+    _check_size(shape)
+    return np.frombuffer(values, MAT5_NUMBERS[kind]).reshape(shape, order="F")
 
 
 def _read_hdf5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -68,16 +131,16 @@ def _read_hdf5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np
         if h5py.check_ref_dtype(references.dtype) is not h5py.Reference:
             raise ProposalFileError(f"'labels' must be a cell of superpixel lists, not {references.dtype}")
         scores, order = _best(_load(file["scores"]), references.size, count)
-        labels = [_load(file[reference]) for reference in references.ravel()[order]]
+        labels = [_load(file[reference], most=MAX_SUPERPIXELS) for reference in references.ravel()[order]]
         return _load(file["superpixels"]).T, scores, labels  # HDF5 holds MATLAB's columns as rows
 
 
-def _load(item: h5py.Dataset) -> np.ndarray:
+def _load(item: h5py.Dataset, most: int = MAX_PIXELS) -> np.ndarray:
     if not isinstance(item, h5py.Dataset):
         raise ProposalFileError(f"'{item.name}' is not an array")
     if "MATLAB_empty" in item.attrs:  # an empty array is stored as its own shape
         return np.empty(0)
-    _check_size(item.shape)
+    _check_size(item.shape, most)
     return item[()]
 
 
@@ -87,9 +150,9 @@ def _check_fields(present) -> None:
         raise ProposalFileError(f"no field {', '.join(missing)}; an MCG file has {', '.join(FIELDS)}")
 
 
-def _check_size(shape: tuple[int, ...]) -> None:
-    if math.prod(shape) > MAX_PIXELS:
-        raise ProposalFileError(f"an array of {' x '.join(map(str, shape))} is more than {MAX_PIXELS} pixels")
+def _check_size(shape: Sequence[int], most: int = MAX_PIXELS) -> None:
+    if math.prod(shape) > most:
+        raise ProposalFileError(f"an array of {' x '.join(map(str, shape))} where at most {most} values can be meant")
 
 
 def _best(scores: np.ndarray, label_count: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,8 +45,9 @@ class RegionProposals:
                 f"membership has {self.membership.shape[1]} columns for superpixels 0..{len(self.areas) - 1}, "
                 f"{int((self.areas == 0).sum())} of them without a pixel"
             )
-        membership = sparse.csr_array(self.membership, dtype=np.float32)
+        membership = sparse.csr_array(self.membership, dtype=np.float32, copy=True)  # the caller's stays as it is
         membership.sum_duplicates()
+        membership.eliminate_zeros()
         membership.data[:] = 1
         if len(membership.indptr) > 1 and (np.diff(membership.indptr) == 0).any():
             raise ValueError("a proposal without a superpixel")
