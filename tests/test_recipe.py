@@ -25,6 +25,7 @@ def test_round_trip(tmp_path):
         ("dataset.limit=0", ["dataset.limit"]),
         ("hcp.freeze=14", ["hcp.freeze", "0 to 13"]),
         ("hcp.freeze=some", ["hcp.freeze"]),
+        ("hcp.freeze=6", ["hcp.freeze", "5 conv layers"]),
         ("segmentation.freeze=20", ["segmentation.freeze"]),
         ("segmentation.networks=[SN_B, SN_B]", ["segmentation.networks", "once"]),
         ("proposals.source=mcg", ["proposals.root"]),

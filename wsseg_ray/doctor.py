@@ -14,6 +14,7 @@ from wsseg_ray import datasets
 from wsseg_ray.hcp.trunk import WeightsError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
+from wsseg_ray.stages import train_hcp, train_segmenter
 
 PHOTO_BYTES = 2_000_000  # of tables a photo, measured with 2,000 proposals and 512-d features at 500x375, rounded up
 
@@ -60,8 +61,6 @@ def _data(recipe: Recipe) -> list[Finding]:
 
 
 def _weights(recipe: Recipe) -> list[Finding]:
-    from wsseg_ray.stages import train_hcp, train_segmenter
-
     findings = []
     for name, build, weights in (
         ("HCP", lambda: train_hcp.build(recipe, 1), recipe.hcp.weights),

@@ -38,6 +38,7 @@ VOC_CLASSES = [
     "tvmonitor",
 ]
 NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
+CONV_LAYERS = {"vgg16": 13, "small": 5}  # of the trunks
 CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
 
 
@@ -191,12 +192,17 @@ class Recipe(Section):
                 f"segmentation.weights: 'hcp' needs the same trunk, but model '{self.segmentation.model}' has "
                 f"'{trunk}' and hcp.backbone is '{self.hcp.backbone}'"
             )
-        for section, trunk_name, weights in (
-            ("hcp", self.hcp.backbone, self.hcp.weights),
-            ("segmentation", trunk, self.segmentation.weights),
+        for name, section, trunk_name in (
+            ("hcp", self.hcp, self.hcp.backbone),
+            ("segmentation", self.segmentation, trunk),
         ):
-            if weights == "imagenet" and trunk_name != "vgg16":
-                raise ValueError(f"{section}.weights: 'imagenet' exists for VGG-16 alone; give a file or null")
+            if section.weights == "imagenet" and trunk_name != "vgg16":
+                raise ValueError(f"{name}.weights: 'imagenet' exists for VGG-16 alone; give a file or null")
+            if isinstance(section.freeze, int) and section.freeze > CONV_LAYERS[trunk_name]:
+                count = CONV_LAYERS[trunk_name]
+                raise ValueError(
+                    f"{name}.freeze: the trunk '{trunk_name}' has {count} conv layers, not {section.freeze}"
+                )
         return self
 
 
