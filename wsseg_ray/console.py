@@ -61,6 +61,8 @@ class Progress:
             self._bar = tqdm(total=total, desc=f"{name:<16}", unit=unit, file=screen, leave=False)
 
     def advance(self, count: int, note: str = "") -> None:
+        if (count, note) == (0, self._note):
+            return
         self._count, self._note = self._count + count, note
         if self._bar is not None:
             self._bar.set_postfix_str(note)

@@ -4,7 +4,8 @@ Grouping in the spirit of MCG (Arbeláez, Pont-Tuset et al., CVPR 2014) and Sele
 2013): contour strength from colour and texture at three scales, a watershed into superpixels, several hierarchies
 over them, each of its own idea of similarity, and as candidates every node and every pair of neighbouring coarse
 nodes. A hand-made score with a penalty for overlap puts different, well-bounded regions first. It has neither
-gPb's contour detector nor MCG's learned ranking.
+gPb's contour detector nor MCG's learned ranking. The constants below were set by hand, looking at how well objects
+of about 60 VOC val photos were found: figures on those photos flatter it.
 """
 
 from __future__ import annotations
