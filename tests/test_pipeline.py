@@ -52,7 +52,7 @@ def test_a_run_leaves_what_the_design_says(tiny_run):
         assert 0 <= network["val"]["miou"] <= 100 and set(network["val"]["iou_crf"]) == {"background", *demo.CLASSES}
     assert metrics["supervision"]["photos"] == 12
     assert set(metrics["supervision"]["ablation"]) == {"none", "nearest", "farthest", "norm", "score", "random"}
-    in_use = metrics["supervision"]["ablation"]["farthest"]
+    in_use = metrics["supervision"]["ablation"][metrics["supervision"]["keep"]]
     assert in_use["localization_miou"] == metrics["supervision"]["localization_miou"]
     for table, count in (("images", 24), ("proposals", 12), ("scores", 12), ("supervision", 12), ("predictions", 12)):
         rows = list(run.rows(table))
@@ -81,12 +81,12 @@ def test_the_same_recipe_again_does_nothing(tiny_run, tiny, tmp_path, capfd):
 def test_a_changed_key_reruns_what_depends_on_it_alone(tiny_run, tiny, tmp_path):
     run = copy(tiny_run[1], tmp_path)
     before = made(run)
-    pipeline.run(recipe.load("demo", [*tiny, "refinement.keep=nearest"]), run.root, "supervise")
+    pipeline.run(recipe.load("demo", [*tiny, "refinement.keep=farthest"]), run.root, "supervise")
     after = made(run)
     assert [name for name in after if after[name] != before[name]] == ["refine", "supervise"]
     supervision = run.read_json("metrics.json")["supervision"]
-    assert supervision["keep"] == "nearest"
-    assert supervision["localization_miou"] == supervision["ablation"]["nearest"]["localization_miou"]
+    assert supervision["keep"] == "farthest"
+    assert supervision["localization_miou"] == supervision["ablation"]["farthest"]["localization_miou"]
 
 
 def test_missing_shards_are_made_again_with_two_workers(tiny_run, tiny, tmp_path):
