@@ -181,7 +181,10 @@ class RunDirectory:
     def names(self, *parts: str) -> list[str]:
         """Names in a folder, sorted; none where the folder is missing."""
         filesystem, path = _resolve(self.uri(*parts))
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        try:
+            infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        except FileNotFoundError:  # deleted by a run that starts a stage anew, while it was listed
+            return []
         return sorted(info.base_name for info in infos)
 
     def shards(self, table: str) -> list[str]:
