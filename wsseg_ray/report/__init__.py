@@ -16,13 +16,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from wsseg_ray.datasets.pixels import VOID, voc_palette
-from wsseg_ray.recipe import CEILING, NETWORKS, VOC_CLASSES
+from wsseg_ray.recipe import CEILING, KEEPS, NETWORKS, UNREFINED, VOC_CLASSES
 from wsseg_ray.report import paper
 from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
 
 DASH = "–"
-UNREFINED = "_unrefined"  # a network that learned from maps without the refinement is named after its twin
-KEEPS = ("none", "nearest", "farthest", "norm", "score", "random")
 LARGE_GAP = 10.0  # points of mIoU between the maps' argmax and their best threshold that deserve a warning
 SHOWN_FAILURES = 50
 ROW_OF_PICTURES = 8  # pictures side by side on a wide screen

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsseg_ray.evaluation import iou
+from wsseg_ray.recipe import KEEPS
 from wsseg_ray.stages import predict, score, supervise, train_hcp, train_segmenter
 from wsseg_ray.stages.job import Job
 
@@ -70,7 +71,7 @@ def _candidates(job: Job) -> dict[str, dict[str, int]]:
 
 def _supervision(job: Job) -> dict[str, Any]:
     classes = len(job.classes) + 1
-    shape = (1 + len(supervise.KEEPS), supervise.ASSIGNMENTS, classes, classes)
+    shape = (1 + len(KEEPS), supervise.ASSIGNMENTS, classes, classes)
     total, photos = np.zeros(shape, np.int64), 0
     for row in job.run.rows("supervision", ["error", "quality"]):
         if len(row["quality"]):
@@ -89,7 +90,7 @@ def _supervision(job: Job) -> dict[str, Any]:
             "localization_best": _by_class(job, total[0, 2 + _best(total[0])]),
             "rough_mask": _by_class(job, total[0, 1]),
         },
-        "ablation": {keep: _supervision_quality(part) for keep, part in zip(supervise.KEEPS, total[1:], strict=True)},
+        "ablation": {keep: _supervision_quality(part) for keep, part in zip(KEEPS, total[1:], strict=True)},
     }
 
 

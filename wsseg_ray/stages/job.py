@@ -19,7 +19,7 @@ LAPTOP_CPUS = 0.5  # of an actor or Train worker: two that ask for a whole CPU e
 class Job:
     """A run in progress: where it is kept, its recipe, the classes, and the value that each class has in mask files.
 
-    `photos` stays on the driver; stages that need photos read the tables.
+    The listing's photos stay on the driver; stages that need photos read the tables.
     """
 
     run: RunDirectory

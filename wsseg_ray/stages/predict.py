@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask, read_photo
+from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.evaluation.iou import confusion
 from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.stages import train_segmenter
 from wsseg_ray.stages.job import Job, cpu_threads
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
 from wsseg_ray.tables import read_bytes
 
@@ -35,10 +36,7 @@ def _rows(job: Job, shard: str, threads: int) -> list[Row]:
     rows = list(job.run.read_good("images", shard).values())
     for row in rows:
         row["threads"] = threads
-        try:
-            row["photo"] = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)
-        except (ValueError, OSError) as error:
-            row["error"] = str(error)
+        add_photo(job, row, row["uri"])
     return rows
 
 

@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.proposals.regions import RegionProposals, from_flat
+from wsseg_ray.stages.job import Job
+from wsseg_ray.tables import read_bytes
+
+
+def add_photo(job: Job, row: dict[str, Any], uri: str) -> None:
+    """Decode a row's photo into `photo`, or say in `error` why it cannot be."""
+    try:
+        row["photo"] = read_photo(read_bytes(uri), job.recipe.dataset.max_side)
+    except (ValueError, OSError) as error:
+        row["error"] = str(error)
 
 
 def superpixels_of(row: dict[str, Any]) -> np.ndarray:

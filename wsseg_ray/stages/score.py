@@ -12,15 +12,13 @@ import numpy as np
 import ray
 import torch
 
-from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.hcp.reduction import fit_pca, project
 from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_proposals
 from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.stages import train_hcp, training
 from wsseg_ray.stages.job import Job, actor_resources, cpu_threads
-from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.rows import add_photo, regions_of
 from wsseg_ray.stages.shards import Row, map_shards
-from wsseg_ray.tables import read_bytes
 
 TABLE = "scores"
 PCA_PHOTOS = 64  # evenly spread over the training photos
@@ -48,10 +46,7 @@ def _rows(job: Job, shard: str, threads: int) -> list[Row]:
     rows = list(job.run.read_good("proposals", shard).values())
     for row in rows:
         row |= {"labels": images[row["image_id"]]["labels"], "threads": threads}
-        try:
-            row["photo"] = read_photo(read_bytes(images[row["image_id"]]["uri"]), job.recipe.dataset.max_side)
-        except (ValueError, OSError) as error:
-            row["error"] = str(error)
+        add_photo(job, row, images[row["image_id"]]["uri"])
     return rows
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from wsseg_ray.datasets.pixels import read_mask
 from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.recipe import KEEPS
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.refine import choose
 from wsseg_ray.stages.rows import regions_of
@@ -20,7 +21,6 @@ from wsseg_ray.supervision.masks import rough_mask
 from wsseg_ray.tables import read_bytes
 
 TABLE = "supervision"
-KEEPS = ("none", "nearest", "farthest", "norm", "score", "random")
 ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the maps' argmax, the rough mask, the maps at every threshold
 
 

@@ -18,7 +18,7 @@ import torch
 from wsseg_ray.console import say
 from wsseg_ray.datasets.pixels import read_mask, read_photo
 from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalise
-from wsseg_ray.recipe import CEILING, Recipe
+from wsseg_ray.recipe import CEILING, UNREFINED, Recipe
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, parameter_groups
 from wsseg_ray.segmentation.losses import hard_cross_entropy, soft_cross_entropy
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
@@ -28,7 +28,6 @@ from wsseg_ray.stages.rows import superpixels_of
 from wsseg_ray.tables import read_bytes
 
 FOLDER = "segmenters"
-UNREFINED = "_unrefined"
 KEPT_BYTES = 2 * 2**30  # of a frozen trunk's feature maps, a worker
 
 
