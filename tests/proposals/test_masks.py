@@ -92,11 +92,97 @@ def test_a_mask_of_the_whole_photo():
     assert regions.superpixels.tolist() == [[0] * 3] * 2 and objectness.tolist() == [1]
 
 
-def test_the_same_mask_twice_is_two_proposals():
-    assert masks.read(dump([record(LEFT), record(LEFT)]), 10)[0].membership.toarray().tolist() in (
-        [[1, 0], [1, 0]],
-        [[0, 1], [0, 1]],
-    )
+def test_equal_masks_are_one_proposal_however_they_are_written():
+    again = {"segmentation": {"size": [2, 3], "counts": [0, 1, 0, 3, 2, 0, 0]}, "score": 0.9}
+    records = [record(LEFT, score=0.2), record(MIDDLE, score=0.5), again, record(LEFT, plain, score=0.9)]
+    for count in (2, 10):
+        regions, objectness = masks.read(dump(records), count)
+        assert dense(regions) == [LEFT.tolist(), MIDDLE.tolist()]
+        np.testing.assert_array_equal(objectness, np.array([0.9, 0.5], np.float32))
+
+
+def test_runs_that_end_empty_at_the_end_of_the_photo():
+    for counts in ([0, 6], [0, 6, 0], [0, 6, 0, 0], [0, 2, 0, 4]):
+        regions, objectness = masks.read(runs(counts), 10)
+        assert dense(regions) == [np.ones((2, 3), bool).tolist()] and objectness.tolist() == [1]
+
+
+HEIGHT, WIDTH = 375, 500
+
+
+def sam_masks(count: int) -> np.ndarray:
+    """Overlapping ellipses, parts inside wholes, some beyond the photo's border, (N, H, W) bool, no two equal."""
+    random = np.random.default_rng(0)
+    ys, xs = np.mgrid[:HEIGHT, :WIDTH]
+    y, x = random.uniform(0, HEIGHT, count), random.uniform(0, WIDTH, count)
+    tall, wide = random.uniform(4, 90, count), random.uniform(4, 120, count)
+    inside = np.stack([((ys - y[n]) / tall[n]) ** 2 + ((xs - x[n]) / wide[n]) ** 2 <= 1 for n in range(count)])
+    inside[0] = True
+    inside[1] = inside[2:5].any(axis=0)  # of several parts
+    inside[2] &= ~inside[3]  # with a hole, or a bite
+    return inside
+
+
+def sam_record(mask, write, predicted_iou, **wrong) -> dict:
+    """The keys of SAM's automatic mask generator, in its order."""
+    x, y, width, height = coco.toBbox(coco.encode(np.asfortranarray(mask, np.uint8))).tolist()
+    return {
+        "segmentation": write(mask),
+        "area": int(mask.sum()),
+        "bbox": [x, y, width - 1, height - 1],
+        "predicted_iou": predicted_iou,
+        "point_coords": [[x + 0.5, y + 0.5]],
+        "stability_score": 2 - predicted_iou,
+        "crop_box": [0, 0, WIDTH, HEIGHT],
+    } | wrong
+
+
+@pytest.fixture(scope="module")
+def sam() -> tuple[np.ndarray, np.ndarray]:
+    ious = np.random.default_rng(1).permutation(np.linspace(0.88, 1.03, 400))  # SAM's estimate is not cut at 1
+    return sam_masks(400), ious
+
+
+def as_sa1b(records) -> dict:
+    image = {"image_id": 1, "width": WIDTH, "height": HEIGHT, "file_name": "sa_1.jpg"}
+    return {"image": image, "annotations": [{"id": n, **record} for n, record in enumerate(records)]}
+
+
+@pytest.mark.parametrize("write", [compressed, plain])
+@pytest.mark.parametrize("wrap", [list, as_sa1b])
+def test_hundreds_of_masks_as_sam_writes_them(sam, write, wrap):
+    stack, ious = sam
+    records = [sam_record(mask, write, iou) for mask, iou in zip(stack, ious, strict=True)]
+    regions, objectness = masks.read(dump(wrap(records)), 2000)
+    best_first = np.argsort(-ious)
+    assert len(regions) == 400
+    for n, expected in enumerate(stack[best_first]):
+        assert (regions.mask(n) == expected).all()
+    np.testing.assert_array_equal(objectness, ious[best_first].astype(np.float32))
+    np.testing.assert_array_equal(regions.region_areas, stack[best_first].sum(axis=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bbox": [-50, -50, 10_000, 10_000], "area": -1, "crop_box": [0, 0, 1, 1]},
+        {"bbox": "no", "area": float("nan"), "point_coords": None, "stability_score": None},
+    ],
+)
+def test_what_sam_says_beside_the_mask_is_not_trusted(sam, wrong):
+    records = [sam_record(mask, compressed, iou, **wrong) for mask, iou in zip(*sam, strict=True)][:3]
+    regions, _ = masks.read(dump(records), 10)
+    assert sorted(regions.region_areas) == sorted(sam[0][:3].sum(axis=(1, 2)))
+
+
+def test_the_best_of_sams_masks_without_the_empty_and_the_equal(sam):
+    stack = np.concatenate([sam[0][:20], sam[0][:20], np.zeros((5, HEIGHT, WIDTH), bool)])
+    ious = np.linspace(0.5, 1, 45)  # the empty ones best, then the second of each two
+    records = [sam_record(mask, compressed, iou) for mask, iou in zip(stack, ious, strict=True)]
+    regions, objectness = masks.read(dump(records), 15)
+    for n, expected in enumerate(stack[39:24:-1]):
+        assert (regions.mask(n) == expected).all()
+    np.testing.assert_array_equal(objectness, ious[39:24:-1].astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +201,10 @@ def test_the_same_mask_twice_is_two_proposals():
         (b"[{}]", "mask 0 has no 'segmentation'"),
         (b'[{"segmentation": {"size": [2, 3]}}]', "mask 0 has no 'segmentation'"),
         (b'[{"segmentation": [[0, 0, 1, 1, 1, 0]]}]', "mask 0 is a polygon"),
+        (dump([{"segmentation": LEFT.tolist()}]), "list of pixels.* output_mode='coco_rle'"),  # SAM's "binary_mask"
+        (dump([{"segmentation": LEFT.astype(int).tolist()}]), "list of pixels.* output_mode='coco_rle'"),
+        (dump([record(LEFT), {"segmentation": LEFT.tolist()}]), "mask 1 is a polygon or a list of pixels"),
+        (dump([{"segmentation": str(LEFT)}]), "mask 0 has no 'segmentation'"),
         (dump([record(LEFT), {}]), "mask 1 has no 'segmentation'"),
         (dump([record(LEFT), record(LEFT.T)]), "mask 1 is of another size"),
         (dump([record(EMPTY), record(EMPTY)]), "all masks are empty"),
@@ -142,6 +232,12 @@ def test_the_same_mask_twice_is_two_proposals():
         (runs("o" * 7 + "1"), "beyond any photo"),
         (runs("o" * 10**5 + "1"), "beyond any photo"),
         (runs("O7"), "negative"),
+        (
+            runs(str(coco.encode(np.asfortranarray(LEFT, np.uint8))["counts"])),
+            "not COCO's compressed string",
+        ),  # "b'...'"
+        (runs(compressed(np.ones((3, 3)))["counts"]), "longer than the photo"),
+        (runs(compressed(np.eye(3))["counts"]), "cover 9 pixels of 2 x 3"),
         (runs([2, 4], score="0.5"), "'score' must be"),
         (runs([2, 4], score=None), "'score' must be"),
         (runs([2, 4], score=True), "'score' must be"),
@@ -150,6 +246,9 @@ def test_the_same_mask_twice_is_two_proposals():
         (runs([2, 4], score=float("inf")), "'score' must be"),
         (runs([2, 4], score=1e39), "'score' must be"),
         (runs([2, 4], score=10**400), "'score' must be"),
+        (runs([2, 4], predicted_iou=float("nan")), "mask 0: 'predicted_iou' must be"),
+        (dump([record(LEFT, predicted_iou=1), record(LEFT, predicted_iou=-1)]), "mask 1: 'predicted_iou' must be"),
+        (dump([record(LEFT, predicted_iou=1), record(LEFT, predicted_iou=None)]), "mask 1: 'predicted_iou' must be"),
     ],
 )
 def test_says_what_is_wrong(data, message):
@@ -180,7 +279,8 @@ def test_equals_the_dense_masks(stack, count):
                 masks.read(data, count)
             continue
         regions, objectness = masks.read(data, count)
-        kept = [n for n in reversed(range(len(stack))) if stack[n].any()][:count]
+        last = {mask.tobytes(): n for n, mask in enumerate(stack) if mask.any()}  # the best of equals: scores ascend
+        kept = sorted(last.values(), reverse=True)[:count]
         assert dense(regions) == stack[kept].tolist()
         assert objectness.tolist() == kept
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
+from scipy.spatial import KDTree
 
 from wsseg_ray.proposals import ProposalFileError, mcg
 
@@ -16,10 +17,10 @@ LABELS = [[1], [4, 2], [1, 2, 4]]
 SCORES = [0.2, 0.9, 0.5]
 
 
-def cell(labels, column=False):
+def cell(labels, column=False, dtype=float):
     cells = np.empty((len(labels), 1), object)
     for n, ids in enumerate(labels):
-        cells[n, 0] = np.array(ids, float).reshape((-1, 1) if column else (1, -1))
+        cells[n, 0] = np.array(ids, dtype).reshape((-1, 1) if column else (1, -1))
     return cells
 
 
@@ -35,20 +36,21 @@ def mat5(compress=True, **fields):
     return file.getvalue()
 
 
-def mat73(labels=LABELS, userblock=512, **fields):
+def mat73(labels=LABELS, userblock=512, column=False, dtype=float, **fields):
     """MATLAB's HDF5 layout: arrays transposed, a cell is an array of references, an empty array is its own shape."""
     fields = {"scores": np.array(SCORES)[:, None], "superpixels": SUPERPIXELS.astype(float)} | fields
     file = BytesIO()
     with h5py.File(file, "w", userblock_size=userblock) as hdf5:
         for name, value in fields.items():
             if value is not None:
-                hdf5[name] = np.asarray(value).T
+                values = np.asarray(value).T
+                hdf5.create_dataset(name, data=values, compression="gzip" if values.size > 1000 else None)
         if labels is not None:
             references = np.empty((1, len(labels)), h5py.ref_dtype)
             for n, ids in enumerate(labels):
-                values = np.array(ids, float)[:, None] if ids else np.zeros(2, np.uint64)
-                item = hdf5.create_dataset(f"#refs#/{n}", data=values)
-                if not ids:
+                values = np.array(ids, dtype).reshape((1, -1) if column else (-1, 1))
+                item = hdf5.create_dataset(f"#refs#/{n}", data=values if len(ids) else np.zeros(2, np.uint64))
+                if not len(ids):
                     item.attrs["MATLAB_empty"] = np.uint8(1)
                 references[0, n] = item.ref
             hdf5["labels"] = references
@@ -120,6 +122,77 @@ def test_takes_the_best_and_keeps_the_order_of_equals(make):
     assert objectness.tolist() == pytest.approx([0.9, 0.5])
 
 
+def small_of_types(make, dtype, score_dtype):
+    fields = {"superpixels": SUPERPIXELS.astype(dtype), "scores": np.array(SCORES, score_dtype)[:, None]}
+    if make is mat73:
+        return mat73(column=True, dtype=dtype, **fields)
+    return mat5(labels=cell(LABELS, column=True, dtype=dtype), **fields)
+
+
+@pytest.mark.parametrize("make", [mat5, mat73])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "u1", "u2", "u4", "i4", "i8"])
+@pytest.mark.parametrize("score_dtype", ["f8", "f4"])
+def test_any_number_type(make, dtype, score_dtype):
+    regions, objectness = mcg.read(small_of_types(make, dtype, score_dtype), 10)
+    assert regions.superpixels.tolist() == [[0, 0, 2], [1, 1, 2]]
+    assert regions.membership.toarray().tolist() == [[0, 1, 1], [1, 1, 1], [1, 0, 0]]
+    np.testing.assert_array_equal(objectness, np.array([0.9, 0.5, 0.2], np.float32))
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A photo's proposals of the size and kind of MCG's: 300 superpixels, 1,940 proposals, best first."""
+    random = np.random.default_rng(0)
+    height, width = 375, 500
+    pixels = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2)
+    superpixels = KDTree(random.uniform(0, 1, (300, 2)) * [height, width]).query(pixels)[1].reshape(height, width) + 1
+    labels = [random.permutation(300)[: random.integers(1, 60)] + 1 for _ in range(1940)]
+    labels[7] = np.arange(1, 301)
+    return superpixels, labels, np.sort(random.uniform(0, 1.2, 1940))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "score_dtype", "count"),
+    [
+        ("compressed", "f8", "f8", 2000),
+        ("plain", "u2", "f4", 2000),
+        ("compressed", "i4", "f8", 500),
+        ("7.3", "f8", "f8", 2000),
+        ("7.3", "u4", "f4", 500),
+    ],
+)
+def test_a_file_of_mcgs_size_is_what_it_was_made_of(photo, make, dtype, score_dtype, count):
+    superpixels, labels, scores = photo
+    fields = {
+        "superpixels": superpixels.astype(dtype),
+        "scores": scores.astype(score_dtype)[:, None],
+        "bboxes": np.ones((1500, 4)),  # without those that repeat
+    }
+    if make == "7.3":
+        data = mat73(labels, column=True, dtype=dtype, **fields)
+    else:
+        data = mat5(compress=make == "compressed", labels=cell(labels, column=True, dtype=dtype), **fields)
+    regions, objectness = mcg.read(data, count)
+    expected = np.zeros((len(labels), 300), bool)
+    for n, ids in enumerate(labels):
+        expected[n, ids - 1] = True
+    np.testing.assert_array_equal(regions.superpixels, superpixels - 1)
+    np.testing.assert_array_equal(regions.membership.toarray(), expected[:count])
+    np.testing.assert_array_equal(objectness, scores[:count].astype(np.float32))
+    for n in range(0, len(regions), 97):
+        mask = np.isin(superpixels, labels[n])
+        ys, xs = np.nonzero(mask)
+        assert (regions.mask(n) == mask).all()
+        assert regions.boxes[n].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@pytest.mark.parametrize("make", [mat5, mat73])
+@pytest.mark.parametrize("bboxes", [None, np.full((2, 4), np.nan), np.full((9, 4), -1.0), np.zeros((0, 4)), [[5]]])
+def test_boxes_are_neither_needed_nor_trusted(make, bboxes):
+    regions, _ = mcg.read(make(bboxes=bboxes), 10)
+    assert regions.boxes.tolist() == [[0, 0, 3, 2], [0, 0, 3, 2], [0, 0, 2, 1]]
+
+
 def test_repeated_ids_count_once():
     regions, _ = mcg.read(mat5(labels=cell([[1, 1], [2], [4]])), 10)
     assert regions.region_areas.tolist() == [2, 2, 2]
@@ -154,6 +227,7 @@ NAN = np.where(SUPERPIXELS == 2, np.nan, SUPERPIXELS)
         (matlab5(*MATLAB5, matrix(DOUBLE, [20000, 20000], b"superpixels", b"")), "not a readable MATLAB file"),
         (mat5(scores=None), "no field scores"),
         (mat5(labels=None, superpixels=None), "no field superpixels, labels"),
+        (b'[{"segmentation": {"size": [2, 3], "counts": "06"}}]' * 9, "not a readable MATLAB file"),
         (mat73(labels=None), "no field labels"),
         (mat5(scores=np.ones((2, 1))), "2 scores for 3 proposals"),
         (mat73(scores=np.ones((2, 1))), "2 scores for 3 proposals"),

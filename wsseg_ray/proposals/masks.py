@@ -28,7 +28,8 @@ def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
     """The best masks of a file as proposals.
 
     Objectness is the first of score, predicted_iou and stability_score that every mask has, else its share of the
-    photo. Empty masks are dropped.
+    photo. Empty masks are dropped, and of equal masks all but the best: each would be one more vote for its pixels.
+    Only `segmentation` says where a mask is: `bbox`, `area` and the like are not looked at.
 
     Arguments:
         data: the file's bytes.
@@ -41,14 +42,15 @@ def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
     """
     records = _records(data)
     size = _size(records[0], 0)
-    runs = [_runs(record, n, size) for n, record in enumerate(records)]
-    areas = np.array([np.diff(run)[::2].sum() for run in runs])
+    flips = [_flips(record, n, size) for n, record in enumerate(records)]
+    areas = np.array([np.diff(flip, append=math.prod(size))[::2].sum() for flip in flips])
     if not areas.any():
         raise ProposalFileError("all masks are empty")
     objectness = _objectness(records, areas / math.prod(size))
     order = np.argsort(-objectness, kind="stable")
-    order = order[areas[order] > 0][:count]
-    return _regions([runs[n] for n in order], size), objectness[order]
+    best = {flips[n].tobytes(): n for n in order[::-1]}
+    order = [n for n in order if areas[n] > 0 and best[flips[n].tobytes()] == n][:count]
+    return _regions([flips[n] for n in order], size), objectness[order]
 
 
 def _records(data: bytes) -> list[dict]:
@@ -68,7 +70,10 @@ def _records(data: bytes) -> list[dict]:
 def _size(record: dict, n: int) -> tuple[int, int]:
     segmentation = record.get("segmentation") if isinstance(record, dict) else None
     if isinstance(segmentation, list):
-        raise ProposalFileError(f"mask {n} is a polygon; convert it to run lengths, e.g. with COCO.annToRLE")
+        raise ProposalFileError(
+            f"mask {n} is a polygon or a list of pixels, not run lengths: COCO.annToRLE makes them of polygons, "
+            "SAM writes them with output_mode='coco_rle'"
+        )
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise ProposalFileError(f"mask {n} has no 'segmentation' with 'size' and 'counts'")
     size = segmentation["size"]
@@ -79,8 +84,8 @@ def _size(record: dict, n: int) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _runs(record: dict, n: int, size: tuple[int, int]) -> np.ndarray:
-    """Ends of the alternating runs of 0 and 1, (R,) int64; a run may be empty."""
+def _flips(record: dict, n: int, size: tuple[int, int]) -> np.ndarray:
+    """Where the mask begins and ends, in pixels down the columns, (F,) int64 ascending: alike for equal masks."""
     if _size(record, n) != size:
         raise ProposalFileError(f"mask {n} is of another size than mask 0")
     counts = record["segmentation"]["counts"]
@@ -95,7 +100,8 @@ def _runs(record: dict, n: int, size: tuple[int, int]) -> np.ndarray:
         raise ProposalFileError(f"mask {n}: a run length that is negative or longer than the photo")
     if counts.sum() != pixels:
         raise ProposalFileError(f"mask {n}: the runs cover {counts.sum()} pixels of {size[0]} x {size[1]}")
-    return np.cumsum(counts)
+    ends, times = np.unique(np.cumsum(counts), return_counts=True)
+    return ends[(times % 2 == 1) & (ends < pixels)]  # an empty run flips there and back
 
 
 def _decompress(text: str, n: int) -> np.ndarray:
@@ -124,21 +130,22 @@ def _objectness(records: list[dict], shares: np.ndarray) -> np.ndarray:
     if key is None:
         return shares.astype(np.float32)
     scores = [record[key] for record in records]
-    if not all(type(score) in (int, float) and 0 <= score <= MAX_SCORE for score in scores):
-        raise ProposalFileError(f"'{key}' must be a finite number, not negative, for every mask")
+    for n, score in enumerate(scores):
+        if not (type(score) in (int, float) and 0 <= score <= MAX_SCORE):
+            raise ProposalFileError(f"mask {n}: '{key}' must be a finite number, not negative")
     return np.array(scores, np.float32)
 
 
-def _regions(runs: list[np.ndarray], size: tuple[int, int]) -> RegionProposals:
-    """Masks as proposals, computed on the intervals between the ends of all masks' runs rather than on pixels."""
+def _regions(flips: list[np.ndarray], size: tuple[int, int]) -> RegionProposals:
+    """Masks as proposals, computed on the intervals between the flips of all masks rather than on pixels."""
     height, width = size
-    boundaries = np.unique(np.concatenate([[0], *runs]))
+    boundaries = np.unique(np.concatenate([[0, height * width], *flips]))
     interval_count = len(boundaries) - 1
 
     def masks() -> Iterator[np.ndarray]:
-        for run in runs:
-            flips = np.bincount(np.searchsorted(boundaries, run), minlength=interval_count + 1)[:-1]
-            yield (np.cumsum(flips) % 2 == 1)[None, :]
+        for flip in flips:
+            flipped = np.bincount(np.searchsorted(boundaries, flip), minlength=interval_count)
+            yield (np.cumsum(flipped) % 2 == 1)[None, :]
 
     try:
         regions = from_masks(masks())
