@@ -15,7 +15,10 @@ mean over all objects of the best IoU (Pont-Tuset and Van Gool, ICCV 2015), and 
                                smoothings, each region once, the largest first: it has no score to rank them by
     selective_search_fast      OpenCV's Selective Search (IJCV 2013), boxes alone, in its order, which is partly
     selective_search_quality   random by design
-    ours                       `generate(photo, 2000)`
+    ours                       what `generate(photo, 2000)` does, by colour and texture alone
+    ours_nodes                 without pairs, triplets and 4-tuples
+    ours_unranked              the largest first
+    ours_trunk, ...            the same three with VGG-16's contours; need --weights
 
 Prints two tables of IoU and one of seconds, and a JSON line. With all methods a photo takes some 8 s.
 """
@@ -42,7 +45,11 @@ from tqdm import tqdm
 
 from wsseg_ray.datasets import choose_classes, pixels, voc
 from wsseg_ray.evaluation.objects import best_iou, objects, region_iou
-from wsseg_ray.proposals.generate import generate
+from wsseg_ray.proposals import combinations, hierarchies, ranking
+from wsseg_ray.proposals.combinations import COARSE
+from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
+from wsseg_ray.proposals.generate import cut
+from wsseg_ray.proposals.learned import layers, perceive
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import VOC_CLASSES
 
@@ -53,6 +60,7 @@ FOUND = (0.5, 0.7)  # IoU
 DEPTH = 5  # halvings: 1 + 4 + ... + 1,024 regions, the last whole level under 2,000
 SCALES = (50, 100, 200, 400, 800, 1600)
 SMOOTHINGS = (0.5, 0.8, 1.0)  # sigma, pixels
+STEPS = ("trunk", "contours, superpixels", "hierarchies", "combinations", "ranking")
 
 Proposals = RegionProposals | np.ndarray  # regions, or boxes (N, 4): x0, y0, x1, y1, the end exclusive
 Method = Callable[[np.ndarray], tuple[Proposals, dict[str, float]]]  # photo -> proposals, seconds by step or {}
@@ -116,8 +124,36 @@ def selective_search(mode: str) -> Method:
     return search
 
 
-def ours(photo: np.ndarray) -> tuple[Proposals, dict[str, float]]:
-    return generate(photo, COUNTS[-1])[0], {}
+def ours(trunk: torch.nn.Sequential | None = None, coarse: tuple[int, ...] = COARSE, ranked: bool = True) -> Method:
+    """What `generate` does, with a clock between its steps."""
+
+    def propose(photo: np.ndarray) -> tuple[Proposals, dict[str, float]]:
+        clock = [time.perf_counter()]
+        probability = trunk_boundary(trunk, photo) if trunk else None
+        clock.append(time.perf_counter())
+        parts, seen, mode = cut(photo, (lambda _: probability) if trunk else None)
+        clock.append(time.perf_counter())
+        strengths = hierarchies.arc_strengths(parts, seen, layers(f"arcs_{mode}"))
+        trees = hierarchies.trees(parts, seen, strengths)
+        clock.append(time.perf_counter())
+        regions = combinations.candidates(parts, trees, coarse)
+        clock.append(time.perf_counter())
+        if ranked:
+            scores = perceive(layers(f"ranking_{mode}"), ranking.features(parts, seen, strengths, regions))
+            best = np.argsort(-scores, kind="stable")[: ranking.POOL]
+            best = best[ranking.diverse(regions[:, best], parts.areas, scores[best], COUNTS[-1])[0]]
+        else:
+            best = np.argsort(-(parts.areas @ regions), kind="stable")[: COUNTS[-1]]
+        proposals = RegionProposals(parts.superpixels, sparse.csr_array(regions[:, best].T, dtype=np.float32))
+        clock.append(time.perf_counter())
+        return proposals, dict(zip(STEPS, np.diff(clock).tolist(), strict=True))
+
+    return propose
+
+
+def variants(trunk: torch.nn.Sequential | None = None) -> dict[str, Method]:
+    name = "ours_trunk" if trunk else "ours"
+    return {name: ours(trunk), f"{name}_nodes": ours(trunk, ()), f"{name}_unranked": ours(trunk, ranked=False)}
 
 
 METHODS: dict[str, Method] = {
@@ -125,7 +161,7 @@ METHODS: dict[str, Method] = {
     "felzenszwalb": felzenszwalb,
     "selective_search_fast": selective_search("Fast"),
     "selective_search_quality": selective_search("Quality"),
-    "ours": ours,
+    **variants(),
 }
 NEEDS = {
     "felzenszwalb": "skimage.segmentation",
@@ -231,12 +267,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder VOC2012")
     parser.add_argument("--photos", type=int, help="how many, evenly spread over the split; all without it")
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
+    parser.add_argument("--methods", help="separated by commas; default: all")
     parser.add_argument("--weights", type=Path, help="VGG-16, for the methods with a trunk")
     arguments = parser.parse_args()
+    if arguments.weights:
+        METHODS.update(variants(contour_trunk(arguments.weights)))
     if arguments.photos is not None and arguments.photos < 1:
         parser.error("--photos must be at least 1")
-    names = arguments.methods.split(",")
+    names = arguments.methods.split(",") if arguments.methods else list(METHODS)
     if unknown := [name for name in names if name not in METHODS]:
         parser.error(f"--methods: there is no {', '.join(unknown)}; there are {', '.join(METHODS)}")
     split = arguments.data / "ImageSets" / "Segmentation" / "val.txt"

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from wsseg_ray import cli, pipeline
 from wsseg_ray.datasets import DatasetError
@@ -70,3 +72,37 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, tmp_path
     assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=null") == 2
     printed = capsys.readouterr().out
     assert f"{tmp_path}/none" in printed and "none.pth" in printed and printed.count("MISSING") == 2
+
+
+@pytest.fixture
+def photo(tmp_path) -> str:
+    file = tmp_path / "photo.png"
+    Image.fromarray(np.full((20, 30, 3), 80, np.uint8)).save(file)
+    return str(file)
+
+
+def test_proposals_of_a_photo_become_a_page(monkeypatch, tmp_path, photo, capsys):
+    page = tmp_path / "page.html"
+    assert exit_code(monkeypatch, "proposals", photo, "--out", str(page)) == 0
+    assert capsys.readouterr().out == f"page: {page}\n"
+    assert "photo.png" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("none.jpg", ["--out", "page.html"], "none.jpg: cannot be read"),
+        ("text.jpg", ["--out", "page.html"], "text.jpg: the file is no image"),
+        ("photo.png", ["--out", "none/page.html"], "--out none/page.html"),
+        ("photo.png", ["--out", "."], "--out ."),
+        ("photo.png", ["--out", "page.html", "--weights", "none.pth"], "none.pth: cannot be read"),
+        ("photo.png", ["--out", "page.html", "--weights", "text.jpg"], "text.jpg: is not a file of PyTorch weights"),
+    ],
+)
+def test_what_proposals_cannot_use_is_one_line(monkeypatch, tmp_path, photo, capsys, name, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jpg").write_text("no photo")
+    assert exit_code(monkeypatch, "proposals", name, *options) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()

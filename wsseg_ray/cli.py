@@ -89,6 +89,24 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="a run directo
     print(f"report: {pipeline.write_report(run)}")
 
 
+@app.command()
+def proposals(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="a JPEG, PNG, WebP or BMP file")],
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="the HTML file to write")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE|imagenet", help="an ImageNet VGG-16; default: colour and texture alone")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="how many proposals at most")] = 2000,
+) -> None:
+    """Show the region proposals of one photo on an HTML page."""
+    from wsseg_ray.report.proposals import write
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise recipes.RecipeError(f"--out {out}: must be a file in a folder that exists")
+    write(photo, out, weights, count)
+    print(f"page: {out}")
+
+
 @app.command("recipes")
 def list_recipes() -> None:
     """List the shipped recipes."""

@@ -14,7 +14,7 @@ from wsseg_ray import datasets
 from wsseg_ray.hcp.trunk import WeightsError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
-from wsseg_ray.stages import train_hcp, train_segmenter
+from wsseg_ray.stages import proposals, train_hcp, train_segmenter
 
 PHOTO_BYTES = 2_000_000  # of tables a photo: 0.6 MB with 800 proposals and 512-d features, scaled up to 2,000
 
@@ -62,6 +62,12 @@ def _data(recipe: Recipe) -> list[Finding]:
 
 def _weights(recipe: Recipe) -> list[Finding]:
     findings = []
+    if proposals.has_trunk(recipe):
+        try:
+            proposals.check_weights(recipe)
+            findings.append(Finding("weights", True, f"proposals: {recipe.proposals.weights}"))
+        except (WeightsError, OSError) as error:
+            findings.append(Finding("weights", False, f"proposals: {error}"))
     for name, build, weights in (
         ("HCP", lambda: train_hcp.build(recipe, 1), recipe.hcp.weights),
         ("DeepLab", lambda: train_segmenter.build(recipe, 1, None), recipe.segmentation.weights),

@@ -165,6 +165,7 @@ def prepare(recipe: Recipe, place: RunDirectory) -> Job:
     listing = datasets.list_photos(recipe.dataset, demo, recipe.seed)
     if not any(photo.split == "train" and not photo.error for photo in listing.photos):
         raise datasets.DatasetError("no training photo can be used: every one failed or has none of the classes")
+    proposals.check_weights(recipe)
     train_hcp.check_weights(recipe)
     train_segmenter.check_weights(recipe)
     return Job(place, recipe, listing)

@@ -73,6 +73,7 @@ class ProposalsSection(Section):
     source: Literal["generate", "mcg", "masks"] = "generate"
     root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
     count: int = Field(2000, ge=1)  # Sec. 3.1: "about 2,000 proposals per image"
+    weights: str | None = None  # generate: an ImageNet VGG-16 (a file, or `imagenet`) draws the contours; null: colour
 
     @model_validator(mode="after")
     def _root(self) -> ProposalsSection:

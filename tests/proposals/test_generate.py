@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
+from scipy import ndimage
 
 from wsseg_ray.proposals import generate as generation
-from wsseg_ray.proposals.generate import _diverse, _lab, _nodes, generate
+from wsseg_ray.proposals import hierarchies
+from wsseg_ray.proposals.generate import Boundary, generate
 from wsseg_ray.proposals.regions import RegionProposals
 
 SQUARES = np.zeros((2, 72, 96), bool)
@@ -24,9 +25,9 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def check(photo: np.ndarray, count: int) -> tuple[RegionProposals, np.ndarray]:
+def check(photo: np.ndarray, count: int, boundary: Boundary | None = None) -> tuple[RegionProposals, np.ndarray]:
     """What holds for the proposals of any photo."""
-    regions, objectness = generate(photo, count)
+    regions, objectness = generate(photo, count, boundary)
     assert regions.superpixels.shape == photo.shape[:2]
     assert 1 <= len(regions) == len(objectness) <= count
     assert objectness.dtype == np.float32
@@ -37,22 +38,62 @@ def check(photo: np.ndarray, count: int) -> tuple[RegionProposals, np.ndarray]:
     whole = members.all(axis=1)
     assert not whole[:-1].any()
     assert whole[-1] or len(regions) == count
+    assert (objectness[~whole] > 0).all() and (objectness[whole] == 0).all()
     return regions, objectness
 
 
-@pytest.mark.parametrize("amount", [0, 5, 20])
-def test_finds_two_squares(amount):
-    regions, _ = check(squares(amount), 20)
+def no_boundary(photo: np.ndarray) -> np.ndarray:
+    return np.zeros(photo.shape[:2], np.float32)
+
+
+def true_boundary(photo: np.ndarray) -> np.ndarray:
+    return np.maximum(*(square ^ ndimage.binary_erosion(square) for square in SQUARES)).astype(np.float32)
+
+
+def overlaps(regions: RegionProposals) -> np.ndarray:
+    """Best IoU with each square, (2,)."""
     masks = np.stack([regions.mask(n) for n in range(len(regions))])
     iou = (SQUARES[:, None] & masks).sum(axis=(2, 3)) / (SQUARES[:, None] | masks).sum(axis=(2, 3))
-    assert (iou.max(axis=1) > 0.9).all()
+    return iou.max(axis=1)
 
 
-def test_is_deterministic():
+@pytest.mark.parametrize("boundary", [None, no_boundary, true_boundary])
+@pytest.mark.parametrize("amount", [0, 5, 20])
+def test_finds_two_squares(amount, boundary):
+    regions, _ = check(squares(amount), 50, boundary)
+    assert (overlaps(regions) > 0.9).all()
+
+
+@pytest.mark.parametrize("boundary", [None, no_boundary])
+def test_a_large_photo_is_shrunk(boundary, monkeypatch):
+    monkeypatch.setattr(generation, "MAX_WORKING_PIXELS", 1000)
+    photo = squares(5)
+    assert generation.shrink(photo).shape == (27, 36, 3)
+    regions, _ = check(photo, 1000, boundary)  # all: this is about their size, not about their order
+    assert regions.superpixels.shape == (72, 96)
+    assert (overlaps(regions) > 0.9).all()
+
+
+def test_a_small_photo_is_not_shrunk():
+    photo = squares(5)
+    assert generation.shrink(photo) is photo
+    assert generation.shrink(np.zeros((500, 500, 3), np.uint8)).shape == (500, 500, 3)
+    assert generation.shrink(np.zeros((1, 10**6, 3), np.uint8)).shape == (1, 500_000, 3)
+
+
+def test_the_boundary_sees_the_photo_at_working_size(monkeypatch):
+    monkeypatch.setattr(generation, "MAX_WORKING_PIXELS", 1000)
+    seen = []
+    generate(squares(5), 20, lambda photo: (seen.append(photo.shape), no_boundary(photo))[1])
+    assert seen == [(27, 36, 3)]
+
+
+@pytest.mark.parametrize("boundary", [None, true_boundary])
+def test_is_deterministic(boundary):
     photo = squares(8)
     before = photo.copy()
-    regions, objectness = generate(photo, 200)
-    again, same = generate(photo, 200)
+    regions, objectness = generate(photo, 200, boundary)
+    again, same = generate(photo, 200, boundary)
     assert (photo == before).all()
     assert (regions.superpixels == again.superpixels).all() and (objectness == same).all()
     assert (regions.membership != again.membership).nnz == 0
@@ -75,7 +116,7 @@ def test_a_flat_photo_is_one_proposal(size, value):
 
 
 def test_a_photo_of_one_superpixel_is_one_proposal(monkeypatch):
-    monkeypatch.setattr(generation, "MAX_SUPERPIXELS", 1)
+    monkeypatch.setattr(hierarchies, "MAX_SUPERPIXELS", 1)
     regions, objectness = check(squares(8), 10)
     assert regions.membership.toarray().tolist() == [[1]] and objectness.tolist() == [0]
 
@@ -104,48 +145,3 @@ def test_rows_of_one_pixel(row):
 def test_small_photos_of_blocks(height, width, count, block, seed):
     blocks = noise(-(-height // block), -(-width // block), seed)
     check(np.kron(blocks, np.ones((block, block, 1), np.uint8))[:height, :width], count)
-
-
-def test_lab_of_known_colours():
-    rgb = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [119, 119, 119]]], np.uint8)
-    expected = [[0, 0, 0], [100, 0, 0], [53.24, 80.09, 67.2], [87.73, -86.18, 83.18], [32.3, 79.19, -107.86]]
-    np.testing.assert_allclose(_lab(rgb)[0], [*expected, [50.03, 0, 0]], atol=0.1)
-
-
-class Tree:
-    """Leaves 0, 1, 2; node 3 of 0 and 1; node 4, the root, of 3 and 2."""
-
-    def num_leaves(self):
-        return 3
-
-    def num_vertices(self):
-        return 5
-
-    def root(self):
-        return 4
-
-    def parents(self):
-        return np.array([3, 3, 4, 4, 4])
-
-
-def test_nodes_list_their_superpixels():
-    assert _nodes(Tree()).toarray().tolist() == [[1, 1, 0], [1, 1, 1]]
-
-
-def test_diverse_prefers_what_is_new_to_a_better_repetition():
-    candidates = sparse.csr_array(np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], np.float32))
-    order, objectness = _diverse(candidates, np.array([9, 1, 5]), np.array([1.0, 0.9, 0.5]), 3)
-    assert order.tolist() == [0, 2, 1]
-    assert (np.diff(objectness) <= 0).all()
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 6), st.integers(0, 14))
-def test_diverse_takes_each_once(seed, rows, columns, count):
-    random = np.random.default_rng(seed)
-    members = random.random((rows, columns)) < 0.4
-    members[:, 0] = True
-    candidates = sparse.csr_array(members.astype(np.float32))
-    order, objectness = _diverse(candidates, random.integers(1, 99, columns), random.normal(size=rows), count)
-    assert len(set(order.tolist())) == len(order) == len(objectness) == min(count, rows)
-    assert (np.diff(objectness) <= 0).all()

@@ -131,7 +131,7 @@ def load_weights(
     a network with the same trunk (`trunk.*`), of which the trunk alone is taken. Half precision becomes float32.
 
     Arguments:
-        network: has a `trunk` and `convert_fc`.
+        network: has a `trunk` and, to take fc6 and fc7 too, `convert_fc`.
         source: a path, the bytes of a file, or `imagenet`: torchvision's download.
         name: what messages call the source; default: its path.
     Returns the names of what was loaded, and of the parameters that were not: they start at random.
@@ -148,7 +148,7 @@ def load_weights(
             f"{name}: lacks {len(lacking)} of the trunk's tensors ({', '.join(lacking[:3])}, ...); it must be "
             "torchvision's VGG-16 state dict, its `features.*` alone, or a network with the same trunk (`trunk.*`)"
         )
-    if state.keys() >= VGG16_FC.keys():
+    if state.keys() >= VGG16_FC.keys() and hasattr(network, "convert_fc"):
         for key, shape in VGG16_FC.items():
             _check_shape(name, key, state[key], shape)
         weights |= network.convert_fc(*(state[key] for key in VGG16_FC))

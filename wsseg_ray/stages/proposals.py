@@ -1,14 +1,21 @@
-"""Stage `proposals`: the candidate regions of every training photo, and the ten that train HCP. CPU tasks."""
+"""Stage `proposals`: the candidate regions of every training photo, and the ten that train HCP. CPU tasks.
+
+Where a trunk draws the contours, tasks read and decode, actors (one a GPU) find the boundaries, tasks do the rest.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.hcp.hypotheses import select_hypotheses
-from wsseg_ray.proposals import ProposalFileError, generate, masks, mcg
+from wsseg_ray.proposals import ProposalFileError, contours, generate, masks, mcg
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.stages.job import Job
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.stages import training
+from wsseg_ray.stages.job import Job, cpu_threads
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
 from wsseg_ray.tables import read_bytes
 
@@ -18,19 +25,60 @@ READERS = {"mcg": (mcg.read, ".mat"), "masks": (masks.read, ".json")}
 
 def run(job: Job) -> int:
     """Write `proposals/` for the training photos; returns the photos done now."""
-    shards = dict.fromkeys(shard for shard in job.run.shards("images") if shard.startswith("train"))
-    return map_shards(job, "proposals", TABLE, shards, _rows, _propose)
+    shards = [shard for shard in job.run.shards("images") if shard.startswith("train")]
+    if not has_trunk(job.recipe):
+        return map_shards(job, "proposals", TABLE, dict.fromkeys(shards), _rows, _propose)
+    threads = dict.fromkeys(shards, cpu_threads(job.recipe))
+    return map_shards(job, "proposals", TABLE, threads, _photos, actor=_Boundary, finish=_propose)
+
+
+def has_trunk(recipe: Recipe) -> bool:
+    """Whether a VGG-16 trunk draws the contours."""
+    return recipe.proposals.source == "generate" and recipe.proposals.weights is not None
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Raise WeightsError where the weights cannot be used."""
+    if has_trunk(recipe):
+        _trunk(recipe)
+
+
+def _trunk(recipe: Recipe) -> torch.nn.Sequential:
+    weights = recipe.proposals.weights
+    return contours.contour_trunk(training.weights_source(weights), weights)
 
 
 def _rows(job: Job, shard: str, _: None) -> list[Row]:
     return list(job.run.read_good("images", shard).values())
 
 
+def _photos(job: Job, shard: str, threads: int) -> list[Row]:
+    rows = _rows(job, shard, None)
+    for row in rows:
+        row["threads"] = threads
+        add_photo(job, row, row["uri"])
+    return rows
+
+
+class _Boundary:
+    """The trunk on this actor's device."""
+
+    def __init__(self, job: Job) -> None:
+        self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def __call__(self, row: Row) -> Row:
+        torch.set_num_threads(row["threads"])
+        return {**row, "boundary": contours.trunk_boundary(self._trunk, generate.shrink(row["photo"]))}
+
+
 def _propose(job: Job, row: Row) -> Row:
     settings, hcp = job.recipe.proposals, job.recipe.hcp
     if settings.source == "generate":
-        photo = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)
-        regions, objectness = generate.generate(photo, settings.count)
+        if has_trunk(job.recipe):
+            photo, boundary = row["photo"], lambda _: row["boundary"]
+        else:
+            photo, boundary = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side), None
+        regions, objectness = generate.generate(photo, settings.count, boundary)
     else:
         regions, objectness = _from_file(job, row)
     return {
@@ -61,4 +109,6 @@ def _from_file(job: Job, row: Row) -> tuple[RegionProposals, np.ndarray]:
     if full != size:
         regions, kept = regions.resized(*size)
         objectness = objectness[kept]
+        if len(kept) == 0:
+            raise ProposalFileError(f"no proposal is left at {size[1]}x{size[0]} px")
     return regions, objectness

@@ -1,0 +1,33 @@
+"""What the generator has learned: three small perceptrons, from the human boundaries of BSDS500 alone.
+
+`benchmarks/train_proposals.py` writes `learned.npz`, which is shipped: no mask of an object had a part in it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (out, in) and biases (out,), float32
+
+
+@cache
+def layers(name: str) -> Layers:
+    """The layers of a perceptron of `learned.npz`, by its name."""
+    with (resources.files("wsseg_ray.proposals") / "learned.npz").open("rb") as file, np.load(file) as kept:
+        depth = sum(key.startswith(f"{name}.weight") for key in kept)
+        return [
+            (kept[f"{name}.weight{i}"].astype(np.float32), kept[f"{name}.bias{i}"].astype(np.float32))
+            for i in range(depth)
+        ]
+
+
+def perceive(network: Layers, x: np.ndarray) -> np.ndarray:
+    """A perceptron with ReLUs between its layers: (N, in) to (N,) float32, its one output."""
+    x = x.astype(np.float32)
+    for weight, bias in network[:-1]:
+        x = np.maximum(x @ weight.T + bias, 0)
+    weight, bias = network[-1]
+    return (x @ weight.T + bias)[:, 0]
