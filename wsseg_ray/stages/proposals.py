@@ -14,7 +14,7 @@ from wsseg_ray.proposals import ProposalFileError, contours, generate, masks, mc
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.stages import training
-from wsseg_ray.stages.job import Job, cpu_threads
+from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
 from wsseg_ray.tables import read_bytes
@@ -25,11 +25,10 @@ READERS = {"mcg": (mcg.read, ".mat"), "masks": (masks.read, ".json")}
 
 def run(job: Job) -> int:
     """Write `proposals/` for the training photos; returns the photos done now."""
-    shards = [shard for shard in job.run.shards("images") if shard.startswith("train")]
-    if not has_trunk(job.recipe):
-        return map_shards(job, "proposals", TABLE, dict.fromkeys(shards), _rows, _propose)
-    threads = dict.fromkeys(shards, cpu_threads(job.recipe))
-    return map_shards(job, "proposals", TABLE, threads, _photos, actor=_Boundary, finish=_propose)
+    shards = dict.fromkeys(shard for shard in job.run.shards("images") if shard.startswith("train"))
+    if has_trunk(job.recipe):
+        return map_shards(job, "proposals", TABLE, shards, _photos, actor=_Boundary, finish=_propose)
+    return map_shards(job, "proposals", TABLE, shards, _rows, _propose)
 
 
 def has_trunk(recipe: Recipe) -> bool:
@@ -52,10 +51,9 @@ def _rows(job: Job, shard: str, _: None) -> list[Row]:
     return list(job.run.read_good("images", shard).values())
 
 
-def _photos(job: Job, shard: str, threads: int) -> list[Row]:
+def _photos(job: Job, shard: str, _: None) -> list[Row]:
     rows = _rows(job, shard, None)
     for row in rows:
-        row["threads"] = threads
         add_photo(job, row, row["uri"])
     return rows
 
@@ -64,10 +62,11 @@ class _Boundary:
     """The trunk on this actor's device."""
 
     def __init__(self, job: Job) -> None:
+        # Always one: convolutions on more threads differ in the last bits, and a watershed follows every bit.
+        torch.set_num_threads(1)
         self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, row: Row) -> Row:
-        torch.set_num_threads(row["threads"])
         return {**row, "boundary": contours.trunk_boundary(self._trunk, generate.shrink(row["photo"]))}
 
 
