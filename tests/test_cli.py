@@ -69,9 +69,15 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, tmp_path
     assert exit_code(monkeypatch, "doctor", "demo") == 0
     assert "288 training and 80 val photos" in capsys.readouterr().out
     settings = ["--set", f"dataset.root={tmp_path}/none", "--set", "hcp.weights=none.pth"]
+    settings += ["--set", "proposals.weights=gone.pth"]
     assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=null") == 2
     printed = capsys.readouterr().out
-    assert f"{tmp_path}/none" in printed and "none.pth" in printed and printed.count("MISSING") == 2
+    assert (
+        f"{tmp_path}/none" in printed
+        and "none.pth" in printed
+        and "gone.pth" in printed
+        and printed.count("MISSING") == 3
+    )
 
 
 @pytest.fixture
