@@ -8,7 +8,7 @@ learned once more from all 200 photos. No mask of an object is read: segments of
 of a photo, grass and sky among them. What counts as an object here is geometry: a segment that two people agree on
 (IoU 0.7), between 0.5 and 50 % of the photo, on at most two of its sides.
 
-Takes about 25 minutes and 8 GB on two cores. Prints, of the photos left out, the precision of contours and how well
+Takes about 27 minutes and 8 GB on one core. Prints, of the photos left out, the precision of contours and how well
 objects are found.
 """
 
