@@ -49,7 +49,7 @@ from wsseg_ray.proposals import combinations, hierarchies, ranking
 from wsseg_ray.proposals.combinations import COARSE
 from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
 from wsseg_ray.proposals.generate import cut
-from wsseg_ray.proposals.learned import layers, perceive
+from wsseg_ray.proposals.learned import layers
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import VOC_CLASSES
 
@@ -129,9 +129,9 @@ def ours(trunk: torch.nn.Sequential | None = None, coarse: tuple[int, ...] = COA
 
     def propose(photo: np.ndarray) -> tuple[Proposals, dict[str, float]]:
         clock = [time.perf_counter()]
-        probability = trunk_boundary(trunk, photo) if trunk else None
+        boundary = trunk_boundary(trunk, photo) if trunk else None
         clock.append(time.perf_counter())
-        parts, seen, mode = cut(photo, (lambda _: probability) if trunk else None)
+        parts, seen, mode = cut(photo, boundary)
         clock.append(time.perf_counter())
         strengths = hierarchies.arc_strengths(parts, seen, layers(f"arcs_{mode}"))
         trees = hierarchies.trees(parts, seen, strengths)
@@ -139,9 +139,7 @@ def ours(trunk: torch.nn.Sequential | None = None, coarse: tuple[int, ...] = COA
         regions = combinations.candidates(parts, trees, coarse)
         clock.append(time.perf_counter())
         if ranked:
-            scores = perceive(layers(f"ranking_{mode}"), ranking.features(parts, seen, strengths, regions))
-            best = np.argsort(-scores, kind="stable")[: ranking.POOL]
-            best = best[ranking.diverse(regions[:, best], parts.areas, scores[best], COUNTS[-1])[0]]
+            best, _ = ranking.rank(parts, seen, strengths, regions, layers(f"ranking_{mode}"), COUNTS[-1])
         else:
             best = np.argsort(-(parts.areas @ regions), kind="stable")[: COUNTS[-1]]
         proposals = RegionProposals(parts.superpixels, sparse.csr_array(regions[:, best].T, dtype=np.float32))

@@ -59,8 +59,7 @@ def main() -> None:
     for mode in ("plain", "trunk"):
         parts = []
         for photo, fold in zip(tqdm(photos, f"{mode}: superpixels"), folds, strict=True):
-            head = None if mode == "plain" else lambda photo, layers=heads[fold]: boundary(trunk, photo, layers)
-            parts.append(cut(photo, head)[:2])
+            parts.append(cut(photo, boundary(trunk, photo, heads[fold]) if mode == "trunk" else None)[:2])
         arcs = learn_arcs(parts, segments, folds)
         learned[f"arcs_{mode}"] = arcs[-1]
         learned[f"ranking_{mode}"] = learn_ranking(parts, segments, folds, arcs, mode)

@@ -6,12 +6,14 @@ from scipy import ndimage
 
 from wsseg_ray.proposals import generate as generation
 from wsseg_ray.proposals import hierarchies
-from wsseg_ray.proposals.generate import Boundary, generate
+from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
 
 SQUARES = np.zeros((2, 72, 96), bool)
 SQUARES[0, 8:32, 12:36] = True
 SQUARES[1, 36:64, 52:80] = True
+NO_BOUNDARY = np.zeros((72, 96), np.float32)
+TRUE_BOUNDARY = np.maximum(*(square ^ ndimage.binary_erosion(square) for square in SQUARES)).astype(np.float32)
 
 
 def squares(noise: float, seed: int = 0) -> np.ndarray:
@@ -25,7 +27,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def check(photo: np.ndarray, count: int, boundary: Boundary | None = None) -> tuple[RegionProposals, np.ndarray]:
+def check(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) -> tuple[RegionProposals, np.ndarray]:
     """What holds for the proposals of any photo."""
     regions, objectness = generate(photo, count, boundary)
     assert regions.superpixels.shape == photo.shape[:2]
@@ -42,14 +44,6 @@ def check(photo: np.ndarray, count: int, boundary: Boundary | None = None) -> tu
     return regions, objectness
 
 
-def no_boundary(photo: np.ndarray) -> np.ndarray:
-    return np.zeros(photo.shape[:2], np.float32)
-
-
-def true_boundary(photo: np.ndarray) -> np.ndarray:
-    return np.maximum(*(square ^ ndimage.binary_erosion(square) for square in SQUARES)).astype(np.float32)
-
-
 def overlaps(regions: RegionProposals) -> np.ndarray:
     """Best IoU with each square, (2,)."""
     masks = np.stack([regions.mask(n) for n in range(len(regions))])
@@ -57,14 +51,14 @@ def overlaps(regions: RegionProposals) -> np.ndarray:
     return iou.max(axis=1)
 
 
-@pytest.mark.parametrize("boundary", [None, no_boundary, true_boundary])
+@pytest.mark.parametrize("boundary", [None, NO_BOUNDARY, TRUE_BOUNDARY])
 @pytest.mark.parametrize("amount", [0, 5, 20])
 def test_finds_two_squares(amount, boundary):
     regions, _ = check(squares(amount), 50, boundary)
     assert (overlaps(regions) > 0.9).all()
 
 
-@pytest.mark.parametrize("boundary", [None, no_boundary])
+@pytest.mark.parametrize("boundary", [None, np.zeros((27, 36), np.float32)])
 def test_a_large_photo_is_shrunk(boundary, monkeypatch):
     monkeypatch.setattr(generation, "MAX_WORKING_PIXELS", 1000)
     photo = squares(5)
@@ -81,14 +75,13 @@ def test_a_small_photo_is_not_shrunk():
     assert generation.shrink(np.zeros((1, 10**6, 3), np.uint8)).shape == (1, 500_000, 3)
 
 
-def test_the_boundary_sees_the_photo_at_working_size(monkeypatch):
+def test_a_boundary_of_another_size_is_an_error(monkeypatch):
     monkeypatch.setattr(generation, "MAX_WORKING_PIXELS", 1000)
-    seen = []
-    generate(squares(5), 20, lambda photo: (seen.append(photo.shape), no_boundary(photo))[1])
-    assert seen == [(27, 36, 3)]
+    with pytest.raises(ValueError, match=r"a boundary of \(72, 96\) for a photo of \(27, 36\)"):
+        generate(squares(5), 20, NO_BOUNDARY)
 
 
-@pytest.mark.parametrize("boundary", [None, true_boundary])
+@pytest.mark.parametrize("boundary", [None, TRUE_BOUNDARY])
 def test_is_deterministic(boundary):
     photo = squares(8)
     before = photo.copy()

@@ -97,7 +97,7 @@ def test_features_against_the_definition(height, width, count, chunk, seed):
     assert len(found) == count and found.dtype == np.float32
     assert np.isfinite(found).all()
     cues = np.vstack([strengths, strengths > 0.25, strengths > 0.5, strengths > 0.75, parts.cues])
-    look = np.hstack([seen.colour, 30 * seen.colours, 30 * seen.textures])
+    look = np.hstack([seen.colour, seen.colours, seen.textures])
     source, target = parts.ends
     for region, row in zip(regions.T, found, strict=True):
         crossing, inner = region[source] != region[target], region[source] & region[target]
@@ -116,7 +116,7 @@ def test_features_against_the_definition(height, width, count, chunk, seed):
         np.testing.assert_allclose(row[31], len(ys) / (height * width), rtol=1e-4)
         np.testing.assert_allclose(np.exp(row[32]), len(ys) / (box[0] * box[1]), rtol=1e-4)
         np.testing.assert_allclose(np.exp(row[34]), box[0] / box[1], rtol=1e-4)
-        borders = [(ys == 0).sum(), (ys == height - 1).sum(), (xs == 0).sum(), (xs == width - 1).sum()]
-        np.testing.assert_allclose(row[37:41], np.array(borders) / [width, width, height, height], rtol=1e-4)
+        borders = [(xs == 0).sum(), (xs == width - 1).sum(), (ys == 0).sum(), (ys == height - 1).sum()]
+        np.testing.assert_allclose(row[37:41], np.array(borders) / [height, height, width, width], rtol=1e-4)
         assert row[41] == np.count_nonzero(borders)
         np.testing.assert_allclose(row[-2:], [box[0] / width, box[1] / height], rtol=1e-4)

@@ -41,9 +41,7 @@ def test_one_worker_many_workers_and_no_ray_give_the_same_bits(cluster, tiny, we
         assert first.keys() == second.keys()
         assert all(np.array_equal(first[key], second[key]) for key in first)
         photo = read_photo(read_bytes(uris[first["image_id"]]), None)
-        plain, objectness = generate.generate(
-            photo, 40, (lambda photo: contours.trunk_boundary(network, photo)) if trunk else None
-        )
+        plain, objectness = generate.generate(photo, 40, contours.trunk_boundary(network, photo) if trunk else None)
         stored = regions_of(first)
         assert (stored.superpixels == plain.superpixels).all()
         assert (stored.membership != plain.membership).nnz == 0

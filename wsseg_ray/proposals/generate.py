@@ -8,31 +8,27 @@ were chosen while looking at masks of about 60 VOC val photos, and are still to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import higra as hg
 import numpy as np
 from PIL import Image
 from scipy import sparse
 
 from wsseg_ray.proposals import combinations, contours, hierarchies, ranking
-from wsseg_ray.proposals.learned import layers, perceive
+from wsseg_ray.proposals.learned import layers
 from wsseg_ray.proposals.regions import RegionProposals
 
 MAX_WORKING_PIXELS = 500 * 500  # larger photos are shrunk to it; their superpixels are brought back to full size
 FINE = 0.25  # the colour's share in the watershed beside the trunk's boundary, which is a pixel or two off
 
-Boundary = Callable[[np.ndarray], np.ndarray]  # photo (H, W, 3) uint8 to probabilities (H, W) float32
 
-
-def generate(photo: np.ndarray, count: int, boundary: Boundary | None = None) -> tuple[RegionProposals, np.ndarray]:
+def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) -> tuple[RegionProposals, np.ndarray]:
     """Candidate objects of a photo.
 
     Arguments:
         photo: (H, W, 3) uint8, RGB.
         count: how many proposals at most; fewer on small or plain photos.
-        boundary: probability that a person draws a boundary through a pixel, see `contours.trunk_boundary`; without it
-            colour and texture alone draw the contours.
+        boundary: (h, w) in 0..1, of the size of `shrink(photo)`: the probability that a person draws a boundary
+            through a pixel, see `contours.trunk_boundary`; without it colour and texture alone draw the contours.
 
     Costs about 1.3 s at 500x375 on one core beside what `boundary` costs.
 
@@ -46,10 +42,8 @@ def generate(photo: np.ndarray, count: int, boundary: Boundary | None = None) ->
         return _whole(photo)
     strengths = hierarchies.arc_strengths(parts, seen, layers(f"arcs_{mode}"))
     regions = combinations.candidates(parts, hierarchies.trees(parts, seen, strengths))
-    scores = perceive(layers(f"ranking_{mode}"), ranking.features(parts, seen, strengths, regions))
-    best = np.argsort(-scores, kind="stable")[: ranking.POOL]
-    order, objectness = ranking.diverse(regions[:, best], parts.areas, scores[best], count)
-    members = regions[:, best[order]].T
+    order, objectness = ranking.rank(parts, seen, strengths, regions, layers(f"ranking_{mode}"), count)
+    members = regions[:, order].T
     if len(order) < count:
         members = np.vstack([members, np.ones((1, len(parts.areas)), bool)])
         objectness = np.append(objectness, np.float32(0))
@@ -66,8 +60,16 @@ def shrink(photo: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
 
 
-def cut(photo: np.ndarray, boundary: Boundary | None) -> tuple[hierarchies.Partition, hierarchies.Looks, str]:
-    """Superpixels of a photo, with the cues along their arcs and their looks; and which networks know these cues."""
+def cut(photo: np.ndarray, boundary: np.ndarray | None = None) -> tuple[hierarchies.Partition, hierarchies.Looks, str]:
+    """Superpixels of a photo, with the cues along their arcs and their looks; and which networks know these cues.
+
+    Arguments:
+        photo: (H, W, 3) uint8, no larger than `shrink` makes it.
+        boundary: (H, W), see `generate`.
+    Returns them and "plain" or "trunk". Raises ValueError where the boundary is not of the photo's size.
+    """
+    if boundary is not None and boundary.shape != photo.shape[:2]:
+        raise ValueError(f"a boundary of {boundary.shape} for a photo of {photo.shape[:2]} at working size")
     colours = contours.lab(photo)
     textures = contours.texture(colours[..., 0])
     grid = hg.get_4_adjacency_graph(photo.shape[:2])
@@ -75,8 +77,7 @@ def cut(photo: np.ndarray, boundary: Boundary | None) -> tuple[hierarchies.Parti
     strength, mode = cues[0] / max(cues[0].mean(), 1e-6), "plain"
     if boundary is not None:
         source, target = grid.edge_list()
-        probability = boundary(photo).ravel()
-        edges = (probability[source] + probability[target]) / 2
+        edges = (boundary.ravel()[source] + boundary.ravel()[target]) / 2
         cues = np.vstack([cues, edges])
         strength, mode = edges / max(edges.mean(), 1e-6) + FINE * strength, "trunk"
     parts = hierarchies.partition(grid, strength, cues)

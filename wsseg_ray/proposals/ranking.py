@@ -12,90 +12,125 @@ from scipy import sparse
 from scipy.linalg.blas import ssyrk
 
 from wsseg_ray.proposals.hierarchies import Looks, Partition
-from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.proposals.learned import Layers, perceive
+from wsseg_ray.proposals.regions import label_boxes
 
 CHUNK = 2048  # candidates whose arcs are looked at together: bounds memory
+SURE = (0.25, 0.5, 0.75)  # probabilities above which an arc counts as a contour
 POOL = 4000  # best-scored candidates that are ranked for diversity; bounds time and memory
-GREEDY = 500
+GREEDY = 500  # candidates taken one by one: later ones are seldom looked at in order
 DUPLICATE = 0.95  # IoU
-OVERLAP_PENALTY = 1.0  # of a score, which is an IoU
+OVERLAP_PENALTY = 1.0  # of a score, which estimates an IoU
 
 
-def features(parts: Partition, seen: Looks, strengths: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """What the ranking reads of every candidate, (N, F) float32.
-
-    Sums along contours and inside regions are products with the arcs that lie inside: an arc is inside a region when
-    both its ends are. The arcs of the contour are those that the region touches without.
+def rank(
+    parts: Partition, seen: Looks, strengths: np.ndarray, regions: np.ndarray, network: Layers, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The candidates that look most like objects, different ones first.
 
     Arguments:
         strengths: (E,) probability of a contour.
         regions: (S, N) bool.
-    Costs E N operations an arc feature.
+        network: from `features` to an estimate of the IoU with an object.
+        count: how many at most.
+    Returns indices and objectness as `diverse` does, of the 4,000 with the best scores.
     """
-    source, target = parts.ends
-    height, width = parts.superpixels.shape
-    look = np.hstack([seen.colour, 30 * seen.colours, 30 * seen.textures])
-    cues = np.vstack([strengths, strengths > 0.25, strengths > 0.5, strengths > 0.75, parts.cues])
-    weighted = np.vstack([parts.lengths, parts.lengths * cues])  # (1 + K, E)
-    ends = sparse.csr_array(
-        (np.ones(2 * len(source)), (np.concatenate([source, target]), np.tile(np.arange(len(source)), 2))),
-        shape=(len(parts.areas), len(source)),
-    )  # (S, E)
-    touched = regions.T.astype(np.float32) @ (ends @ weighted.T).astype(np.float32)  # (N, 1 + K)
-    inside = np.empty_like(touched)
-    ring = regions.T.astype(np.float32) @ _outer(parts, look)
-    for start in range(0, regions.shape[1], CHUNK):
+    scores = perceive(network, features(parts, seen, strengths, regions))
+    best = np.argsort(-scores, kind="stable")[:POOL]
+    order, objectness = diverse(regions[:, best], parts.areas, scores[best], count)
+    return best[order], objectness
+
+
+def features(parts: Partition, seen: Looks, strengths: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """What the ranking reads of every candidate, (N, 3 K + 30) float32: contours and contrast, then geometry.
+
+    Arguments and costs as of `contours_and_contrast`.
+    """
+    members = np.ascontiguousarray(regions.T, dtype=np.float32)
+    contours, outline = contours_and_contrast(parts, seen, strengths, regions, members)
+    return np.hstack([contours, geometry(parts, regions, members, outline)])
+
+
+def contours_and_contrast(
+    parts: Partition, seen: Looks, strengths: np.ndarray, regions: np.ndarray, members: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean contour strength on the outline and inside, their log ratio, and how the ring around a region differs.
+
+    An arc lies inside a region when both its ends do. What a region's superpixels touch counts these twice, and once
+    the arcs of the outline. So sums along outlines are a product over superpixels less one over arcs.
+
+    Arguments:
+        strengths: (E,) probability of a contour.
+        regions, members: the candidates, (S, N) bool and transposed, (N, S) float32.
+    Costs 2 (S + E) N (K + 68) operations, K cues: it is most of what ranking costs beside `diverse`.
+
+    Returns (N, 3 (K + 4) + 3) float32, and the outlines' lengths in pixel edges, (N,).
+    """
+    first, second = parts.ends
+    sure = np.greater.outer(strengths, SURE)  # (E, 3)
+    weights = parts.lengths[:, None] * np.column_stack([np.ones(len(first)), strengths, sure, parts.cues.T])
+    look = np.hstack([seen.colour, seen.colours, seen.textures])
+    kinds = np.cumsum([seen.colour.shape[1], seen.colours.shape[1]])
+    arcs = np.tile(np.arange(len(first)), 2)
+    beyond = parts.lengths[arcs, None] * look[np.concatenate([second, first])]  # (2 E, d): at the other end
+    touches = sparse.csr_array(
+        (np.ones(len(arcs)), (np.concatenate([first, second]), np.arange(len(arcs)))), (len(parts.areas), len(arcs))
+    )
+    sums = members @ (touches @ np.hstack([weights[arcs], beyond])).astype(np.float32)
+    inner = np.hstack([2 * weights, np.add(*np.split(beyond, 2))]).astype(np.float32)
+    inside = np.empty((len(members), weights.shape[1]), np.float32)
+    for start in range(0, len(members), CHUNK):
         chunk = slice(start, start + CHUNK)
-        inner = (regions[source, chunk] & regions[target, chunk]).astype(np.float32)  # (E, n)
-        inside[chunk] = inner.T @ weighted.T.astype(np.float32)
-        ring[chunk] -= inner.T @ (parts.lengths[:, None] * (look[source] + look[target])).astype(np.float32)
-    outline = touched - 2 * inside
-    long, within = np.maximum(outline[:, :1], 1), np.maximum(inside[:, :1], 1)
-    areas = regions.T.astype(np.float32) @ parts.areas.astype(np.float32)
-    mean_look = (regions.T.astype(np.float32) @ (parts.areas[:, None] * look).astype(np.float32)) / areas[:, None]
-    contrast = np.abs(ring / long - mean_look)
-    boxes = RegionProposals(parts.superpixels, sparse.csr_array(regions.T, dtype=np.float32)).boxes
-    box_width, box_height = (boxes[:, 2:] - boxes[:, :2]).T
-    border = np.stack([np.bincount(side, minlength=len(parts.areas)) for side in sides(parts.superpixels)], axis=1)
-    on_border = regions.T.astype(np.float32) @ border.astype(np.float32)  # (N, 4) pixels
+        both = (regions[first, chunk] & regions[second, chunk]).astype(np.float32).T @ inner
+        inside[chunk] = both[:, : weights.shape[1]] / 2
+        sums[chunk] -= both
+    outline, ring = np.split(sums, [weights.shape[1]], axis=1)
+    long = np.maximum(outline[:, :1], 1)
+    on, within = outline[:, 1:] / long, inside[:, 1:] / np.maximum(inside[:, :1], 1)
+    areas = members @ parts.areas.astype(np.float32)
+    contrast = ring / long - members @ (parts.areas[:, None] * look).astype(np.float32) / areas[:, None]
+    unlike = [np.linalg.norm(part, axis=1) for part in np.split(contrast, kinds, axis=1)]
+    return np.column_stack([on, within, np.log(on + 0.01) - np.log(within + 0.01), *unlike]), outline[:, 0]
+
+
+def geometry(parts: Partition, regions: np.ndarray, members: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    """Size, shape, place, and how a region lies on the photo's four sides.
+
+    Arguments:
+        regions, members, outline: see `contours_and_contrast`.
+    Returns (N, 15) float32.
+    """
+    height, width = parts.superpixels.shape
+    x0, y0, x1, y1 = label_boxes(parts.superpixels).astype(np.int32).T[..., None]  # (S, 1) each
+    left, top = (np.where(regions, start, np.int32(max(height, width))).min(axis=0) for start in (x0, y0))
+    right, bottom = (np.where(regions, stop, np.int32(0)).max(axis=0) for stop in (x1, y1))
+    box_width, box_height = right - left, bottom - top
+    on_side = np.stack([np.bincount(side, minlength=len(parts.areas)) for side in sides(parts.superpixels)], axis=1)
+    on_side = members @ on_side.astype(np.float32)  # (N, 4) pixels
+    areas = members @ parts.areas.astype(np.float32)
     share = areas / parts.superpixels.size
-    perimeter = outline[:, 0] + on_border.sum(axis=1)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / [width, height] - 0.5
+    perimeter = outline + on_side.sum(axis=1)
     return np.column_stack(
         [
-            outline[:, 1:] / long,
-            inside[:, 1:] / within,
-            np.log(outline[:, 1:] / long + 0.01) - np.log(inside[:, 1:] / within + 0.01),
-            np.linalg.norm(contrast[:, :3], axis=1),
-            np.linalg.norm(contrast[:, 3:39], axis=1),
-            np.linalg.norm(contrast[:, 39:], axis=1),
             np.log(share),
             share,
             np.log(areas / (box_width * box_height)),
             np.log(areas / perimeter**2),
             np.log(box_width / box_height),
-            np.abs(centre),
-            on_border / [width, width, height, height],
-            (on_border > 0).sum(axis=1),
-            on_border.sum(axis=1) / perimeter,
+            np.abs((left + right) / 2 / width - 0.5),
+            np.abs((top + bottom) / 2 / height - 0.5),
+            on_side / [height, height, width, width],
+            (on_side > 0).sum(axis=1),
+            on_side.sum(axis=1) / perimeter,
             box_width / width,
             box_height / height,
         ]
     ).astype(np.float32)
 
 
-def _outer(parts: Partition, look: np.ndarray) -> np.ndarray:
-    """Sum over the arcs of a superpixel of length times the look of the other end, and its own, (S, d)."""
-    source, target = parts.ends
-    total = np.zeros((len(parts.areas), look.shape[1]), np.float32)
-    weighted = parts.lengths[:, None] * look[target]
-    np.add.at(total, source, weighted)
-    np.add.at(total, target, parts.lengths[:, None] * look[source])
-    return total
-
-
-def sides(superpixels: np.ndarray) -> tuple[np.ndarray, ...]:
-    return superpixels[0], superpixels[-1], superpixels[:, 0], superpixels[:, -1]
+def sides(labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The pixels of a label map (H, W) on the photo's left, right, upper and lower side."""
+    return labels[:, 0], labels[:, -1], labels[0], labels[-1]
 
 
 def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,28 +145,24 @@ def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: i
         areas: (S,) pixels.
         scores: (N,).
         count: how many at most.
-    Costs 8 N^2 bytes, a product of N^2 S / 2 operations and 500 passes over N.
+    Costs 4 N^2 bytes, a product of N^2 S operations and 500 passes over N.
 
     Returns indices, and objectness, the exponential of that value, which never rises; both (n,), n at most `count`.
     """
     weighted = regions.T * np.sqrt(areas).astype(np.float32)  # (N, S)
-    triangle = ssyrk(1, weighted.T, trans=True)  # of the intersections in pixels: they are symmetric
-    intersection = triangle + triangle.T
-    sizes = triangle.diagonal()
-    np.fill_diagonal(intersection, sizes)
-    scores = scores.astype(np.float32)
-    overlap = np.zeros(len(scores), np.float32)
+    pixels = ssyrk(1, weighted.T, trans=True)  # of the intersections; the upper triangle, as they are symmetric
+    sizes = pixels.diagonal()
+    left, overlap = scores.astype(np.float32), np.zeros(len(scores), np.float32)  # scores of what is not dropped
     order, values = [], []
-    while len(order) < min(count, GREEDY):
-        value = scores - OVERLAP_PENALTY * overlap
-        best = value.argmax() if len(value) else 0
-        if not len(value) or value[best] == -np.inf:
-            break
+    while len(order) < min(count, GREEDY) and (left > -np.inf).any():
+        value = left - OVERLAP_PENALTY * overlap
+        best = value.argmax()
         order.append(best)
         values.append(value[best])
-        iou = intersection[best] / (sizes[best] + sizes - intersection[best])
-        scores[iou > DUPLICATE] = -np.inf
+        shared = np.concatenate([pixels[:best, best], pixels[best, best:]])
+        iou = shared / (sizes[best] + sizes - shared)
+        left[iou > DUPLICATE] = -np.inf
         np.maximum(overlap, iou, out=overlap)
-    value = scores - OVERLAP_PENALTY * overlap
+    value = left - OVERLAP_PENALTY * overlap
     rest = np.argsort(-value, kind="stable")[: np.isfinite(value).sum()][: count - len(order)]
     return np.append(order, rest).astype(np.int64), np.exp(np.append(values, value[rest]).astype(np.float32))

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import islice
 
 import numpy as np
-from scipy import sparse
+from scipy import ndimage, sparse
 
 MAX_SUPERPIXELS = 65536  # labels are stored as uint16
 
@@ -69,19 +69,7 @@ class RegionProposals:
     @cached_property
     def superpixel_boxes(self) -> np.ndarray:
         """Bounding box of every superpixel, (S, 4) int64: x0, y0, x1, y1, the end exclusive."""
-        labels = self.superpixels.ravel()
-        ys, xs = np.divmod(np.arange(labels.size), self.superpixels.shape[1])
-        boxes = np.empty((len(self.areas), 4), np.int64)
-        for column, values, reduce, start in (
-            (0, xs, np.minimum, labels.size),
-            (1, ys, np.minimum, labels.size),
-            (2, xs + 1, np.maximum, 0),
-            (3, ys + 1, np.maximum, 0),
-        ):
-            extreme = np.full(len(self.areas), start, np.int64)
-            reduce.at(extreme, labels, values)
-            boxes[:, column] = extreme
-        return boxes
+        return label_boxes(self.superpixels)
 
     @cached_property
     def boxes(self) -> np.ndarray:
@@ -157,6 +145,16 @@ class RegionProposals:
         membership = self.membership[:, kept_superpixels]
         kept = np.flatnonzero(np.diff(membership.indptr))
         return RegionProposals(superpixels.reshape(height, width), membership[kept]), kept
+
+
+def label_boxes(labels: np.ndarray) -> np.ndarray:
+    """Bounding box of every label, (S, 4) int64: x0, y0, x1, y1, the end exclusive.
+
+    Arguments:
+        labels: (H, W) integers, every value of 0..S-1 occurs.
+    """
+    extents = ndimage.find_objects(labels.astype(np.int32) + 1)
+    return np.array([[x.start, y.start, x.stop, y.stop] for y, x in extents], np.int64)
 
 
 def from_flat(superpixels: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> RegionProposals:

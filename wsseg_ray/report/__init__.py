@@ -13,12 +13,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from wsseg_ray.datasets.pixels import VOID, voc_palette
 from wsseg_ray.recipe import CEILING, KEEPS, NETWORKS, UNREFINED, VOC_CLASSES
 from wsseg_ray.report import paper
 from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
+from wsseg_ray.report.templates import template
 
 DASH = "–"
 LARGE_GAP = 10.0  # points of mIoU between the maps' argmax and their best threshold that deserve a warning
@@ -101,17 +102,10 @@ def render(
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-@cache  # compiling takes longer than printing
+@cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("wsseg_ray", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"num": _number, "signed": _signed, "duration": _duration, "percent": _percent}
-    return environment.get_template("page.html")
+    filters = {"num": _number, "signed": _signed, "duration": _duration, "percent": _percent}
+    return template("page.html", filters)
 
 
 def _at(tree: Any, *keys: str) -> Any:

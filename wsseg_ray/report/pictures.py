@@ -30,7 +30,7 @@ def photo_uri(photo: np.ndarray) -> str:
     """
     picture = Image.fromarray(photo)
     picture = picture.resize(_fit(*picture.size), Image.Resampling.LANCZOS)
-    return _uri(picture, "jpeg", quality=82, optimize=True)
+    return picture_uri(picture, "jpeg", quality=82, optimize=True)
 
 
 def mask_uri(mask: np.ndarray) -> str:
@@ -74,10 +74,11 @@ def _fit(width: int, height: int) -> tuple[int, int]:
 
 def _overlay(picture: Image.Image, palette: np.ndarray, opacity: np.ndarray) -> str:
     picture.putpalette(palette.tobytes())
-    return _uri(picture, "png", transparency=opacity.tobytes(), optimize=True)
+    return picture_uri(picture, "png", transparency=opacity.tobytes(), optimize=True)
 
 
-def _uri(picture: Image.Image, kind: str, **options: object) -> str:
+def picture_uri(picture: Image.Image, kind: str, **options: object) -> str:
+    """A picture as a `data:` URI of an image format, with Pillow's options for it."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

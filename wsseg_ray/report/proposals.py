@@ -7,7 +7,6 @@ from time import perf_counter
 
 import higra as hg
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from scipy import ndimage
 
@@ -19,7 +18,8 @@ from wsseg_ray.proposals.generate import cut, generate, shrink
 from wsseg_ray.proposals.hierarchies import Partition, arc_strengths, trees
 from wsseg_ray.proposals.learned import layers
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.report.pictures import HEAT_STOPS, SIDE, _uri, heat_ramp, photo_uri
+from wsseg_ray.report.pictures import HEAT_STOPS, SIDE, heat_ramp, photo_uri, picture_uri
+from wsseg_ray.report.templates import template
 
 LEVELS = (200, 50, 20, 8)  # regions of the hierarchy, from fine to coarse
 SHOWN_REGIONS = 50
@@ -60,8 +60,7 @@ def render(name: str, photo: np.ndarray, trunk: Trunk | None = None, count: int 
     """
     started = perf_counter()
     working = shrink(photo)
-    probability = None if trunk is None else trunk_boundary(trunk, working)
-    boundary = None if probability is None else lambda _: probability  # it is asked twice, for the same pixels
+    boundary = None if trunk is None else trunk_boundary(trunk, working)
     proposals, objectness = generate(photo, count, boundary)
     seconds = perf_counter() - started
 
@@ -73,25 +72,18 @@ def render(name: str, photo: np.ndarray, trunk: Trunk | None = None, count: int 
         tree = trees(parts, seen, strengths)[0]
         for regions in sorted({min(level, len(parts.areas)) for level in LEVELS}, reverse=True):
             filled = mean_colours(working, level(tree, regions)[parts.superpixels])
-            levels.append((regions, _uri(Image.fromarray(filled), "png")))
-    if probability is not None:
-        contours.append(("trunk", heat_uri(probability)))
+            levels.append((regions, picture_uri(Image.fromarray(filled), "png")))
+    if boundary is not None:
+        contours.append(("trunk", heat_uri(boundary)))
 
-    environment = Environment(
-        loader=PackageLoader("wsseg_ray", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("proposals.html").render(
+    page = template("proposals.html").render(
         name=name,
         height=photo.shape[0],
         width=photo.shape[1],
         seconds=seconds,
         count=len(proposals),
         superpixels=len(proposals.areas),
-        photo=_uri(Image.fromarray(working), "jpeg", quality=85),
+        photo=picture_uri(Image.fromarray(working), "jpeg", quality=85),
         ramp=[f"rgb({red} {green} {blue})" for red, green, blue in HEAT_STOPS],
         contours=contours,
         levels=levels,
@@ -137,7 +129,7 @@ def heat_uri(strength: np.ndarray) -> str:
     """Strengths (H, W) in 0..1 as a PNG `data:` URI: black is 0, pale yellow 1."""
     picture = Image.fromarray(np.rint(strength * 63).astype(np.uint8) * 4)  # 64 levels: half the size, no visible step
     picture.putpalette(heat_ramp().tobytes())
-    return _uri(picture, "png", optimize=True)
+    return picture_uri(picture, "png", optimize=True)
 
 
 def region_pictures(photo: np.ndarray, proposals: RegionProposals) -> list[str]:

@@ -74,7 +74,7 @@ def _propose(job: Job, row: Row) -> Row:
     settings, hcp = job.recipe.proposals, job.recipe.hcp
     if settings.source == "generate":
         if has_trunk(job.recipe):
-            photo, boundary = row["photo"], lambda _: row["boundary"]
+            photo, boundary = row["photo"], row["boundary"]
         else:
             photo, boundary = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side), None
         regions, objectness = generate.generate(photo, settings.count, boundary)

@@ -1,0 +1,25 @@
+"""The pages' templates: everything that is printed is escaped, and a name that is not given is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+
+def template(name: str, filters: Mapping[str, Callable[..., str]] | None = None) -> Template:
+    """A template of this package, compiled, which takes longer than printing it.
+
+    Arguments:
+        name: a file of this package.
+        filters: what the template calls, by name.
+    """
+    environment = Environment(
+        loader=PackageLoader("wsseg_ray", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(name)
