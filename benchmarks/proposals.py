@@ -20,7 +20,12 @@ mean over all objects of the best IoU (Pont-Tuset and Van Gool, ICCV 2015), and 
     ours_unranked              the largest first
     ours_trunk, ...            the same three with VGG-16's contours; need --weights
 
-Prints two tables of IoU and one of seconds, and a JSON line. With all methods a photo takes some 8 s.
+Prints two tables of IoU and one of seconds, and a JSON line. With all methods a photo takes some 10 s.
+
+    python benchmarks/proposals.py --sizes [--weights VGG16.pth]
+
+measures instead what `generate` costs on the first photo enlarged to 0.5, 1, 2, 4 and 8 megapixels, decoded: seconds,
+and the peak memory of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -32,13 +37,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch start their thread
 import argparse
 import importlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage, sparse
 from torchvision.ops import box_iou
 from tqdm import tqdm
@@ -48,7 +57,7 @@ from wsseg_ray.evaluation.objects import best_iou, objects, region_iou
 from wsseg_ray.proposals import combinations, hierarchies, ranking
 from wsseg_ray.proposals.combinations import COARSE
 from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
-from wsseg_ray.proposals.generate import cut
+from wsseg_ray.proposals.generate import cut, generate, shrink
 from wsseg_ray.proposals.learned import layers
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import VOC_CLASSES
@@ -59,6 +68,8 @@ COUNTS = [10, 100, 500, 1000, 2000]
 FOUND = (0.5, 0.7)  # IoU
 DEPTH = 5  # halvings: 1 + 4 + ... + 1,024 regions, the last whole level under 2,000
 SCALES = (50, 100, 200, 400, 800, 1600)
+MEGAPIXELS = (0.5, 1, 2, 4, 8)
+REPEATS = 5
 SMOOTHINGS = (0.5, 0.8, 1.0)  # sigma, pixels
 STEPS = ("trunk", "contours, superpixels", "hierarchies", "combinations", "ranking")
 
@@ -261,12 +272,38 @@ def _row(first: str, cells: list[str]) -> str:
     return f"| {' | '.join([first, *cells])} |"
 
 
+def scaling(photo: np.ndarray, weights: Path | None) -> list[dict[str, float]]:
+    """What `generate` costs by the size of the photo, each size in a process of its own."""
+    measured = []
+    for megapixels in MEGAPIXELS:
+        scale = (megapixels * 1e6 / (photo.shape[0] * photo.shape[1])) ** 0.5
+        size = round(photo.shape[1] * scale), round(photo.shape[0] * scale)
+        enlarged = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            measured.append({"megapixels": megapixels, **process.submit(_cost, enlarged, weights).result()})
+    return measured
+
+
+def _cost(photo: np.ndarray, weights: Path | None) -> dict[str, float]:
+    torch.set_num_threads(1)
+    trunk = contour_trunk(weights) if weights else None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        generate(photo, COUNTS[-1], trunk_boundary(trunk, shrink(photo)) if trunk else None)
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": round(float(np.median(seconds)), 3), "peak_mb": peak // 1024, "before_mb": before // 1024}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder VOC2012")
     parser.add_argument("--photos", type=int, help="how many, evenly spread over the split; all without it")
     parser.add_argument("--methods", help="separated by commas; default: all")
     parser.add_argument("--weights", type=Path, help="VGG-16, for the methods with a trunk")
+    parser.add_argument("--sizes", action="store_true", help="seconds and memory by the size of a photo instead")
     arguments = parser.parse_args()
     if arguments.weights:
         METHODS.update(variants(contour_trunk(arguments.weights)))
@@ -281,6 +318,10 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     image_ids = voc.read_ids(split)
+    if arguments.sizes:
+        for row in scaling(read(arguments.data, image_ids[0])[0], arguments.weights):
+            print(json.dumps(row))
+        return
     wanted = min(arguments.photos or len(image_ids), len(image_ids))
     image_ids = [image_ids[i * len(image_ids) // wanted] for i in range(wanted)]
     measured, object_count = measure(arguments.data, image_ids, installed(names))

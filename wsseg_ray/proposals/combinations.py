@@ -10,8 +10,8 @@ import numpy as np
 
 from wsseg_ray.proposals.hierarchies import Partition
 
-COARSE = (60, 40, 20)  # nodes of a hierarchy, the coarsest, whose pairs, triplets and 4-tuples are candidates
-MIN_SHARE, MIN_PIXELS = 0.001, 12  # smaller regions are fragments
+COARSE = (100, 20, 10)  # nodes of a hierarchy, the coarsest, whose pairs, triplets and 4-tuples are candidates
+MIN_SHARE, MIN_PIXELS = 0.0005, 12  # smaller regions are fragments
 
 
 def candidates(parts: Partition, hierarchies: list[hg.Tree], coarse: tuple[int, ...] = COARSE) -> np.ndarray:
@@ -34,13 +34,13 @@ def candidates(parts: Partition, hierarchies: list[hg.Tree], coarse: tuple[int, 
 
 
 def nodes(tree: hg.Tree) -> np.ndarray:
-    """Superpixels of every node but single superpixels and the whole, finest first, (S - 2, S) bool."""
+    """Superpixels of every node but the whole, finest first, single superpixels among them, (2 S - 2, S) bool."""
     leaves, parents = tree.num_leaves(), tree.parents()
     members = np.zeros((tree.num_vertices(), leaves), bool)
     members[np.arange(leaves), np.arange(leaves)] = True
     for node in range(tree.num_vertices() - 1):  # children come before their parents
         members[parents[node]] |= members[node]
-    return members[leaves:-1]
+    return members[:-1]
 
 
 def tuples(members: np.ndarray, adjacent: np.ndarray, coarse: tuple[int, ...]) -> list[np.ndarray]:

