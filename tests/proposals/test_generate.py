@@ -54,7 +54,7 @@ def overlaps(regions: RegionProposals) -> np.ndarray:
 @pytest.mark.parametrize("boundary", [None, NO_BOUNDARY, TRUE_BOUNDARY])
 @pytest.mark.parametrize("amount", [0, 5, 20])
 def test_finds_two_squares(amount, boundary):
-    regions, _ = check(squares(amount), 5, boundary)
+    regions, _ = check(squares(amount), 40, boundary)
     assert (overlaps(regions) > 0.9).all()
 
 

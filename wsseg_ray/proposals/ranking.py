@@ -151,7 +151,9 @@ def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: i
 
     def iou(rows: np.ndarray, columns: np.ndarray | slice) -> np.ndarray:
         shared = weighted[rows] @ weighted[columns].T
-        return shared / (sizes[rows, None] + sizes[columns] - shared)
+        union = sizes[rows, None] + sizes[columns]
+        union -= shared
+        return np.divide(shared, union, out=shared)
 
     left, overlap = scores.astype(np.float32), np.zeros(len(scores), np.float32)  # scores of what is not dropped
     order, values = np.empty(0, np.int64), []
@@ -168,10 +170,9 @@ def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: i
                 break
             taken.append(best)
             values.append(value[best])
-            left[block[among[best] > DUPLICATE]] = -np.inf
             overlap[block] = np.maximum(overlap[block], among[best])
+            left[block[overlap[block] > DUPLICATE]] = -np.inf
         order = np.append(order, block[taken])
-        fresh = iou(block[taken], slice(None))
-        left[(fresh > DUPLICATE).any(axis=0)] = -np.inf
-        np.maximum(overlap, fresh.max(axis=0), out=overlap)
+        np.maximum(overlap, iou(block[taken], slice(None)).max(axis=0), out=overlap)
+        left[overlap > DUPLICATE] = -np.inf
     return order, np.exp(np.array(values, np.float32))
