@@ -1,4 +1,5 @@
 import builtins
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from wsseg_ray.refinement.distance import (
     GRID,
     METRICS,
     moments_distance,
-    pairwise_distance,
+    pairwise_sums,
     photo_moments,
     sum_moments,
 )
@@ -43,11 +44,22 @@ def dense(photos: list[np.ndarray], i: int, metric: str = "squared_l2") -> np.nd
     return np.array([np.mean([reduce([pair(x, y) for y in p]) for p in others]) if others else 0 for x in own])
 
 
-def by_moments(photos: list[np.ndarray], i: int) -> np.ndarray:
-    moments = [photo_moments(p) for p in photos]
-    mean_sum = np.sum([mean for mean, _ in moments], axis=0)
-    square_sum = sum(square for _, square in moments)
-    return moments_distance(photos[i], len(photos), mean_sum, square_sum, moments[i])
+def stack(photos: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All candidates, and where each photo's begin."""
+    lengths = [len(p) for p in photos]
+    return np.concatenate(photos), np.cumsum([0, *lengths[:-1]])
+
+
+def by_moments(photos: list[np.ndarray]) -> np.ndarray:
+    features, starts = stack(photos)
+    classes = np.zeros(len(photos), int)
+    own = photo_moments(features, starts)
+    return moments_distance(features, starts, classes, own, sum_moments(classes, *own, 1))
+
+
+def by_pairs(features: np.ndarray, photo: np.ndarray, blocks: list, metric: str) -> np.ndarray:
+    total, others = map(sum, zip(*(pairwise_sums(features, photo, *block, metric) for block in blocks), strict=True))
+    return np.divide(total, others, out=np.zeros(len(features)), where=others > 0)
 
 
 @st.composite
@@ -60,48 +72,57 @@ def photos_of_a_class(draw) -> list[np.ndarray]:
 
 def test_moments_by_hand():
     photos = [np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[0.0, 1.0]]), np.array([[4.0, 0.0], [4.0, 2.0]])]
-    mean, square = photo_moments(photos[2])
-    assert mean.tolist() == [4, 1] and square == 18
+    means, squares = photo_moments(*stack(photos))
+    assert means.tolist() == [[1, 0], [0, 1], [4, 1]] and squares.tolist() == [2, 1, 18]
     # from (0, 0): to photo 1 one, to photo 2 the mean of 16 and 20
-    assert by_moments(photos, 0).tolist() == [(1 + 18) / 2, (5 + 6) / 2]
+    assert by_moments(photos)[:2].tolist() == [(1 + 18) / 2, (5 + 6) / 2]
 
 
 def test_one_photo_has_no_distance():
     features = np.ones((3, 2), np.float32)
-    assert by_moments([features], 0).tolist() == [0, 0, 0]
+    assert by_moments([features]).tolist() == [0, 0, 0]
     for metric in METRICS:
-        assert pairwise_distance(features, np.zeros(3, int), [(features, np.zeros(3, int))], metric).tolist() == [0] * 3
+        assert by_pairs(features, np.zeros(3, int), [(features, np.zeros(3, int))], metric).tolist() == [0] * 3
 
 
-def test_a_photo_without_candidates_has_no_moments():
+@pytest.mark.parametrize("starts", [[0, 2, 2], [0, 4], [0, 3, 1]])
+def test_a_photo_without_candidates_has_no_moments(starts):
     with pytest.raises(ValueError, match="without candidates"):
-        photo_moments(np.empty((0, 4)))
+        photo_moments(np.ones((4, 3)), np.array(starts))
+
+
+def test_no_photos():
+    features, none = np.empty((0, 3), np.float32), np.empty(0, int)
+    means, squares = photo_moments(features, none)
+    assert means.shape == (0, 3) and squares.shape == (0,)
+    sums = sum_moments(none, means, squares, 2)
+    assert [part.tolist() for part in sums] == [[0, 0], [[0] * 3] * 2, [0, 0]]
+    assert moments_distance(features, none, none, (means, squares), sums).shape == (0,)
 
 
 def test_moments_of_equal_candidates_are_not_negative():
-    photos = [np.full((2, 3), 0.1, np.float32)] * 3
-    assert (by_moments(photos, 1) >= 0).all()
+    assert (by_moments([np.full((2, 3), 0.1, np.float32)] * 3) >= 0).all()
 
 
 def test_half_precision_features():
     rng = np.random.default_rng(0)
     photos = [rng.normal(size=(5, 8)).astype(np.float16) for _ in range(4)]
-    np.testing.assert_allclose(by_moments(photos, 2), dense(photos, 2), rtol=1e-4)
+    np.testing.assert_allclose(by_moments(photos)[10:15], dense(photos, 2), rtol=1e-4)
 
 
 @settings(deadline=None)
 @given(photos_of_a_class())
 def test_moments_equal_the_definition(photos):
-    for i in range(len(photos)):
-        np.testing.assert_allclose(by_moments(photos, i), dense(photos, i), rtol=1e-5, atol=1e-3)
+    expected = np.concatenate([dense(photos, i) for i in range(len(photos))])
+    np.testing.assert_allclose(by_moments(photos), expected, rtol=1e-5, atol=1e-3)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40))
 def test_sums_do_not_depend_on_order_or_grouping(seed, count):
     rng = np.random.default_rng(seed)
-    moments = [photo_moments(rng.normal(size=(3, 5)) * 10 ** rng.uniform(-3, 3)) for _ in range(count)]
-    means, squares = np.array([mean for mean, _ in moments]), np.array([square for _, square in moments])
+    photos = [rng.normal(size=(3, 5)) * 10 ** rng.uniform(-3, 3) for _ in range(count)]
+    means, squares = photo_moments(*stack(photos))
     classes = rng.integers(0, 3, count)
     whole = sum_moments(classes, means, squares, 3)
     order = rng.permutation(count)
@@ -111,6 +132,26 @@ def test_sums_do_not_depend_on_order_or_grouping(seed, count):
     for together, apart in zip(whole, zip(*parts, strict=True), strict=True):
         assert (together == sum(apart)).all()
     assert (means / GRID == np.rint(means / GRID)).all() and (squares / GRID == np.rint(squares / GRID)).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([1, 3, 17, 64, 100]), st.sampled_from([1, 7, 512]))
+def test_a_photo_does_not_depend_on_the_photos_beside_it(seed, count, dims, rows):
+    rng = np.random.default_rng(seed)
+    photos = [rng.normal(size=(rng.integers(1, 30), dims)).astype(np.float32) for _ in range(count)]
+    classes = rng.integers(0, 3, count)
+    features, starts = stack(photos)
+    own = photo_moments(features, starts)
+    sums = sum_moments(classes, *own, 3)
+    together = moments_distance(features, starts, classes, own, sums)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distance, "ROWS", rows)
+        alone = [photo_moments(p, np.array([0])) for p in photos]
+        for part, whole in zip(zip(*alone, strict=True), own, strict=True):
+            assert (np.concatenate(part) == whole).all()
+        one = np.array([0])
+        apart = [moments_distance(photos[i], one, classes[[i]], alone[i], sums) for i in range(count)]
+    assert (np.concatenate(apart) == together).all()
 
 
 def flatten(photos: list[np.ndarray], numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +174,7 @@ def test_pairs_equal_the_definition_in_any_blocks(metric, photos, seed, tile):
     expected = np.concatenate([dense(photos, i, metric) for i in range(len(photos))])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distance, "TILE", tile)
-        found = pairwise_distance(features, photo, iter(blocks), metric)
+        found = by_pairs(features, photo, blocks, metric)
     assert found.dtype == np.float64 and found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3 if metric == "l2" else 1e-5)
 
@@ -143,31 +184,33 @@ def test_the_engines_agree(offset):
     rng = np.random.default_rng(1)
     photos = [(rng.normal(size=(n, 64)) + offset).astype(np.float32) for n in (30, 1, 12, 50)]
     features, photo = flatten(photos, [0, 1, 2, 3])
-    moments = np.concatenate([by_moments(photos, i) for i in range(4)])
-    np.testing.assert_allclose(
-        pairwise_distance(features, photo, [(features, photo)], "squared_l2"), moments, rtol=1e-4
-    )
+    pairs = by_pairs(features, photo, [(features, photo)], "squared_l2")
+    np.testing.assert_allclose(pairs, by_moments(photos), rtol=1e-4)
 
 
 def test_zero_vectors_have_cosine_distance_one():
     features = np.array([[0, 0], [1, 0], [3, 0]], np.float32)
     photo = np.array([0, 1, 2])
-    assert pairwise_distance(features, photo, [(features, photo)], "cosine").tolist() == [1, 0.5, 0.5]
+    assert by_pairs(features, photo, [(features, photo)], "cosine").tolist() == [1, 0.5, 0.5]
 
 
 def test_queries_of_some_photos():
     features = np.array([[0.0], [1.0], [5.0]], np.float32)
     photo = np.array([7, 8, 9])
-    assert pairwise_distance(features[1:2], photo[1:2], [(features, photo)], "squared_l2").tolist() == [8.5]
-    assert pairwise_distance(features[:0], photo[:0], [(features, photo)], "squared_l2").shape == (0,)
+    assert by_pairs(features[1:2], photo[1:2], [(features, photo)], "squared_l2").tolist() == [8.5]
+    assert by_pairs(features[:0], photo[:0], [(features, photo)], "squared_l2").shape == (0,)
 
 
-def test_refuses_a_photo_in_two_blocks_and_an_unknown_metric():
+def test_sums_and_photos_of_a_block():
+    features, photo = np.array([[0.0], [1.0], [5.0]], np.float32), np.array([7, 8, 9])
+    total, others = pairwise_sums(features, photo, features[1:], photo[1:], "squared_l2")
+    assert total.tolist() == [26, 16, 16] and others.tolist() == [2, 1, 1]
+
+
+def test_refuses_an_unknown_metric():
     features, photo = np.ones((2, 2), np.float32), np.array([3, 4])
-    with pytest.raises(ValueError, match=r"\[4\] span two blocks"):
-        pairwise_distance(features, photo, [(features, photo), (features[1:], photo[1:])], "l2")
     with pytest.raises(ValueError, match="manhattan"):
-        pairwise_distance(features, photo, [(features, photo)], "manhattan")
+        pairwise_sums(features, photo, features, photo, "manhattan")
 
 
 def test_the_gpu_serves_where_faiss_finds_one(monkeypatch):
@@ -181,8 +224,9 @@ def test_the_gpu_serves_where_faiss_finds_one(monkeypatch):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "pairwise_distance_gpu", on_gpu, raising=False)
+    monkeypatch.setattr(distance, "_gpu_resources", cache(distance._gpu_resources.__wrapped__))
     features, photo = np.array([[0.0], [3.0]], np.float16), np.array([0, 1])
-    assert pairwise_distance(features, photo, [(features, photo)], "l2").tolist() == [3, 3]
+    assert by_pairs(features, photo, [(features, photo)], "l2").tolist() == [3, 3]
     assert calls == ["resources"]
 
 
@@ -196,4 +240,4 @@ def test_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_faiss)
     with pytest.raises(ImportError, match="pip install faiss-cpu"):
-        pairwise_distance(np.ones((1, 1)), np.zeros(1, int), [], "l2")
+        pairwise_sums(np.ones((1, 1)), np.zeros(1, int), np.ones((1, 1)), np.zeros(1, int), "l2")

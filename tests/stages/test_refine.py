@@ -12,7 +12,7 @@ from wsseg_ray.tables import RunDirectory
 
 @pytest.fixture
 def scored(cluster, tmp_path):
-    """Six photos in three shards, classes 0 and 1, and class 2 on one photo alone."""
+    """Six photos in shards of two, classes 0 and 1, class 2 on one photo alone, and a shard with no good photo."""
     rng = np.random.default_rng(0)
     labels = [[0], [0, 1], [1], [0, 1], [0], [0, 2]]
     rows = []
@@ -31,10 +31,11 @@ def scored(cluster, tmp_path):
             }
         )
 
-    def at(name: str, *overrides: str) -> dict[str, dict]:
+    def at(name: str, *overrides: str, size: int = 2) -> dict[str, dict]:
         run = RunDirectory.at(str(tmp_path / name))
-        for shard in range(3):
-            run.write_shard("scores", f"train-{shard:05d}", rows[2 * shard : 2 * shard + 2])
+        for begin in range(0, len(rows), size):
+            run.write_shard("scores", f"train-{begin:05d}", rows[begin : begin + size])
+        run.write_shard("scores", "train-00009", [{"image_id": "broken", "error": "not a photo"}])
         refine.run(Job(run, recipe.load("demo", list(overrides)), Listing(["a", "b", "c"], [1, 2, 3], [])))
         return {row["image_id"]: row for row in run.rows("refined")}
 
@@ -72,3 +73,27 @@ def test_the_engine_computes_eq_1(scored, engine):
 def test_without_refinement_all_candidates_stay(scored):
     _, at = scored
     assert all(row["kept"].all() for row in at("off", "refinement.enabled=false").values())
+
+
+def test_moments_do_not_depend_on_the_shards(scored):
+    _, at = scored
+    in_pairs, together = at("pairs", "refinement.engine=moments"), at("whole", "refinement.engine=moments", size=6)
+    for image_id, row in in_pairs.items():
+        assert (row["distance"] == together[image_id]["distance"]).all()
+
+
+@pytest.mark.parametrize("metric", ["squared_l2", "nearest"])
+def test_a_task_reads_every_shard_once(scored, tmp_path, monkeypatch, metric):
+    rows, _ = scored
+    run = RunDirectory.at(str(tmp_path / "reads"))
+    for begin in range(0, 6, 2):
+        run.write_shard("scores", f"train-{begin:05d}", rows[begin : begin + 2])
+    read = []
+    monkeypatch.setattr(
+        RunDirectory, "read_good", lambda *args, real=RunDirectory.read_good: read.append(args[2]) or real(*args)
+    )
+    settings = recipe.load("demo", ["refinement.engine=faiss", f"refinement.metric={metric}"])
+    job = Job(run, settings, Listing(["a", "b", "c"], [1, 2, 3], []))
+    found = refine._pairwise_rows(job, "train-00002", None)
+    assert sorted(read) == ["train-00000", "train-00002", "train-00004"]
+    assert [row["photos"].tolist() for row in found] == [[3], [5, 3]]

@@ -1,40 +1,53 @@
 """Eq. (1): the average distance of a candidate from the candidates of the other photos of its class.
 
 Two engines. `moments` is exact, linear in the number of candidates, and serves the paper's squared Euclidean distance:
-`photo_moments` a photo, `sum_moments` over the photos, `moments_distance` a photo. `faiss` computes the pairs
-(`pairwise_distance`), quadratic, and serves the metrics that do not factor as well.
+`photo_moments` of many photos at once, `sum_moments` over all of them, `moments_distance`. `faiss` computes the pairs
+(`pairwise_sums`), quadratic, and serves the metrics that do not factor as well.
+
+In `moments`, candidates stand in groups: the rows of one photo and class, next to each other. What a group gets does
+not depend on the groups beside it, bit for bit, so a caller may cut anywhere between groups. Nothing goes through
+BLAS, whose order of additions depends on its threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
+from scipy import sparse
 
 GRID = 2.0**-16  # what a photo's moments are rounded to
-TILE = 2048  # candidates a side of one tile of pairs: 32 MB in float64
+ROWS = 512  # candidates compared at once: 1 MB of float32 at 512 dimensions, which the core's cache holds
+TILE = 2048  # candidates a side of one tile of pairs: 16 MB of float32
 METRICS = ("squared_l2", "l2", "cosine", "nearest")
 
 
-def photo_moments(features: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean feature and mean squared norm of a photo's candidates of one class: all that Eq. (1) asks of a photo.
+def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean feature and mean squared norm of every group of candidates: all that Eq. (1) asks of a photo.
 
-    Both are rounded to multiples of GRID. Sums of such numbers are exact in float64 up to 2**53 * GRID = 2**37, so a
-    sum over photos does not depend on their order or grouping: the distances are bit for bit the same with any number
-    of workers.
+    The mean squared norm is `m = |mu|^2 + mean |x - mu|^2`, because a float32 sum of squares would lose the spread of
+    features far from the origin. Both are rounded to multiples of GRID. Sums of such numbers are exact in float64 up
+    to 2**53 * GRID = 2**37, so a sum over photos does not depend on their order or grouping: the distances are bit for
+    bit the same with any number of workers.
 
     Arguments:
-        features: (n, D) floats, n > 0.
-    Returns mu (D,) float64 and m. Costs n D.
-    Raises ValueError where there is no candidate.
+        features: (n, D) floats, computed in float32; a group's rows are contiguous.
+        starts: (G,) increasing integers, the first row of each group; the first is 0.
+    Returns mu (G, D) and m (G,), float64. Costs n D: two passes over `features`.
+    Raises ValueError where a group has no candidate.
     """
-    if len(features) == 0:
+    counts = np.diff(starts, append=len(features))
+    if (counts < 1).any():
         raise ValueError("a photo without candidates has no moments")
-    features = features.astype(np.float64)
-    mean = features.mean(axis=0)
-    square = np.square(features).sum() / len(features)
-    return np.rint(mean / GRID) * GRID, float(np.rint(square / GRID) * GRID)
+    features = features.astype(np.float32, copy=False)
+    # A sparse product adds a group's rows one after the other, whole rows at a time; np.add.reduceat goes down the
+    # columns and takes 20 to 60 times as long.
+    ones = np.ones(len(features), np.float32)
+    groups = sparse.csr_array((ones, np.arange(len(ones)), np.append(starts, len(ones))), (len(starts), len(ones)))
+    means = _on_grid((groups @ features) / counts[:, None])
+    scatter = np.add.reduceat(_squared_l2(features, means, np.repeat(np.arange(len(starts)), counts)), starts) / counts
+    return means, _on_grid(np.einsum("gd,gd->g", means, means) + scatter)
 
 
 def sum_moments(
@@ -43,94 +56,113 @@ def sum_moments(
     """Sums of the photos' moments, class by class. Sums of parts of the photos add up, exactly, to the sums of all.
 
     Arguments:
-        classes: (R,) integers in 0..C-1, a row a photo and class.
-        means: (R, D) float64, mu of `photo_moments`.
-        squares: (R,) float64, m of `photo_moments`.
+        classes: (G,) integers in 0..C-1, the class of each group.
+        means: (G, D) float64, mu of `photo_moments`.
+        squares: (G,) float64, m of `photo_moments`.
         class_count: C.
-    Returns the number of photos (C,) int64, the sum of mu (C, D) and the sum of m (C,), float64. Costs R D.
+    Returns the number of photos (C,) int64, the sum of mu (C, D) and the sum of m (C,), float64. Costs G D.
     """
     photos = np.bincount(classes, minlength=class_count)
-    mean_sums = np.zeros((class_count, means.shape[1]))
-    np.add.at(mean_sums, classes, means)
-    return photos, mean_sums, np.bincount(classes, weights=squares, minlength=class_count)
+    groups = np.arange(len(classes))
+    members = sparse.csr_array((np.ones(len(classes)), (classes, groups)), (class_count, len(classes)))
+    return photos, members @ means, np.bincount(classes, weights=squares, minlength=class_count)
 
 
 def moments_distance(
-    features: np.ndarray, photos: int, mean_sum: np.ndarray, square_sum: float, own: tuple[np.ndarray, float]
+    features: np.ndarray,
+    starts: np.ndarray,
+    classes: np.ndarray,
+    own: tuple[np.ndarray, np.ndarray],
+    sums: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Eq. (1) without pairs: `dis(x) = |x|^2 - 2 x . mean_{i' != i}(mu_i') + mean_{i' != i}(m_i')`.
+    """Eq. (1) without pairs, for every candidate x of photo i and class k, with means over k's other photos i':
+
+        dis(x) = |x|^2 - 2 x . mean(mu_i') + mean(m_i') = |x - mean(mu_i')|^2 + (mean(m_i') - |mean(mu_i')|^2)
+
+    The second form is computed, because in float32 the first loses what |x|^2 and x . mean have in common.
 
     Arguments:
-        features: (n, D) floats, the candidates of photo i of class k.
-        photos: number of photos of class k, this one included.
-        mean_sum: (D,) float64, the sum of mu over them.
-        square_sum: the sum of m over them.
-        own: mu and m of this photo.
+        features, starts: as `photo_moments` takes them.
+        classes: (G,) integers in 0..C-1, the class of each group.
+        own: what `photo_moments` returns for these features.
+        sums: what `sum_moments` returns for all photos, these included.
     Returns (n,) float64, squared feature units, never negative; zeros where the class has this photo alone: there
-    is no distance. Costs n D.
+    is no distance. Costs n D: one pass over `features`.
     """
-    if photos == 1:
-        return np.zeros(len(features))
-    features = features.astype(np.float64)
-    mean = (mean_sum - own[0]) / (photos - 1)
-    square = (square_sum - own[1]) / (photos - 1)
-    # einsum, not @: the order in which BLAS adds depends on its number of threads
-    norm = np.einsum("nd,nd->n", features, features)
-    return np.maximum(norm - 2 * np.einsum("nd,d->n", features, mean) + square, 0)
+    photos, mean_sums, square_sums = sums
+    others = photos[classes] - 1
+    divisor = np.maximum(others, 1)
+    centers = (mean_sums[classes] - own[0]) / divisor[:, None]
+    spread = (square_sums[classes] - own[1]) / divisor - np.einsum("gd,gd->g", centers, centers)
+    group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(features)))
+    distance = _squared_l2(features.astype(np.float32, copy=False), centers, group) + np.maximum(spread, 0)[group]
+    distance[others[group] == 0] = 0
+    return distance
 
 
-def pairwise_distance(
-    features: np.ndarray, photo: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray]], metric: str
-) -> np.ndarray:
-    """Eq. (1) by its pairs, with FAISS: the mean over the other photos of the mean distance to their candidates.
+def _on_grid(values: np.ndarray) -> np.ndarray:
+    return np.rint(values * (1 / GRID)) * GRID
+
+
+def _squared_l2(features: np.ndarray, centers: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Squared distance (n,) float64 of every row of `features` from the row of `centers` that `group` (n,) names."""
+    centers = centers.astype(np.float32)
+    apart = np.empty((min(ROWS, len(features)), features.shape[1]), np.float32)
+    squared = np.empty(len(features))
+    for begin in range(0, len(features), ROWS):
+        rows = slice(begin, begin + ROWS)
+        part = apart[: len(group[rows])]
+        np.take(centers, group[rows], axis=0, out=part, mode="clip")  # mode "raise" buffers `out`
+        np.subtract(features[rows], part, out=part)
+        squared[rows] = np.einsum("nd,nd->n", part, part)
+    return squared
+
+
+def pairwise_sums(
+    features: np.ndarray, photo: np.ndarray, block: np.ndarray, owners: np.ndarray, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. (1) by its pairs, with FAISS, for one block of a class: the caller adds up the blocks and divides.
 
     Arguments:
         features: (n, D) floats, candidates of one class, of any photos.
         photo: (n,) integers, the photo of each.
-        blocks: all candidates of the class, streamed: pairs of features (m, D) and photos (m,). A photo's candidates
-            lie in one block, in any order.
+        block: (m, D) floats, candidates of the same class. Those of a photo lie in one block, in any order.
+        owners: (m,) integers, the photo of each.
         metric: `squared_l2` (the paper), `l2` (not squared), `cosine` (1 - cosine; 1 for a zero vector), or `nearest`
             (a photo counts with the squared distance of its nearest candidate, not with the mean).
-    Returns (n,) float64; zeros where there is no other photo. Accurate to float32. Costs n M D for M candidates in
-    all; the memory is one block and one tile of TILE x TILE pairs (wider where a photo alone has more candidates).
-    Raises ValueError on an unknown metric or a photo that spans two blocks, ImportError where FAISS is not installed.
+    Returns, of the photos of the block other than the candidate's own, the sum of their mean distances (n,) float64
+    and their number (n,) int64. Accurate to float32. Costs n m D; the memory is two copies of the arguments and one
+    tile of TILE x TILE pairs (wider where a photo alone has more candidates).
+    Raises ValueError on an unknown metric, ImportError where FAISS is not installed.
     """
     if metric not in METRICS:
         raise ValueError(f"metric '{metric}' is none of {', '.join(METRICS)}")
-    if len(features) == 0:
-        return np.zeros(0)
     distances = _faiss_distances(metric)
+    total, others = np.zeros(len(features)), np.zeros(len(features), np.int64)
+    if len(features) == 0 or len(block) == 0:
+        return total, others
     reduce = np.minimum.reduceat if metric == "nearest" else np.add.reduceat
     center = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     queries = _prepare(features, center, metric)
-    total = np.zeros(len(features))
-    others = np.zeros(len(features), np.int64)
-    seen: set[int] = set()
-    for block, owners in blocks:
-        order = np.argsort(owners, kind="stable")
-        candidates = _prepare(block[order], center, metric)
-        ids, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
-        if not seen.isdisjoint(ids.tolist()):
-            raise ValueError(f"photos {sorted(seen.intersection(ids.tolist()))[:5]} span two blocks")
-        seen.update(ids.tolist())
-        for tile in _tiles(starts):
-            rows = slice(starts[tile[0]], starts[tile[-1]] + counts[tile[-1]])
-            for begin in range(0, len(queries), TILE):
-                part = slice(begin, begin + TILE)
-                pairs = distances(queries[part], candidates[rows])  # (q, m)
-                by_photo = reduce(pairs, starts[tile] - rows.start, axis=1)  # (q, photos)
-                if metric != "nearest":
-                    by_photo /= counts[tile]
-                other = photo[part, None] != ids[tile]
-                total[part] += by_photo.sum(axis=1, where=other)
-                others[part] += other.sum(axis=1)
-    return np.divide(total, others, out=np.zeros(len(features)), where=others > 0)
+    order = np.argsort(owners, kind="stable")
+    candidates = _prepare(block[order], center, metric)
+    ids, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
+    for tile in _tiles(starts):
+        rows = slice(starts[tile[0]], starts[tile[-1]] + counts[tile[-1]])
+        for begin in range(0, len(queries), TILE):
+            part = slice(begin, begin + TILE)
+            pairs = distances(queries[part], candidates[rows])  # (q, m)
+            by_photo = reduce(pairs, starts[tile] - rows.start, axis=1).astype(np.float64)  # (q, photos)
+            if metric != "nearest":
+                by_photo /= counts[tile]
+            other = photo[part, None] != ids[tile]
+            total[part] += by_photo.sum(axis=1, where=other)
+            others[part] += other.sum(axis=1)
+    return total, others
 
 
 def _tiles(starts: np.ndarray) -> list[np.ndarray]:
     """Runs of whole photos, as positions in `starts`, each of about TILE candidates."""
-    if len(starts) == 0:
-        return []
     return np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // TILE)) + 1)
 
 
@@ -144,20 +176,30 @@ def _prepare(features: np.ndarray, center: np.ndarray, metric: str) -> np.ndarra
 
 
 def _faiss_distances(metric: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The function from (q, D) and (m, D) float32 to (q, m) float64, on the GPU where FAISS finds one."""
+    """The function from (q, D) and (m, D) float32 to (q, m) float32, on the GPU where FAISS finds one."""
     try:
         import faiss
     except ImportError as error:
         raise ImportError("engine 'faiss' needs FAISS: pip install faiss-cpu, or faiss-gpu-cu12 for CUDA") from error
     pairwise = faiss.pairwise_distances
     if faiss.get_num_gpus() > 0:
-        pairwise = partial(faiss.pairwise_distance_gpu, faiss.StandardGpuResources())
+        pairwise = partial(faiss.pairwise_distance_gpu, _gpu_resources())
 
     def distances(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         if metric == "cosine":
-            product = pairwise(queries, candidates, metric=faiss.METRIC_INNER_PRODUCT)
-            return np.maximum(1 - product.astype(np.float64), 0)
-        squared = np.maximum(pairwise(queries, candidates, metric=faiss.METRIC_L2).astype(np.float64), 0)
-        return np.sqrt(squared) if metric == "l2" else squared
+            pairs = pairwise(queries, candidates, metric=faiss.METRIC_INNER_PRODUCT)
+            np.subtract(1, pairs, out=pairs)
+        else:
+            pairs = pairwise(queries, candidates, metric=faiss.METRIC_L2)
+        np.maximum(pairs, 0, out=pairs)
+        return np.sqrt(pairs, out=pairs) if metric == "l2" else pairs
 
     return distances
+
+
+@cache
+def _gpu_resources() -> object:
+    """FAISS's memory on the GPU, more than a gigabyte: once a process, not once a block."""
+    import faiss
+
+    return faiss.StandardGpuResources()

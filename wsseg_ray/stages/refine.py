@@ -1,19 +1,18 @@
 """Stage `refine`: Eq. (1) for every candidate, and which candidates are kept. CPU tasks.
 
 Engine `moments`: one pass that reduces the photos to sums a class, broadcast once, and one pass that uses them.
-Engine `faiss`: every shard meets all others, class by class, a shard in memory at a time.
+Engine `faiss`: every shard reads all others once, a shard in memory at a time, and meets them class by class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 
-from wsseg_ray.refinement.distance import moments_distance, pairwise_distance, photo_moments, sum_moments
+from wsseg_ray.refinement.distance import moments_distance, pairwise_sums, photo_moments, sum_moments
 from wsseg_ray.refinement.selection import select
 from wsseg_ray.stages.job import Job, photo_number
 from wsseg_ray.stages.shards import Row, map_shards
@@ -37,79 +36,68 @@ def _reduce(job: Job, shards: list[str]) -> tuple[np.ndarray, np.ndarray, np.nda
     """Photos, sum of mu and sum of m of every class. The sums are exact, so their order does not matter."""
     dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     dataset.set_name("refine_moments")
-    parts = [row["sums"] for row in dataset.map(partial(_shard_sums, job)).iter_rows()]
-    photos, means, squares = (sum(part[i] for part in parts) for i in range(3))
+    photos, means, squares = 0, 0, 0
+    for row in dataset.map(partial(_shard_sums, job)).iter_rows():
+        photos, means, squares = (
+            total + part for total, part in zip((photos, means, squares), row["sums"], strict=True)
+        )
     return photos, means, squares
 
 
 def _shard_sums(job: Job, item: Row) -> Row:
-    classes, moments = [], []
-    dims = 0
-    for row in job.run.read_good("scores", item["shard"], COLUMNS).values():
-        features = _features(row)
-        dims = max(dims, features.shape[1])
-        for label in row["labels"]:
-            classes.append(label)
-            moments.append(photo_moments(features[row["candidate_label"] == label]))
-    means = np.array([mean for mean, _ in moments]).reshape(len(moments), dims)
-    squares = np.array([square for _, square in moments])
-    return {"sums": sum_moments(np.array(classes, int), means, squares, len(job.classes))}
+    _, features, photo, label = _candidates(job, item["shard"])
+    starts = _groups(photo, label)
+    return {"sums": sum_moments(label[starts], *photo_moments(features, starts), len(job.classes))}
 
 
 def _moments_rows(job: Job, shard: str, sums: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[Row]:
-    photos, means, squares = sums
-    rows = list(job.run.read_good("scores", shard, COLUMNS).values())
-    for row in rows:
-        features = _features(row)
-        row["photos"] = photos[row["labels"]]
-        row["distance"] = np.zeros(len(features))
-        for label in row["labels"]:
-            own = row["candidate_label"] == label
-            row["distance"][own] = moments_distance(
-                features[own], photos[label], means[label], squares[label], photo_moments(features[own])
-            )
-    return rows
+    rows, features, photo, label = _candidates(job, shard)
+    starts = _groups(photo, label)
+    own = photo_moments(features, starts)
+    return _with_distances(rows, moments_distance(features, starts, label[starts], own, sums), sums[0])
 
 
 def _pairwise_rows(job: Job, shard: str, _: None) -> list[Row]:
+    own = _candidates(job, shard)
+    rows, features, photo, label = own
+    total, others = np.zeros(len(label)), np.zeros(len(label), int)
+    for name in job.run.shards("scores"):
+        _, block, owners, theirs = own if name == shard else _candidates(job, name)
+        for k in np.intersect1d(label, theirs):
+            queries, met = label == k, theirs == k
+            sums, counts = pairwise_sums(
+                features[queries], photo[queries], block[met], owners[met], job.recipe.refinement.metric
+            )
+            total[queries] += sums
+            others[queries] += counts
+    photos = np.zeros(len(job.classes), int)
+    photos[label] = others + 1
+    return _with_distances(rows, np.divide(total, others, out=np.zeros(len(label)), where=others > 0), photos)
+
+
+def _candidates(job: Job, shard: str) -> tuple[list[Row], np.ndarray, np.ndarray, np.ndarray]:
+    """The good rows of a shard, and of all their candidates the features (n, D), photos (n,) and labels (n,)."""
     rows = list(job.run.read_good("scores", shard, COLUMNS).values())
+    photo = np.repeat([photo_number(row["image_id"]) for row in rows], [len(row["candidate"]) for row in rows])
+    if len(photo) == 0:
+        return rows, np.zeros((0, 1), np.float32), np.zeros(0, int), np.zeros(0, int)
+    features = np.concatenate([row["features"] for row in rows]).reshape(len(photo), -1)
+    return rows, features.astype(np.float32), photo, np.concatenate([row["candidate_label"] for row in rows])
+
+
+def _groups(photo: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Where a photo's candidates of a label begin: the table has them label after label."""
+    return np.flatnonzero((np.diff(photo, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0))
+
+
+def _with_distances(rows: list[Row], distance: np.ndarray, photos: np.ndarray) -> list[Row]:
+    """The rows, each with the distances of its candidates and the number of photos of each of its labels."""
+    begin = 0
     for row in rows:
-        row["distance"] = np.zeros(len(row["candidate"]))
-        row["photos"] = np.zeros(len(row["labels"]), int)
-    for label in {label for row in rows for label in row["labels"].tolist()}:
-        queries, owners = _of_class(rows, label)
-        counted: set[int] = set()
-        distance = pairwise_distance(queries, owners, _blocks(job, label, counted), job.recipe.refinement.metric)
-        for row in rows:
-            row["distance"][row["candidate_label"] == label] = distance[owners == photo_number(row["image_id"])]
-            row["photos"][row["labels"] == label] = len(counted)
+        end = begin + len(row["candidate"])
+        row["distance"], row["photos"] = distance[begin:end], photos[row["labels"]]
+        begin = end
     return rows
-
-
-def _blocks(job: Job, label: int, counted: set[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The candidates of a class, a shard at a time; the photos met are counted."""
-    for shard in job.run.shards("scores"):
-        rows = list(job.run.read_good("scores", shard, COLUMNS).values())
-        features, owners = _of_class(rows, label)
-        counted.update(owners.tolist())
-        if len(owners):
-            yield features, owners
-
-
-def _of_class(rows: list[Row], label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, D) of the rows' candidates of a class, and the photo of each (n,)."""
-    own = [row["candidate_label"] == label for row in rows]
-    features = [_features(row)[mine] for row, mine in zip(rows, own, strict=True)]
-    owners = [np.full(mine.sum(), photo_number(row["image_id"])) for row, mine in zip(rows, own, strict=True)]
-    kept = [i for i, owner in enumerate(owners) if len(owner)]
-    if not kept:
-        return np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
-    return np.vstack([features[i] for i in kept]), np.concatenate([owners[i] for i in kept])
-
-
-def _features(row: Row) -> np.ndarray:
-    count = len(row["candidate"])
-    return row["features"].reshape(count, -1).astype(np.float32)
 
 
 def _keep(job: Job, row: Row) -> dict[str, Any]:
