@@ -49,3 +49,57 @@ def test_warped_proposals_do_not_depend_on_their_chunk(regions, monkeypatch):
     together = score_proposals(network, photo, regions)[0]
     monkeypatch.setattr("wsseg_ray.hcp.scoring.CHUNK", 1)
     np.testing.assert_allclose(score_proposals(network, photo, regions)[0], together, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["warp", "roi", "segment"])
+def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, regions, monkeypatch):
+    network = HypothesisNetwork("small", 2, pooling).eval()
+    photo = torch.randn(3, 40, 48)
+    together = score_proposals(network, photo, regions)
+    monkeypatch.setattr("wsseg_ray.hcp.scoring.ROWS", 2)
+    rows = []
+    embed = network.embed
+    monkeypatch.setattr(network, "embed", lambda pooled: rows.append(len(pooled)) or embed(pooled))
+    for apart, whole in zip(score_proposals(network, photo, regions), together, strict=True):
+        np.testing.assert_allclose(apart, whole, rtol=1e-5, atol=1e-6)
+    assert rows == ([3] if pooling == "warp" else [2, 1])
+
+
+@pytest.mark.parametrize("pooling", ["roi", "segment"])
+def test_a_photo_without_a_proposal_has_no_scores(pooling, regions):
+    network = HypothesisNetwork("small", 2, pooling).eval()
+    scores, embedding = score_proposals(network, torch.randn(3, 40, 48), regions.top(0))
+    assert scores.shape == (0, 2) and embedding.shape == (0, network.embedding_dims)
+
+
+def out_of_memory_once(network, monkeypatch) -> list[torch.device]:
+    """Lets the first pass of the trunk fail as on a full GPU; the devices of all passes."""
+    devices, features = [], network.features
+
+    def first_fails(photos):
+        devices.append(photos.device)
+        if len(devices) == 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return features(photos)
+
+    monkeypatch.setattr(network, "features", first_fails)
+    return devices
+
+
+@pytest.mark.parametrize("pooling", ["roi", "segment"])
+def test_a_photo_too_large_for_the_gpu_goes_through_the_trunk_on_the_cpu(pooling, regions, monkeypatch):
+    network = HypothesisNetwork("small", 2, pooling).eval()
+    photo = torch.randn(3, 40, 48)
+    expected = score_proposals(network, photo, regions)
+    devices = out_of_memory_once(network, monkeypatch)
+    for found, wanted in zip(score_proposals(network, photo, regions), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert devices == [torch.device("cpu")] * 2
+    assert next(network.trunk.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_training_is_told_that_memory_ran_out(regions, monkeypatch):
+    network = HypothesisNetwork("small", 2, "segment")
+    out_of_memory_once(network, monkeypatch)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        pool_regions(network, torch.randn(3, 40, 48), regions)

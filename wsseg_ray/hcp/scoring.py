@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from wsseg_ray.hcp.pooling import pool_boxes, pool_segments, warp_crops
 from wsseg_ray.proposals.regions import RegionProposals
 
 CHUNK = 64  # warped crops a forward pass: 40 MB of photos and 1 GB of VGG-16's feature maps
+ROWS = 512  # proposals a pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB behind each of the two
 
 
 def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
@@ -23,14 +24,7 @@ def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: Regio
         photo: (3, H, W) normalised.
     Returns (N, C, grid, grid), or (N, C) for `segment`.
     """
-    if network.pooling == "warp":
-        return torch.cat(
-            [
-                network.pool_whole(network.features(warp_crops(photo, boxes, network.crop)))
-                for boxes in np.array_split(regions.boxes, -(-len(regions) // CHUNK))
-            ]
-        )
-    return pool_map(network, network.features(photo[None])[0], regions)
+    return torch.cat(list(_pool_chunks(network, photo, regions)))
 
 
 def pool_map(network: HypothesisNetwork, feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
@@ -52,9 +46,14 @@ def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
 def score_proposals(
     network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax scores (N, classes) and embeddings (N, D) of all proposals, float32."""
-    embedding = network.embed(pool_regions(network, photo, regions))
-    return network.classify(embedding).softmax(dim=1).cpu().numpy(), embedding.cpu().numpy()
+    """Softmax scores (N, classes) and embeddings (N, D) of all proposals, float32.
+
+    Proposals go through fc6 and fc7 in chunks, so that memory does not grow with what is pooled of all of them. A photo
+    that is too large for the GPU has its trunk pass on the CPU.
+    """
+    embedding = torch.cat([network.embed(pooled) for pooled in _pool_chunks(network, photo, regions)])
+    scores = network.classify(embedding).softmax(dim=1, dtype=torch.float32)
+    return scores.cpu().numpy(), embedding.cpu().float().numpy()
 
 
 def choose_candidates(scores: np.ndarray, threshold: float, min_candidates: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -79,3 +78,38 @@ def choose_candidates(scores: np.ndarray, threshold: float, min_candidates: int)
 def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of all labels in a row, (n,), and the label of each, (n,)."""
     return np.concatenate(chosen), np.repeat(labels, [len(candidates) for candidates in chosen])
+
+
+def _pool_chunks(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> Iterator[torch.Tensor]:
+    """`pool_regions`, some proposals at a time."""
+    if network.pooling == "warp":
+        for boxes in _split(regions.boxes, CHUNK):
+            yield network.pool_whole(network.features(warp_crops(photo, boxes, network.crop)))
+        return
+    feature_map = _photo_features(network, photo)
+    if network.pooling == "roi":
+        for boxes in _split(regions.boxes, ROWS):
+            yield pool_boxes(feature_map, boxes, network.stride, network.grid)
+        return
+    yield from pool_map(network, feature_map, regions).split(ROWS)
+
+
+def _split(boxes: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.array_split(boxes, max(1, -(-len(boxes) // size)))
+
+
+def _photo_features(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
+    """Feature map (C, h, w) of a photo, on the CPU where the GPU has no room for the pass and no gradient is wanted."""
+    try:
+        return network.features(photo[None])[0]
+    except torch.cuda.OutOfMemoryError:
+        if torch.is_grad_enabled():
+            raise
+    # Behind the handler: inside it the error's frames keep what the failed pass holds on the GPU.
+    place = next(network.trunk.parameters())
+    device, dtype = place.device, place.dtype
+    network.trunk.to("cpu", torch.float32)
+    try:
+        return network.features(photo[None].to("cpu", torch.float32))[0].to(photo)
+    finally:
+        network.trunk.to(device, dtype)
