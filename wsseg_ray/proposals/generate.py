@@ -31,7 +31,7 @@ def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) 
 
     Costs about 1.3 s at 500x375 on one core beside what `boundary` costs.
 
-    Returns the proposals and their objectness, positive, (N,) float32 descending. The whole photo comes last, at 0.
+    Returns the proposals and their objectness, in 0..1, (N,) float32 descending. The whole photo comes last, at 0.
     """
     working = shrink(photo)
     if (working == working[:1, :1]).all():
