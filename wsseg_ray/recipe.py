@@ -85,7 +85,7 @@ class ProposalsSection(Section):
 class HcpSection(Section):
     backbone: Literal["vgg16", "small"] = "vgg16"  # Sec. 4.2: VGG-16
     weights: str | None = "imagenet"  # a file, `imagenet` (downloaded by torchvision), or null: at random
-    pooling: Literal["warp", "roi", "segment"] = "segment"
+    pooling: Literal["warp", "roi", "segment", "context"] = "segment"  # context: and how it differs from the rest
     freeze: Literal["none", "all"] | int = "none"  # the number of conv layers, from the photo up, that are not trained
     image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
     hypothesis_epochs: int = Field(15, ge=0)

@@ -28,7 +28,10 @@ def test_vgg16_shapes(pooling, pooled, parameters):
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
-@pytest.mark.parametrize(("pooling", "pooled"), [("segment", (2, 96)), ("roi", (2, 96, 3, 3)), ("warp", (2, 96, 3, 3))])
+@pytest.mark.parametrize(
+    ("pooling", "pooled"),
+    [("segment", (2, 96)), ("context", (2, 192)), ("roi", (2, 96, 3, 3)), ("warp", (2, 96, 3, 3))],
+)
 def test_small_shapes(pooling, pooled):
     network = HypothesisNetwork("small", classes=5, pooling=pooling).eval()
     maps = network.features(torch.rand(2, 3, 50, 43))
@@ -46,6 +49,8 @@ def test_pool_whole():
     pooled = {pooling: HypothesisNetwork("small", 2, pooling).pool_whole(maps) for pooling in ("warp", "roi")}
     assert pooled["warp"][0, 0, 0].tolist() == [4, 0, 0] and pooled["roi"][0, 0, 0].tolist() == [1, 0, 0]
     assert HypothesisNetwork("small", 2, "segment").pool_whole(maps)[0, :2].tolist() == [pytest.approx(4 / 36), 0]
+    context = HypothesisNetwork("small", 2, "context").pool_whole(maps)[0]
+    assert context[0] == pytest.approx(4 / 36) and not context[1:].any()
 
 
 def test_folded_fc6_answers_as_the_whole_one_on_a_constant_grid():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch.nn import functional
 
-from wsseg_ray.hcp.pooling import pool_boxes, pool_segments, superpixel_weights, warp_crops
+from wsseg_ray.hcp.pooling import pool_boxes, pool_context, pool_segments, superpixel_weights, warp_crops
 from wsseg_ray.proposals.regions import RegionProposals
 
 
@@ -64,6 +64,15 @@ def test_segments_equal_upsampling_and_dense_means(photo):
     pooled = pool_segments(features, regions)
     assert pooled.shape == (len(regions), 2) and pooled.dtype == torch.float32
     np.testing.assert_allclose(pooled.numpy(), np.reshape(expected, (-1, 2)), atol=1e-5)
+
+
+def test_context_is_the_difference_from_the_rest():
+    features = torch.tensor([[[1.0, 2.0], [4.0, 7.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    members = sparse.csr_array(np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1]], np.float32))
+    pooled = pool_context(features, RegionProposals(np.array([[0, 1], [2, 2]]), members))
+    np.testing.assert_allclose(pooled[0], [1, 0, 1 - 13 / 3, -1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(pooled[1], [13 / 3, 1 / 3, 13 / 3 - 1, 1 / 3], rtol=1e-6)
+    assert pooled[2].tolist() == [3.5, 0.25, 0, 0]
 
 
 def test_gradients_reach_the_feature_map():

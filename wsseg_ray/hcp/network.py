@@ -20,21 +20,22 @@ class HypothesisNetwork(nn.Module):
     Arguments:
         backbone: vgg16 (4,096-d embedding) or small (128-d).
         classes: object classes; there is no background.
-        pooling: how a hypothesis becomes fc6's input: `warp` and `roi` a grid of cells, `segment` one mean.
+        pooling: how a hypothesis becomes fc6's input: `warp` and `roi` a grid of cells, `segment` one mean, `context`
+            one mean and its difference from the rest of the photo.
 
     Attributes: `stride` (photo pixels a feature cell), `grid` (cells a side of a pooled box), `crop` (pixels a side
     of a warped box), `embedding_dims`.
     """
 
     def __init__(
-        self, backbone: Literal["vgg16", "small"], classes: int, pooling: Literal["warp", "roi", "segment"]
+        self, backbone: Literal["vgg16", "small"], classes: int, pooling: Literal["warp", "roi", "segment", "context"]
     ) -> None:
         super().__init__()
         spec = BACKBONES[backbone]
         self.pooling = pooling
         self.stride, self.grid, self.crop, self.embedding_dims = spec.stride, spec.grid, spec.crop, spec.hidden
         self.trunk = conv_layers(backbone)
-        cells = 1 if pooling == "segment" else spec.grid**2
+        cells = {"segment": 1, "context": 2}.get(pooling, spec.grid**2)
         self.fc6 = nn.Linear(self.trunk.channels * cells, spec.hidden)
         self.fc7 = nn.Linear(spec.hidden, spec.hidden)
         self.dropout = nn.Dropout(spec.dropout)
@@ -49,14 +50,16 @@ class HypothesisNetwork(nn.Module):
     def pool_whole(self, maps: torch.Tensor) -> torch.Tensor:
         """What is pooled where the whole map is the hypothesis: a photo in image-fine-tuning, or a warped box.
 
-        `warp` takes maxima (VGG-16's pool5 on a 14x14 map), `roi` means, as RoIAlign does, `segment` one mean.
+        `warp` takes maxima (VGG-16's pool5 on a 14x14 map), `roi` means, as RoIAlign does, `segment` one mean, and
+        `context` too: nothing lies around the whole.
 
         Arguments:
             maps: (B, C, h, w).
-        Returns (B, C, grid, grid), or (B, C) for `segment`.
+        Returns (B, C, grid, grid), or (B, C) for `segment` and (B, 2 C) for `context`.
         """
-        if self.pooling == "segment":
-            return maps.mean(dim=(2, 3))
+        if self.pooling in ("segment", "context"):
+            mean = maps.mean(dim=(2, 3))
+            return mean if self.pooling == "segment" else torch.cat([mean, torch.zeros_like(mean)], dim=1)
         pool = functional.adaptive_max_pool2d if self.pooling == "warp" else functional.adaptive_avg_pool2d
         return pool(maps, self.grid)
 
@@ -64,7 +67,7 @@ class HypothesisNetwork(nn.Module):
         """The second last fully connected layer's output (Sec. 3.2), (N, embedding_dims), not negative.
 
         Arguments:
-            pooled: (N, C, grid, grid), or (N, C) for `segment`.
+            pooled: (N, C, grid, grid), or (N, C) for `segment` and (N, 2 C) for `context`.
         """
         hidden = self.dropout(functional.relu(self.fc6(pooled.flatten(1))))
         return self.dropout(functional.relu(self.fc7(hidden)))
@@ -78,10 +81,13 @@ class HypothesisNetwork(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096) as this network's parameters.
 
-        A segment's mean stands in all 7x7 cells of fc6's input, so fc6's weights are summed over them.
+        A segment's mean stands in all 7x7 cells of fc6's input, so fc6's weights are summed over them. What `context`
+        adds starts without weight.
         """
-        if self.pooling == "segment":
+        if self.pooling in ("segment", "context"):
             fc6_weight = fc6_weight.unflatten(1, (-1, 7 * 7)).sum(dim=2)
+        if self.pooling == "context":
+            fc6_weight = torch.cat([fc6_weight, torch.zeros_like(fc6_weight)], dim=1)
         return {"fc6.weight": fc6_weight, "fc6.bias": fc6_bias, "fc7.weight": fc7_weight, "fc7.bias": fc7_bias}
 
 

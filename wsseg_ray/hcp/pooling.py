@@ -1,4 +1,4 @@
-"""Region features, three ways: crops of the photo (`warp`), RoIAlign (`roi`), means inside regions (`segment`)."""
+"""Region features: crops of the photo (`warp`), RoIAlign (`roi`), means inside regions (`segment`, `context`)."""
 
 from __future__ import annotations
 
@@ -67,9 +67,32 @@ def pool_segments(feature_map: torch.Tensor, regions: RegionProposals) -> torch.
     Returns (N, C) float32; gradients flow to the feature map.
     """
     cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
-    weights = (regions.membership @ cells).toarray() / regions.region_areas[:, None]
-    matrix = torch.from_numpy(weights.astype(np.float32)).to(feature_map.device)
-    return matrix @ feature_map.float().flatten(1).T
+    return _mean(feature_map, (regions.membership @ cells).toarray(), regions.region_areas)
+
+
+def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
+    """`pool_segments`, and by how much it differs from the mean over the rest of the photo.
+
+    A part of an object and a field around it may score as high as the object; their surroundings tell them apart. The
+    idea is ContextLocNet's contrast (Kantorov et al., ECCV 2016), on regions. A region that is the whole photo has no
+    surroundings: its difference is zero.
+
+    Arguments as `pool_segments`, twice its cost.
+    Returns (N, 2 C) float32: means, then differences; gradients flow to the feature map.
+    """
+    cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
+    sums, areas = (regions.membership @ cells).toarray(), regions.region_areas
+    rest = regions.areas.sum() - areas
+    inside = _mean(feature_map, sums, areas)
+    outside = _mean(feature_map, cells.sum(axis=0) - sums, np.maximum(rest, 1))
+    alone = torch.from_numpy(rest == 0).to(inside.device)
+    return torch.cat([inside, (inside - outside).masked_fill(alone[:, None], 0)], dim=1)
+
+
+def _mean(feature_map: torch.Tensor, sums: np.ndarray, areas: np.ndarray) -> torch.Tensor:
+    """Mean features of N regions from how much every cell contributes to their sums (N, h*w), and their pixels (N,)."""
+    weights = np.divide(sums, areas[:, None], dtype=np.float32)
+    return torch.from_numpy(weights).to(feature_map.device) @ feature_map.float().flatten(1).T
 
 
 def _align(image: torch.Tensor, boxes: np.ndarray, size: int, scale: float, samples: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.pooling import pool_boxes, pool_segments, warp_crops
+from wsseg_ray.hcp.pooling import pool_boxes, pool_context, pool_segments, warp_crops
 from wsseg_ray.proposals.regions import RegionProposals
 
 CHUNK = 64  # warped crops a forward pass: 40 MB of photos and 1 GB of VGG-16's feature maps
@@ -22,16 +22,16 @@ def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: Regio
 
     Arguments:
         photo: (3, H, W) normalised.
-    Returns (N, C, grid, grid), or (N, C) for `segment`.
+    Returns (N, C, grid, grid), or (N, C) for `segment` and (N, 2 C) for `context`.
     """
     return torch.cat(list(_pool_chunks(network, photo, regions)))
 
 
 def pool_map(network: HypothesisNetwork, feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """`pool_regions` for `roi` and `segment`, where the photo's feature map (C, h, w) is there already."""
+    """`pool_regions` for all but `warp`, where the photo's feature map (C, h, w) is there already."""
     if network.pooling == "roi":
         return pool_boxes(feature_map, regions.boxes, network.stride, network.grid)
-    return pool_segments(feature_map, regions)
+    return (pool_context if network.pooling == "context" else pool_segments)(feature_map, regions)
 
 
 def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
