@@ -62,6 +62,11 @@ def test_folded_fc6_answers_as_the_whole_one_on_a_constant_grid():
     folded = network.convert_fc(weight, torch.zeros(5), torch.zeros(5, 5), torch.zeros(5))["fc6.weight"]
     grid = segment[:, :, None, None].expand(3, 512, 7, 7)
     assert torch.allclose(segment @ folded.T, grid.flatten(1) @ weight.T)
+    with torch.device("meta"):
+        network = HypothesisNetwork("vgg16", classes=2, pooling="context")
+    doubled = network.convert_fc(weight, torch.zeros(5), torch.zeros(5, 5), torch.zeros(5))["fc6.weight"]
+    assert doubled.shape == (5, 1024)
+    assert torch.allclose(torch.cat([segment, segment], dim=1) @ doubled.T, segment @ folded.T)
 
 
 @pytest.fixture(scope="module")

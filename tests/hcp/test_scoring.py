@@ -29,7 +29,7 @@ def regions() -> RegionProposals:
     return RegionProposals(superpixels, sparse.csr_array(membership))
 
 
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment"])
+@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
 def test_scores_are_distributions_and_the_whole_photo_is_a_region(pooling, regions):
     torch.manual_seed(0)
     network = HypothesisNetwork("small", 5, pooling).eval()
@@ -51,7 +51,7 @@ def test_warped_proposals_do_not_depend_on_their_chunk(regions, monkeypatch):
     np.testing.assert_allclose(score_proposals(network, photo, regions)[0], together, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment"])
+@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
 def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, regions, monkeypatch):
     network = HypothesisNetwork("small", 2, pooling).eval()
     photo = torch.randn(3, 40, 48)
