@@ -85,7 +85,7 @@ def side_outputs(trunk: nn.Sequential, photo: torch.Tensor) -> list[torch.Tensor
     Arguments:
         trunk: VGG-16's conv layers, see `hcp.trunk.conv_layers`.
         photo: (1, 3, H, W) float32, see `hcp.trunk.normalise`.
-    Returns 13 tensors (1, C, h, w). Costs the forward pass, and keeps 250 MB at 500x375.
+    Returns 13 tensors (1, C, h, w). Costs the forward pass, and keeps 200 MB at 500x375.
     """
     outputs = []
     for layer in trunk:

@@ -29,7 +29,7 @@ def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) 
         boundary: (h, w) in 0..1, of the size of `shrink(photo)`: the probability that a person draws a boundary
             through a pixel, see `contours.trunk_boundary`; without it colour and texture alone draw the contours.
 
-    Costs about 1.3 s at 500x375 on one core beside what `boundary` costs.
+    Costs about 1 s at 500x375 on one core beside what `boundary` costs.
 
     Returns the proposals and their objectness, in 0..1, (N,) float32 descending. The whole photo comes last, at 0.
     """

@@ -37,7 +37,7 @@ def partition(grid: hg.UndirectedGraph, strength: np.ndarray, cues: np.ndarray) 
         grid: the 4-adjacency graph of the photo.
         strength: (edges of the grid,): what the watershed floods.
         cues: (K, edges of the grid): contour strengths to be averaged along the arcs.
-    Costs 0.2 s at 500x375.
+    Costs 0.25 s at 500x375.
     """
     shape = hg.CptGridGraph.get_shape(grid)
     tree, altitudes = hg.watershed_hierarchy_by_volume(grid, strength)
