@@ -37,7 +37,7 @@ from wsseg_ray.stages import (
 from wsseg_ray.stages.job import Job
 from wsseg_ray.tables import SCHEMAS, RunDirectory
 
-FORMAT = 1  # of the tables; a new one re-runs everything
+FORMAT = 2  # of the tables; a new one re-runs everything
 
 HCP_SELECTION = {"hypotheses", "min_area", "max_aspect"}
 HCP_CANDIDATES = {"threshold", "min_candidates"}

@@ -40,7 +40,7 @@ VOC_CLASSES = [
 NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
 CONV_LAYERS = {"vgg16": 13, "small": 5}  # of the trunks
 UNREFINED = "_unrefined"  # a network that learned without the refinement is named after its twin
-KEEPS = ("none", "nearest", "farthest", "norm", "score", "random")  # ways to keep candidates, `none` for all of them
+KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")  # ways to keep candidates, `none` for all of them
 CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
 
 
@@ -97,7 +97,8 @@ class HcpSection(Section):
     image_last_learning_rate: float = Field(1e-2, gt=0)  # Sec. 4.2, image-fine-tuning
     hypothesis_last_learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2, hypothesis-fine-tuning
     decay_every: int = Field(10, ge=1)  # Sec. 4.2: x 0.1 every 10 epochs
-    loss: Literal["squared", "cross_entropy"] = "squared"  # [30]: squared loss on the softmax
+    # [30]: squared loss on the softmax; binary: every class by itself, so that a region may be none of them
+    loss: Literal["squared", "cross_entropy", "binary_cross_entropy"] = "squared"
     threshold: float = Field(0.5, ge=0, lt=1)  # Sec. 3.1: confidence above 0.5 makes a candidate
     min_candidates: int = Field(10, ge=1)  # served to a label without any candidate
 
@@ -113,7 +114,7 @@ class RefinementSection(Section):
     enabled: bool = True
     engine: Literal["auto", "moments", "faiss"] = "auto"  # auto: moments where the metric factors, else faiss
     metric: Literal["squared_l2", "l2", "cosine", "nearest"] = "squared_l2"  # Eq. (1)
-    keep: Literal["nearest", "farthest", "norm", "score", "random"] = "farthest"  # Sec. 3.2: "descending order"
+    keep: Literal["nearest", "farthest", "norm", "score", "area", "random"] = "farthest"  # Sec. 3.2: "descending order"
     fraction: float = Field(0.5, gt=0, le=1)  # Sec. 3.2: "the top half"
     pca_energy: float = Field(0.98, gt=0, le=1)  # Sec. 3.2
     pca_dims: int = Field(512, ge=1)  # Sec. 3.2

@@ -56,9 +56,10 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             *_ROW,
             ("labels", _ints),  # (K,)
-            ("scores", _halfs),  # (K, N) softmax score of every proposal for the photo's labels
+            ("scores", _halfs),  # (K, N) score of every proposal for the photo's labels
             ("candidate", _ints),  # (n,) proposals that are candidates, label after label
             ("candidate_label", _ints),  # (n,)
+            ("area", _floats),  # (n,) share of the photo that the candidate covers
             ("norm", _floats),  # (n,) length of the candidate's CNN feature
             ("features", _halfs),  # (n, D) PCA features
             ("fallback", _ints),  # (K,) 1 where no proposal passed the threshold
@@ -79,6 +80,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("mask", pa.binary()),  # (S,) uint8 rough mask: 0 background, label + 1
             ("maps_unrefined", _halfs),  # the same from all candidates
             ("mask_unrefined", pa.binary()),
+            ("candidate_iou", _floats),  # (K,) mean IoU of the candidates with the true mask; empty without one
             ("quality", pa.list_(pa.int64())),  # see stages/supervise.py; empty without a mask
         ]
     ),

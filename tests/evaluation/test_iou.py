@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from wsseg_ray.evaluation.iou import (
     THRESHOLDS,
@@ -11,6 +12,7 @@ from wsseg_ray.evaluation.iou import (
     iou,
     mean_average_precision,
     miou,
+    region_iou,
     superpixel_confusion,
     superpixel_counts,
     threshold_assignment,
@@ -58,6 +60,14 @@ def test_superpixel_counts_by_hand():
     assert superpixel_confusion(np.array([1, 1, 0], np.uint8), counts).tolist() == [[0, 1], [0, 3]]
     with pytest.raises(ValueError):
         superpixel_counts(superpixels, truth[:1], 2)
+
+
+def test_region_iou_by_hand():
+    counts = np.array([[2, 2, 0], [0, 4, 0], [6, 0, 0]])
+    membership = sparse.csr_array(np.array([[1, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32))
+    found = region_iou(membership, counts)
+    np.testing.assert_allclose(found, np.array([[2 / 14, 6 / 8, 0], [6 / 8, 0, 0], [8 / 14, 6 / 14, 0]]))
+    assert not region_iou(membership, np.zeros((3, 2), int)).any()
 
 
 def test_argmax_assignment():

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from wsseg_ray.hcp.loss import cross_entropy_loss, hypothesis_max, label_targets, squared_loss
+from wsseg_ray.hcp.loss import (
+    binary_cross_entropy_loss,
+    class_scores,
+    cross_entropy_loss,
+    hypothesis_max,
+    label_targets,
+    squared_loss,
+)
 
 LOG = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])  # softmax (1/4, 3/4) and (1/2, 1/2)
 TARGETS = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
@@ -29,7 +36,27 @@ def test_cross_entropy_loss():
     assert cross_entropy_loss(LOG, TARGETS).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
 
 
-@pytest.mark.parametrize("loss", [squared_loss, cross_entropy_loss])
+def test_binary_cross_entropy_loss():
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, -math.log(3.0)]])  # sigmoid (1/2, 3/4) and (1/2, 1/4)
+    expected = (math.log(2) + math.log(4 / 3) + math.log(2) + math.log(4)) / 2
+    assert binary_cross_entropy_loss(logits, TARGETS).item() == pytest.approx(expected)
+
+
+def test_a_photo_without_labels_teaches_what_is_absent():
+    loss = binary_cross_entropy_loss(torch.tensor([[0.0, 0.0]]), torch.zeros(1, 2))
+    assert loss.item() == pytest.approx(2 * math.log(2))
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_scores_of_a_softmax(loss):
+    assert class_scores(LOG, loss).flatten().tolist() == pytest.approx([0.25, 0.75, 0.5, 0.5])
+
+
+def test_scores_of_a_sigmoid():
+    assert class_scores(LOG, "binary_cross_entropy").flatten().tolist() == pytest.approx([0.5, 0.75, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("loss", [squared_loss, cross_entropy_loss, binary_cross_entropy_loss])
 def test_gradients(loss):
     logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     targets = torch.tensor([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)

@@ -8,6 +8,7 @@ from wsseg_ray.refinement.selection import select
 DISTANCE = np.array([3.0, 1.0, 2.0, 1.0])
 NORM = np.array([1.0, 5.0, 5.0, 2.0])
 SCORE = np.array([0.9, 0.6, 0.7, 0.9])
+AREA = np.array([0.1, 0.2, 0.1, 0.4])
 
 
 @pytest.mark.parametrize(
@@ -21,35 +22,37 @@ SCORE = np.array([0.9, 0.6, 0.7, 0.9])
         ("norm", 0.25, [1]),
         ("score", 0.5, [0, 3]),
         ("score", 0.25, [0]),
+        ("area", 0.5, [1, 3]),
+        ("area", 0.75, [0, 1, 3]),
         ("nearest", 1.0, [0, 1, 2, 3]),
         ("farthest", 1e-12, [0]),
         ("score", 0.3, [0, 3]),
     ],
 )
 def test_select(keep, fraction, kept):
-    assert np.flatnonzero(select(keep, fraction, DISTANCE, NORM, SCORE, [0])).tolist() == kept
+    assert np.flatnonzero(select(keep, fraction, DISTANCE, NORM, SCORE, AREA, [0])).tolist() == kept
 
 
 def test_random_follows_its_seed():
     n = np.zeros(1000)
-    first, again, other = (select("random", 0.5, n, n, n, seed) for seed in ([0, 5, 1], [0, 5, 1], [0, 5, 2]))
+    first, again, other = (select("random", 0.5, n, n, n, n, seed) for seed in ([0, 5, 1], [0, 5, 1], [0, 5, 2]))
     assert first.sum() == 500
     assert (first == again).all() and (first != other).any()
 
 
-@pytest.mark.parametrize("keep", ["nearest", "farthest", "norm", "score", "random"])
+@pytest.mark.parametrize("keep", ["nearest", "farthest", "norm", "score", "area", "random"])
 def test_none_to_select_from(keep):
     empty = np.empty(0)
-    assert select(keep, 0.5, empty, empty, empty, [0]).shape == (0,)
+    assert select(keep, 0.5, empty, empty, empty, empty, [0]).shape == (0,)
 
 
 def test_refuses_an_unknown_keep():
     with pytest.raises(KeyError):
-        select("best", 0.5, DISTANCE, NORM, SCORE, [0])
+        select("best", 0.5, DISTANCE, NORM, SCORE, AREA, [0])
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(["nearest", "farthest", "norm", "score", "random"]))
+@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(["nearest", "farthest", "norm", "score", "area", "random"]))
 def test_keeps_the_ceiling_of_the_share(n, percent, keep):
-    values = np.random.default_rng(n).normal(size=(3, n))
+    values = np.random.default_rng(n).normal(size=(4, n))
     assert select(keep, percent / 100, *values, [0]).sum() == -(-n * percent // 100)

@@ -26,6 +26,7 @@ def scored(cluster, tmp_path):
                 "candidate": np.concatenate([rng.permutation(9)[:count] for count in counts]),
                 "candidate_label": np.repeat(mine, counts),
                 "norm": rng.uniform(size=sum(counts)),
+                "area": rng.uniform(size=sum(counts)),
                 "features": rng.normal(size=(sum(counts), 4)),
                 "fallback": np.zeros(len(mine)),
             }

@@ -6,6 +6,7 @@ Rows are the truth, columns the prediction, class 0 is background. Confusion mat
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
 from sklearn.metrics import average_precision_score
 
 from wsseg_ray.supervision.maps import background
@@ -53,6 +54,19 @@ def superpixel_confusion(assigned: np.ndarray, counts: np.ndarray) -> np.ndarray
     matrix = np.zeros((counts.shape[1], counts.shape[1]), np.int64)
     np.add.at(matrix, assigned, counts)
     return matrix.T
+
+
+def region_iou(membership: sparse.csr_array, counts: np.ndarray) -> np.ndarray:
+    """IoU of every region with every class of the truth; pixels whose truth is 255 are left out.
+
+    Arguments:
+        membership: (N, S), the superpixels of each region.
+        counts: (S, classes) of `superpixel_counts`.
+    Returns (N, classes) float64 in 0..1; zeros where neither has a pixel. Costs nnz(membership) classes.
+    """
+    intersection = membership @ counts.astype(np.float64)
+    union = intersection.sum(axis=1, keepdims=True) + counts.sum(axis=0) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:

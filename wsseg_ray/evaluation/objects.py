@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from wsseg_ray.evaluation import iou
 from wsseg_ray.evaluation.iou import IGNORED
 from wsseg_ray.proposals.regions import RegionProposals
 
@@ -40,22 +41,18 @@ def region_iou(regions: RegionProposals, labels: np.ndarray) -> np.ndarray:
     counted = labels != NOT_COUNTED
     joint = labels[counted].astype(np.int64) * superpixel_count + regions.superpixels[counted]
     object_count = max(int(labels.max(initial=0)), 0)
-    pixels = np.bincount(joint, minlength=(object_count + 1) * superpixel_count).reshape(
-        -1, superpixel_count
-    )  # (K+1, S)
-    intersection = regions.membership.astype(np.float64) @ pixels.T.astype(np.float64)  # (N, K+1)
-    inside = intersection.sum(axis=1, keepdims=True)
-    return intersection[:, 1:] / np.maximum(inside + pixels.sum(axis=1)[1:] - intersection[:, 1:], 1)
+    pixels = np.bincount(joint, minlength=(object_count + 1) * superpixel_count).reshape(-1, superpixel_count)
+    return iou.region_iou(regions.membership, pixels.T)[:, 1:]
 
 
-def best_iou(iou: np.ndarray, counts: list[int]) -> np.ndarray:
+def best_iou(overlaps: np.ndarray, counts: list[int]) -> np.ndarray:
     """Best IoU of every object among the first n proposals: J_i of each (counts, K); zeros where there is none.
 
     Arguments:
-        iou: (N, K), best proposal first.
+        overlaps: (N, K) IoU, best proposal first.
         counts: numbers n of proposals, each at least 1.
     """
-    if len(iou) == 0:
-        return np.zeros((len(counts), iou.shape[1]))
-    best = np.maximum.accumulate(iou, axis=0)
-    return best[np.minimum(counts, len(iou)) - 1]
+    if len(overlaps) == 0:
+        return np.zeros((len(counts), overlaps.shape[1]))
+    best = np.maximum.accumulate(overlaps, axis=0)
+    return best[np.minimum(counts, len(overlaps)) - 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -37,3 +39,24 @@ def squared_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the softmax with the same target, mean over photos. Arguments as `squared_loss`."""
     return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def binary_cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Every class by itself, present or absent: cross-entropy of the sigmoid, summed over classes, mean over photos.
+
+    Unlike a softmax's, the scores of a region do not add up to 1: it may be of no class. Arguments as `squared_loss`.
+    """
+    loss = functional.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits), reduction="none")
+    return loss.sum(dim=1).mean()
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "squared": squared_loss,
+    "cross_entropy": cross_entropy_loss,
+    "binary_cross_entropy": binary_cross_entropy_loss,
+}
+
+
+def class_scores(logits: torch.Tensor, loss: str) -> torch.Tensor:
+    """The scores (N, C) in 0..1, float32, that a network trained with `loss` gives: its softmax or sigmoid."""
+    return logits.float().sigmoid() if loss == "binary_cross_entropy" else logits.softmax(dim=1, dtype=torch.float32)

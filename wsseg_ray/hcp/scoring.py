@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from wsseg_ray.hcp.loss import class_scores
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.hcp.pooling import pool_boxes, pool_context, pool_segments, warp_crops
 from wsseg_ray.proposals.regions import RegionProposals
@@ -44,15 +45,15 @@ def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def score_proposals(
-    network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals
+    network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals, loss: str = "squared"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax scores (N, classes) and embeddings (N, D) of all proposals, float32.
+    """Scores (N, classes), as `loss` compares them, and embeddings (N, D) of all proposals, float32.
 
     Proposals go through fc6 and fc7 in chunks, so that memory does not grow with what is pooled of all of them. A photo
     that is too large for the GPU has its trunk pass on the CPU.
     """
     embedding = torch.cat([network.embed(pooled) for pooled in _pool_chunks(network, photo, regions)])
-    scores = network.classify(embedding).softmax(dim=1, dtype=torch.float32)
+    scores = class_scores(network.classify(embedding), loss)
     return scores.cpu().numpy(), embedding.cpu().float().numpy()
 
 

@@ -286,8 +286,9 @@ def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _candidates(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
-    """Per class: average precision of the classifier, photos, candidates, and photos served by the fallback."""
+    """Per class: average precision of the classifier, photos, candidates, photos without one, IoU with the truth."""
     counts, precision = _at(metrics, "candidates"), _at(metrics, "hcp", "ap")
+    overlaps = _at(metrics, "supervision", "candidate_iou")
     if counts is None and precision is None:
         return []
     rows = []
@@ -301,6 +302,7 @@ def _candidates(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, A
                 "candidates": candidates,
                 "mean": _share(candidates, photos),
                 "fallback": _at(counts, name, "fallback"),
+                "iou": _at(overlaps, name),
             }
         )
     return rows

@@ -73,10 +73,13 @@ def _supervision(job: Job) -> dict[str, Any]:
     classes = len(job.classes) + 1
     shape = (1 + len(KEEPS), supervise.ASSIGNMENTS, classes, classes)
     total, photos = np.zeros(shape, np.int64), 0
-    for row in job.run.rows("supervision", ["error", "quality"]):
+    overlaps: list[list[float]] = [[] for _ in job.classes]
+    for row in job.run.rows("supervision", ["error", "labels", "candidate_iou", "quality"]):
         if len(row["quality"]):
             total += row["quality"].reshape(shape)
             photos += 1
+            for label, overlap in zip(row["labels"], row["candidate_iou"], strict=True):
+                overlaps[label].append(overlap)
     if not photos:
         return {"photos": 0}
     in_use = _supervision_quality(total[0])
@@ -85,6 +88,10 @@ def _supervision(job: Job) -> dict[str, Any]:
         "photos": photos,
         "keep": settings.keep if settings.enabled else "none",
         **in_use,
+        "candidate_iou": {
+            name: float(np.mean(own)) if own else math.nan for name, own in zip(job.classes, overlaps, strict=True)
+        },
+        "candidate_miou": float(np.mean(sum(overlaps, []))),
         "iou": {
             "localization": _by_class(job, total[0, 0]),
             "localization_best": _by_class(job, total[0, 2 + _best(total[0])]),

@@ -18,7 +18,7 @@ from wsseg_ray.stages.job import Job, photo_number
 from wsseg_ray.stages.shards import Row, map_shards
 
 TABLE = "refined"
-COLUMNS = ("labels", "scores", "candidate", "candidate_label", "norm", "features")
+COLUMNS = ("labels", "scores", "candidate", "candidate_label", "norm", "area", "features")
 
 
 def run(job: Job) -> int:
@@ -115,5 +115,5 @@ def choose(job: Job, row: Row, label: int, keep: str, distance: np.ndarray, scor
     """`select` for one label of a row of `scores`; `random` draws from the recipe's seed, the photo and the label."""
     own = row["candidate_label"] == label
     seed = [job.recipe.seed, photo_number(row["image_id"]), int(label)]
-    norm, score = row["norm"][own], scores[row["candidate"][own]]
-    return select(keep, job.recipe.refinement.fraction, distance, norm, score, seed)
+    norm, score, area = row["norm"][own], scores[row["candidate"][own]], row["area"][own]
+    return select(keep, job.recipe.refinement.fraction, distance, norm, score, area, seed)

@@ -15,6 +15,7 @@ import torch
 from wsseg_ray.hcp.reduction import fit_pca, project
 from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_proposals
 from wsseg_ray.hcp.trunk import normalise
+from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import train_hcp, training
 from wsseg_ray.stages.job import Job, actor_resources, cpu_threads
 from wsseg_ray.stages.rows import add_photo, regions_of
@@ -60,7 +61,8 @@ class _Scorer:
         self._pca = read_pca(job)[:2] if job.run.exists(TABLE, "pca.npz") else None
 
     def __call__(self, row: Row) -> Row:
-        scores, chosen, fallback, embedding = self.candidates(row)
+        regions = regions_of(row)
+        scores, chosen, fallback, embedding = self.candidates(row, regions)
         candidate, candidate_label = flatten_candidates(chosen, row["labels"])
         features = embedding[candidate]
         return {
@@ -68,18 +70,21 @@ class _Scorer:
             "scores": scores,
             "candidate": candidate,
             "candidate_label": candidate_label,
+            "area": regions.region_areas[candidate] / regions.superpixels.size,
             "norm": np.linalg.norm(features, axis=1),
             "features": project(features, *self._pca),
             "fallback": fallback,
         }
 
-    def candidates(self, row: Row) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
+    def candidates(
+        self, row: Row, regions: RegionProposals
+    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
         """Scores (K, N) as they are stored, candidates and fall-backs of each label, embeddings (N, D)."""
         torch.set_num_threads(row["threads"])
         photo = normalise(row["photo"])[0].to(self._device)
-        all_scores, embedding = score_proposals(self._network, photo, regions_of(row))
-        scores = all_scores.T[row["labels"]].astype(np.float16)
         hcp = self._job.recipe.hcp
+        all_scores, embedding = score_proposals(self._network, photo, regions, hcp.loss)
+        scores = all_scores.T[row["labels"]].astype(np.float16)
         return scores, *choose_candidates(scores, hcp.threshold, hcp.min_candidates), embedding
 
 
@@ -91,7 +96,7 @@ def _fit_pca(job: Job, threads: int) -> None:
     for shard in sorted({shard for shard, _ in wanted}):
         for row in _rows(job, shard, threads):
             if (shard, row["image_id"]) in wanted and not row.get("error"):
-                _, chosen, _, embedding = scorer.candidates(row)
+                _, chosen, _, embedding = scorer.candidates(row, regions_of(row))
                 candidates = np.unique(np.concatenate(chosen))
                 sample.append(embedding[rng.permutation(candidates)[:PCA_CANDIDATES]])
     settings = job.recipe.refinement

@@ -1,7 +1,8 @@
 """Stage `supervise`: localization maps (Eq. 2) and rough masks (Eq. 5) of every training photo. CPU tasks.
 
-Where a photo has a true mask, the supervision is compared with it here, superpixel by superpixel: for the refinement
-in use, for none, and for every other way to keep candidates. The masks are never used for anything else.
+Where a photo has a true mask, the candidates and the supervision are compared with it here, superpixel by superpixel:
+for the refinement in use, for none, and for every other way to keep candidates. The masks are never used for anything
+else.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _supervise(job: Job, row: Row) -> Row:
         "mask": mask.tobytes(),
         "maps_unrefined": plain_maps,
         "mask_unrefined": plain_mask.tobytes(),
-        "quality": _quality(job, row, regions, scores, (maps, mask)) if row["mask_uri"] else [],
+        **(_measures(job, row, regions, scores, (maps, mask)) if row["mask_uri"] else {}),
     }
 
 
@@ -63,15 +64,21 @@ def _maps_and_mask(
     return maps, mask
 
 
-def _quality(
+def _measures(
     job: Job, row: Row, regions: RegionProposals, scores: np.ndarray, in_use: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """Confusion with the true mask: (1 + KEEPS, ASSIGNMENTS, C+1, C+1), the supervision in use first."""
+) -> dict[str, np.ndarray]:
+    """Comparison with the true mask.
+
+    Returns `candidate_iou` (K,): the mean IoU of each label's candidates with the class, and `quality`
+    (1 + KEEPS, ASSIGNMENTS, C+1, C+1): confusions, the supervision in use first.
+    """
     classes, labels = len(job.classes) + 1, row["labels"].tolist()
     truth = read_mask(
         read_bytes(row["mask_uri"]), row["height"], row["width"], job.listing.mask_values, job.recipe.dataset.max_side
     )
     counts = iou.superpixel_counts(regions.superpixels, truth, classes)
+    overlaps = 100 * iou.region_iou(regions.membership, counts)[:, 1:]
+    candidate_iou = [overlaps[row["candidate"][row["candidate_label"] == label], label].mean() for label in labels]
     variants = [in_use]
     for keep in KEEPS:
         kept = np.ones(len(row["kept"]), bool)
@@ -80,12 +87,11 @@ def _quality(
                 own = row["candidate_label"] == label
                 kept[own] = choose(job, row, label, keep, row["distance"][own], s)
         variants.append(_maps_and_mask(job, row, regions, scores, kept))
-    return np.array(
-        [
-            [iou.superpixel_confusion(assigned, counts) for assigned in _assignments(maps, mask, labels)]
-            for maps, mask in variants
-        ]
-    )
+    quality = [
+        [iou.superpixel_confusion(assigned, counts) for assigned in _assignments(maps, mask, labels)]
+        for maps, mask in variants
+    ]
+    return {"candidate_iou": np.array(candidate_iou), "quality": np.array(quality)}
 
 
 def _assignments(maps: np.ndarray, mask: np.ndarray, labels: list[int]) -> list[np.ndarray]:

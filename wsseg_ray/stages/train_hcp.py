@@ -5,6 +5,7 @@ Where no conv layer is trained, what is pooled of a photo does not change: it is
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional
 from wsseg_ray.console import say
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.evaluation.iou import mean_average_precision
-from wsseg_ray.hcp.loss import cross_entropy_loss, hypothesis_max, label_targets, squared_loss
+from wsseg_ray.hcp.loss import LOSSES, hypothesis_max, label_targets
 from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
 from wsseg_ray.hcp.scoring import pool_map, pool_photo, pool_regions
 from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalise
@@ -29,7 +30,6 @@ from wsseg_ray.stages.rows import regions_of
 from wsseg_ray.tables import read_bytes
 
 FOLDER = "hcp"
-LOSSES = {"squared": squared_loss, "cross_entropy": cross_entropy_loss}
 KEPT_BYTES = 2**30  # of pooled features, a worker
 
 Entry = tuple[np.ndarray, np.ndarray, RegionProposals]  # photo, labels, hypotheses
@@ -43,6 +43,10 @@ def run(job: Job) -> int:
     photos = sum(len(ids) for _, ids in training.members(job.run, "proposals", lambda row: True))
     total = photos * (settings.image_epochs + settings.hypothesis_epochs)
     training.fit(job, "train_hcp", FOLDER, _loop, total)
+    log = read_log(job)
+    found = ", ".join(f"{name} {value:.1f}" for name, value in log["ap"].items() if not math.isnan(value))
+    if found:
+        say(f"{'':<16} val mAP {log['val_map']:.1f}: {found}")
     return total
 
 
