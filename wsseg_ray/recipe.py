@@ -40,7 +40,8 @@ VOC_CLASSES = [
 NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
 CONV_LAYERS = {"vgg16": 13, "small": 5}  # of the trunks
 UNREFINED = "_unrefined"  # a network that learned without the refinement is named after its twin
-KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")  # ways to keep candidates, `none` for all of them
+# ways to keep candidates, `none` for all of them
+KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")
 CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
 
 

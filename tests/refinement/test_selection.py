@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsseg_ray.recipe import KEEPS
 from wsseg_ray.refinement.selection import select
 
 DISTANCE = np.array([3.0, 1.0, 2.0, 1.0])
@@ -40,7 +41,7 @@ def test_random_follows_its_seed():
     assert (first == again).all() and (first != other).any()
 
 
-@pytest.mark.parametrize("keep", ["nearest", "farthest", "norm", "score", "area", "random"])
+@pytest.mark.parametrize("keep", KEEPS[1:])
 def test_none_to_select_from(keep):
     empty = np.empty(0)
     assert select(keep, 0.5, empty, empty, empty, empty, [0]).shape == (0,)
@@ -52,7 +53,7 @@ def test_refuses_an_unknown_keep():
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(["nearest", "farthest", "norm", "score", "area", "random"]))
+@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(KEEPS[1:]))
 def test_keeps_the_ceiling_of_the_share(n, percent, keep):
     values = np.random.default_rng(n).normal(size=(4, n))
     assert select(keep, percent / 100, *values, [0]).sum() == -(-n * percent // 100)

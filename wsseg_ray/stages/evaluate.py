@@ -91,7 +91,7 @@ def _supervision(job: Job) -> dict[str, Any]:
         "candidate_iou": {
             name: float(np.mean(own)) if own else math.nan for name, own in zip(job.classes, overlaps, strict=True)
         },
-        "candidate_miou": float(np.mean(sum(overlaps, []))),
+        "candidate_miou": float(np.mean(np.concatenate(overlaps))),
         "iou": {
             "localization": _by_class(job, total[0, 0]),
             "localization_best": _by_class(job, total[0, 2 + _best(total[0])]),
