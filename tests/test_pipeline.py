@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -38,6 +40,17 @@ def made(run: RunDirectory) -> dict[str, dict]:
     return {name: run.read_json("stages", f"{name}.json") for name in pipeline.STAGES}
 
 
+def kill_driver(run: RunDirectory, settings: list[str], until: str, reached: Callable[[], object]) -> None:
+    """Start the demo as a process of its own, and kill -9 it when it has come so far."""
+    command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root, "--until", until]
+    command += [word for override in settings for word in ("--set", override)]
+    with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.DEVNULL) as driver:
+        while not reached():
+            with suppress(subprocess.TimeoutExpired):  # a loop that never waits would take a core from the run
+                raise AssertionError(f"the run ended by itself, with exit code {driver.wait(0.1)}")
+        driver.send_signal(signal.SIGKILL)
+
+
 def test_a_run_leaves_what_the_design_says(tiny_run):
     outcome, run = tiny_run
     assert outcome.failed == {} and outcome.report == run.uri("report.html")
@@ -51,7 +64,7 @@ def test_a_run_leaves_what_the_design_says(tiny_run):
     for network in metrics["networks"].values():
         assert 0 <= network["val"]["miou"] <= 100 and set(network["val"]["iou_crf"]) == {"background", *demo.CLASSES}
     assert metrics["supervision"]["photos"] == 12
-    assert set(metrics["supervision"]["ablation"]) == {"none", "nearest", "farthest", "norm", "score", "random"}
+    assert set(metrics["supervision"]["ablation"]) == {"none", "nearest", "farthest", "norm", "score", "area", "random"}
     in_use = metrics["supervision"]["ablation"][metrics["supervision"]["keep"]]
     assert in_use["localization_miou"] == metrics["supervision"]["localization_miou"]
     for table, count in (("images", 24), ("proposals", 12), ("scores", 12), ("supervision", 12), ("predictions", 12)):
@@ -115,12 +128,7 @@ def test_missing_shards_are_made_again_with_two_workers(tiny_run, tiny, tmp_path
 def test_a_killed_driver_loses_nothing(tiny_run, tiny, tmp_path):
     """kill -9 as soon as the first shard of proposals is there; the second run does the others and no more."""
     run = RunDirectory.at(str(tmp_path / "run"))
-    command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root, "--until", "proposals"]
-    command += [word for override in tiny for word in ("--set", override)]
-    with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.DEVNULL) as driver:
-        while not run.shards("proposals") and driver.poll() is None:
-            pass
-        driver.send_signal(signal.SIGKILL)
+    kill_driver(run, tiny, "proposals", lambda: run.shards("proposals"))
     survived = run.shards("proposals")
     assert survived
     pipeline.run(recipe.load("demo", tiny), run.root, "proposals")

@@ -90,6 +90,8 @@ class HcpSection(Section):
     freeze: Literal["none", "all"] | int = "none"  # the number of conv layers, from the photo up, that are not trained
     image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
     hypothesis_epochs: int = Field(15, ge=0)
+    region_rounds: int = Field(0, ge=0)  # how often regions learn from the maps of the round before; the paper: never
+    region_epochs: int = Field(4, ge=1)  # of each round
     hypotheses: int = Field(10, ge=1)  # Sec. 3.1: "only 10 specific proposals are selected"
     min_area: int = Field(900, ge=0)  # boxes under 900 px are dropped
     max_aspect: float = Field(4.0, gt=1)  # boxes over 4:1 are dropped
@@ -109,6 +111,14 @@ class HcpSection(Section):
         if isinstance(value, int) and not 0 <= value <= 13:
             raise ValueError("is none, all, or a number of conv layers, 0 to 13")
         return value
+
+    @model_validator(mode="after")
+    def _region_rounds(self) -> HcpSection:
+        if self.region_rounds and self.loss != "binary_cross_entropy":
+            raise ValueError(
+                "region_rounds teaches regions that they are of no class: that needs loss binary_cross_entropy"
+            )
+        return self
 
 
 class RefinementSection(Section):

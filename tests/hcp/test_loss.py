@@ -9,6 +9,7 @@ from wsseg_ray.hcp.loss import (
     cross_entropy_loss,
     hypothesis_max,
     label_targets,
+    region_loss,
     squared_loss,
 )
 
@@ -45,6 +46,14 @@ def test_binary_cross_entropy_loss():
 def test_a_photo_without_labels_teaches_what_is_absent():
     loss = binary_cross_entropy_loss(torch.tensor([[0.0, 0.0]]), torch.zeros(1, 2))
     assert loss.item() == pytest.approx(2 * math.log(2))
+
+
+def test_region_loss_leaves_out_what_is_not_known():
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, -math.log(3.0)]], requires_grad=True)
+    loss = region_loss(logits, torch.tensor([[1, -1], [0, 0]], dtype=torch.int8))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(2) + math.log(4 / 3)) / 2)
+    loss.backward()
+    assert logits.grad[0, 1] == 0
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])

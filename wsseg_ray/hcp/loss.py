@@ -50,6 +50,17 @@ def binary_cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> to
     return loss.sum(dim=1).mean()
 
 
+def region_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`binary_cross_entropy_loss` of regions, without what is not known: summed over classes, mean over regions.
+
+    Arguments:
+        logits: (n, C), n >= 1.
+        targets: (n, C) of `mining.region_targets`: 1, 0, or -1 where it is not known.
+    """
+    loss = functional.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits), reduction="none")
+    return (loss * (targets >= 0)).sum(dim=1).mean()
+
+
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "squared": squared_loss,
     "cross_entropy": cross_entropy_loss,

@@ -314,10 +314,14 @@ def _hcp(metrics: dict[str, Any]) -> dict[str, Any] | None:
     if table is None:
         return None
     log = _at(table, "log") or []
-    phases = {"whole photos": "image", "regions": "hypothesis"}
-    series = {name: [_at(row, "loss") for row in log if _at(row, "step") == step] for name, step in phases.items()}
+    phases = {"whole photos": "image", "regions": "hypothesis", "regions by maps": "region"}
+    series = {
+        name: [_at(row, "loss") for row in log if str(_at(row, "step")).split("-")[0] == step]
+        for name, step in phases.items()
+    }
     return {
         "curve": _curve(series),
+        "rounds": len({step for row in log if (step := str(_at(row, "step"))).startswith("region")}),
         "val_map": _at(table, "val_map"),
         "dims": _at(table, "pca", "dims"),
         "energy": _at(table, "pca", "energy"),

@@ -1,14 +1,16 @@
 """Stage `train_hcp`: Hypothesis-CNN-Pooling on Ray Train: image-fine-tuning, then hypothesis-fine-tuning (Sec. 3.1).
 
+Beyond the paper, rounds in which regions learn from the maps that the network of the round before gives (`mining`).
 Where no conv layer is trained, what is pooled of a photo does not change: it is computed once and kept.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray.train
@@ -18,21 +20,30 @@ from torch.nn import functional
 from wsseg_ray.console import say
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.evaluation.iou import mean_average_precision
-from wsseg_ray.hcp.loss import LOSSES, hypothesis_max, label_targets
+from wsseg_ray.hcp.loss import LOSSES, hypothesis_max, label_targets, region_loss
+from wsseg_ray.hcp.mining import region_targets, sample_regions
 from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
-from wsseg_ray.hcp.scoring import pool_map, pool_photo, pool_regions
+from wsseg_ray.hcp.scoring import choose_candidates, pool_map, pool_photo, pool_regions, score_proposals
 from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalise
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.recipe import Recipe
+from wsseg_ray.recipe import HcpSection, Recipe
 from wsseg_ray.stages import training
 from wsseg_ray.stages.job import Job, photo_number
 from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import read_bytes
 
 FOLDER = "hcp"
 KEPT_BYTES = 2**30  # of pooled features, a worker
 
-Entry = tuple[np.ndarray, np.ndarray, RegionProposals]  # photo, labels, hypotheses
+
+class Entry(NamedTuple):
+    """A photo that trains: the photo, its labels, all its proposals, and those that train now."""
+
+    photo: np.ndarray
+    labels: np.ndarray
+    regions: RegionProposals
+    chosen: np.ndarray
 
 
 def run(job: Job) -> int:
@@ -41,7 +52,7 @@ def run(job: Job) -> int:
         return 0
     settings = job.recipe.hcp
     photos = sum(len(ids) for _, ids in training.members(job.run, "proposals", lambda row: True))
-    total = photos * (settings.image_epochs + settings.hypothesis_epochs)
+    total = photos * sum(epochs for _, epochs, _ in _phases(settings))
     training.fit(job, "train_hcp", FOLDER, _loop, total)
     log = read_log(job)
     found = ", ".join(f"{name} {value:.1f}" for name, value in log["ap"].items() if not math.isnan(value))
@@ -100,16 +111,15 @@ def _loop(config: dict[str, Any]) -> None:
         network.load_state_dict(state["network"])
         log = state["log"]
     seen = 0
-    for name, epochs, last_rate in (
-        ("image", settings.image_epochs, settings.image_last_learning_rate),
-        ("hypothesis", settings.hypothesis_epochs, settings.hypothesis_last_learning_rate),
-    ):
-        done = sum(entry["step"] == name for entry in log)
+    for phase, epochs, last_rate in _phases(settings):
+        done = sum(entry["step"] == phase for entry in log)
         groups = parameter_groups(network, settings.learning_rate, last_rate, fresh)
         optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
-        if state and done and state["step"] == name:
+        if state and done and state["step"] == phase:
             optimizer.load_state_dict(state["optimizer"])
         seen += done * sum(len(ids) for _, ids in photos)
+        if done < epochs:
+            feed.begin(phase, _teacher(job, network, phase) if phase.startswith("region") else None)
         for epoch in range(done, epochs):
             for group, base in zip(optimizer.param_groups, (settings.learning_rate, last_rate), strict=True):
                 group["lr"] = learning_rate_at(epoch, base, settings.decay_every)
@@ -119,18 +129,35 @@ def _loop(config: dict[str, Any]) -> None:
             losses = []
             network.train()
             for mine, size in training.batches(order, settings.batch_size):
-                loss = None
-                if mine:
-                    logits, targets = feed.logits(mine, name == "hypothesis", len(log))
-                    loss = LOSSES[settings.loss](logits, targets)
+                loss = feed.loss(mine, len(log)) if mine else None
                 losses.append(training.step(loss, len(mine) / size, optimizer))
                 seen += size
-                training.tell(job, FOLDER, seen, f"{name} epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")
-            log.append({"step": name, "epoch": epoch, "loss": float(np.mean(losses))})
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": name}
+                training.tell(job, FOLDER, seen, f"{phase} epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")
+            log.append({"step": phase, "epoch": epoch, "loss": float(np.mean(losses))})
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": phase}
             training.save(job, state, FOLDER, "state.pt")
             ray.train.report(log[-1])
     _finish(job, network, log)
+
+
+def _phases(settings: HcpSection) -> list[tuple[str, int, float]]:
+    """Name, epochs and the last layer's rate of image-fine-tuning, hypothesis-fine-tuning and the region rounds."""
+    last_rate = settings.hypothesis_last_learning_rate
+    return [
+        ("image", settings.image_epochs, settings.image_last_learning_rate),
+        ("hypothesis", settings.hypothesis_epochs, last_rate),
+        *((f"region-{number}", settings.region_epochs, last_rate) for number in range(settings.region_rounds)),
+    ]
+
+
+def _teacher(job: Job, network: HypothesisNetwork, phase: str) -> HypothesisNetwork:
+    """The network as it was when the phase began. It is kept, so that a phase that was cut off goes on with it."""
+    kept = training.restore(job.run, FOLDER, f"{phase}.pt")
+    if kept is None:
+        training.save(job, network.state_dict(), FOLDER, f"{phase}.pt")
+    teacher = copy.deepcopy(network)
+    teacher.load_state_dict(kept or network.state_dict())
+    return teacher.eval()
 
 
 def _finish(job: Job, network: HypothesisNetwork, log: list[dict[str, Any]]) -> None:
@@ -163,81 +190,106 @@ def _val_precision(job: Job, network: HypothesisNetwork) -> np.ndarray:
     return mean_average_precision(np.array(scores), np.array(truth))
 
 
-def _mirrored(row: Entry) -> Entry:
-    photo, labels, regions = row
-    return (
-        np.ascontiguousarray(photo[:, ::-1]),
-        labels,
-        RegionProposals(regions.superpixels[:, ::-1], regions.membership),
-    )
+def _mirrored(entry: Entry) -> Entry:
+    regions = RegionProposals(entry.regions.superpixels[:, ::-1], entry.regions.membership)
+    return entry._replace(photo=np.ascontiguousarray(entry.photo[:, ::-1]), regions=regions)
 
 
 class _Feed:
-    """Photos and hypotheses to logits. A photo that cannot be read any more is an error: it could be, a stage ago."""
+    """Photos to losses. A photo that cannot be read any more is an error: it could be, a stage ago."""
 
     def __init__(self, job: Job, network: HypothesisNetwork, device: torch.device) -> None:
         self._job, self._network, self._device = job, network, device
         self._shard = lru_cache(maxsize=2 * training.WINDOW)(self._load)
         self._frozen = not any(parameter.requires_grad for parameter in network.trunk.parameters())
-        self._pooled: dict[tuple[str, bool], torch.Tensor] = {}
+
+    def begin(self, phase: str, teacher: HypothesisNetwork | None) -> None:
+        """What the next losses are about: `image`, `hypothesis`, or a region round with its teacher."""
+        self._phase, self._teacher = phase, teacher
+        self._pooled: dict[str, torch.Tensor] = {}
+        self._mined: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._bytes = 0
 
-    def logits(self, photos: list[tuple[str, str]], hypotheses: bool, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Max-pooled logits and targets, (B, C) each, of (shard, image_id) pairs.
+    def loss(self, photos: list[tuple[str, str]], epoch: int) -> torch.Tensor:
+        """Mean loss of (shard, image_id) pairs.
 
         Where the trunk is trained a photo is mirrored every other time, as in the SGD procedure of [17].
         """
-        rows = [self._shard(shard)[image_id] for shard, image_id in photos]
+        ids = [image_id for _, image_id in photos]
+        entries = [self._shard(shard)[image_id] for shard, image_id in photos]
+        if self._teacher is not None:
+            mined = [self._mine(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
+            entries = [entry._replace(chosen=rows) for entry, (rows, _) in zip(entries, mined, strict=True)]
         if self._frozen:
-            pooled = [self._kept(photo, row, hypotheses) for (_, photo), row in zip(photos, rows, strict=True)]
+            pooled = [self._kept(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
         else:
-            mirror = [
-                np.random.default_rng([self._job.recipe.seed, photo_number(i), epoch]).integers(2) for _, i in photos
-            ]
-            pooled = self._pool([_mirrored(row) if m else row for m, row in zip(mirror, rows, strict=True)], hypotheses)
-        counts = [len(entry) for entry in pooled]
-        logits = self._network.classify(self._network.embed(torch.cat(pooled).to(self._device).float()))
-        best = torch.stack([hypothesis_max(part[None])[0] for part in logits.split(counts)])
+            seed = self._job.recipe.seed
+            mirror = [np.random.default_rng([seed, photo_number(image_id), epoch]).integers(2) for image_id in ids]
+            pooled = self._pool([_mirrored(row) if m else row for m, row in zip(mirror, entries, strict=True)])
+        counts = [len(part) for part in pooled]
+        logits = self._network.classify(self._network.embed(torch.cat(pooled).to(self._device).float())).split(counts)
+        if self._teacher is not None:
+            targets = [torch.from_numpy(rows).to(self._device) for _, rows in mined]
+            return torch.stack([region_loss(*pair) for pair in zip(logits, targets, strict=True)]).mean()
+        best = torch.stack([hypothesis_max(part[None])[0] for part in logits])
         labels = np.zeros(best.shape, bool)
-        for own, row in zip(labels, rows, strict=True):
-            own[row[1]] = True
-        return best, label_targets(torch.from_numpy(labels)).to(self._device)
+        for own, entry in zip(labels, entries, strict=True):
+            own[entry.labels] = True
+        targets = label_targets(torch.from_numpy(labels)).to(self._device)
+        return LOSSES[self._job.recipe.hcp.loss](best, targets)
 
-    def _kept(self, image_id: str, row: Entry, hypotheses: bool) -> torch.Tensor:
-        key = (image_id, hypotheses)
-        if key not in self._pooled:
+    def _mine(self, image_id: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+        """The regions (n,) that this photo gives in this round, and their targets (n, C), the same in every epoch."""
+        if image_id not in self._mined:
+            hcp, classes = self._job.recipe.hcp, len(self._job.classes)
+            photo = normalise(entry.photo)[0].to(self._device)
+            scores = score_proposals(self._teacher, photo, entry.regions, hcp.loss)[0].T[entry.labels]
+            chosen, _ = choose_candidates(scores, hcp.threshold, hcp.min_candidates)
+            maps = localization_maps(entry.regions, chosen)
+            targets = region_targets(entry.regions, maps, entry.labels.tolist(), classes)
+            rng = np.random.default_rng([self._job.recipe.seed, photo_number(image_id)])
+            rows = sample_regions(targets, rng)
+            if len(rows) == 0:  # nothing is known: the photo teaches nothing, but a batch needs a row
+                rows, targets = np.zeros(1, int), np.full_like(targets, -1)
+            self._mined[image_id] = (rows, targets[rows])
+        return self._mined[image_id]
+
+    def _kept(self, image_id: str, entry: Entry) -> torch.Tensor:
+        if image_id not in self._pooled:
             with torch.no_grad():
-                pooled = self._pool([row], hypotheses)[0].half().cpu()
+                pooled = self._pool([entry])[0].half().cpu()
             if self._bytes > KEPT_BYTES:
                 return pooled
-            self._pooled[key] = pooled
+            self._pooled[image_id] = pooled
             self._bytes += pooled.nbytes
-        return self._pooled[key]
+        return self._pooled[image_id]
 
-    def _pool(self, rows: list[Entry], hypotheses: bool) -> list[torch.Tensor]:
-        network = self._network
-        tensors = [normalise(row[0])[0].to(self._device) for row in rows]
+    def _pool(self, entries: list[Entry]) -> list[torch.Tensor]:
+        """What is pooled of the whole photo, or of its chosen regions, for each entry."""
+        network, whole = self._network, self._phase == "image"
+        tensors = [normalise(entry.photo)[0].to(self._device) for entry in entries]
+        chosen = [
+            RegionProposals(entry.regions.superpixels, entry.regions.membership[entry.chosen]) for entry in entries
+        ]
         if network.pooling == "warp":
-            if not hypotheses:
+            if whole:
                 return [pool_photo(network, photo) for photo in tensors]
-            return [pool_regions(network, photo, row[2]) for photo, row in zip(tensors, rows, strict=True)]
+            return [pool_regions(network, photo, own) for photo, own in zip(tensors, chosen, strict=True)]
         # Photos of different sizes go through the trunk together, filled up at the bottom and on the right.
         height, width = (max(photo.shape[axis] for photo in tensors) for axis in (1, 2))
         padded = [functional.pad(photo, (0, width - photo.shape[2], 0, height - photo.shape[1])) for photo in tensors]
         maps = network.features(torch.stack(padded))
         pooled = []
-        for feature_map, photo, row in zip(maps, tensors, rows, strict=True):
+        for feature_map, photo, regions in zip(maps, tensors, chosen, strict=True):
             own = feature_map[:, : photo.shape[1] // network.stride, : photo.shape[2] // network.stride]
-            pooled.append(pool_map(network, own, row[2]) if hypotheses else network.pool_whole(own[None]))
+            pooled.append(network.pool_whole(own[None]) if whole else pool_map(network, own, regions))
         return pooled
 
     def _load(self, shard: str) -> dict[str, Entry]:
-        """Photo, labels and hypotheses of every photo of a shard."""
+        """Every photo of a shard, its labels, proposals and hypotheses."""
         images = self._job.run.read_good("images", shard)
         loaded = {}
         for image_id, row in self._job.run.read_good("proposals", shard).items():
             photo = read_photo(read_bytes(images[image_id]["uri"]), self._job.recipe.dataset.max_side)
-            regions = regions_of(row)
-            hypotheses = RegionProposals(regions.superpixels, regions.membership[row["hypotheses"]])
-            loaded[image_id] = (photo, images[image_id]["labels"], hypotheses)
+            loaded[image_id] = Entry(photo, images[image_id]["labels"], regions_of(row), row["hypotheses"])
         return loaded

@@ -37,3 +37,16 @@ def background(maps: np.ndarray) -> np.ndarray:
     Returns (S,) float64 in [0, 1].
     """
     return np.maximum(0, 1 - maps.sum(axis=0, dtype=np.float64))
+
+
+def map_iou(regions: RegionProposals, p: np.ndarray, threshold: float) -> np.ndarray:
+    """IoU in pixels of every region with `p >= threshold * max p`.
+
+    Arguments:
+        p: (S,), one map.
+        threshold: a share of the map's maximum, above 0.
+    Returns (N,) float64; zeros for an all-zero map. Costs nnz(M).
+    """
+    inside = regions.areas * ((p >= threshold * p.max()) & (p > 0))
+    intersection = regions.membership @ inside.astype(np.float64)
+    return intersection / (regions.region_areas + inside.sum() - intersection)

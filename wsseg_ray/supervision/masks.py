@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.supervision.maps import map_iou
 
 
 def rough_mask(
@@ -42,14 +43,7 @@ def rough_mask(
     claims = np.full((1 + len(labels), len(regions.areas)), -1.0)
     claims[0] = -0.5
     for claim, p, s in zip(claims[1:], maps, scores, strict=True):
-        value = s + regions.mean_inside(p) if ranking == "sum" else _map_iou(regions, p, threshold)
+        value = s + regions.mean_inside(p) if ranking == "sum" else map_iou(regions, p, threshold)
         covered = regions.union(ranked[np.argsort(-value[ranked], kind="stable")[:count]])
         claim[covered] = p[covered]
     return np.array([0, *(label + 1 for label in labels)], np.uint8)[claims.argmax(axis=0)]
-
-
-def _map_iou(regions: RegionProposals, p: np.ndarray, threshold: float) -> np.ndarray:
-    """IoU in pixels of every region with `p >= threshold * max p`, (N,); zeros for an all-zero map."""
-    inside = regions.areas * ((p >= threshold * p.max()) & (p > 0))
-    intersection = regions.membership @ inside.astype(np.float64)
-    return intersection / (regions.region_areas + inside.sum() - intersection)
