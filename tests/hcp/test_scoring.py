@@ -65,6 +65,19 @@ def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, r
     assert rows == ([3] if pooling == "warp" else [2, 1])
 
 
+@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
+def test_half_precision_changes_scores_by_little(pooling, regions):
+    torch.manual_seed(0)
+    network = HypothesisNetwork("small", 3, pooling).eval()
+    photo = torch.randn(3, 40, 48)
+    expected, _ = score_proposals(network, photo, regions)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, embedding = score_proposals(network, photo, regions)
+    assert scores.dtype == embedding.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=0.02)
+    assert (scores != expected).any()
+
+
 @pytest.mark.parametrize("pooling", ["roi", "segment"])
 def test_a_photo_without_a_proposal_has_no_scores(pooling, regions):
     network = HypothesisNetwork("small", 2, pooling).eval()

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 import ray
+import torch
 
 from wsseg_ray.datasets import Listing
 from wsseg_ray.recipe import Recipe
@@ -44,6 +45,15 @@ def use_gpu(recipe: Recipe) -> bool:
 def actor_resources(recipe: Recipe) -> dict[str, float]:
     """Ray resources of one actor that holds a network."""
     return {"num_gpus": 1, "num_cpus": 1} if use_gpu(recipe) else {"num_cpus": LAPTOP_CPUS}
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where that is safe, on a GPU that has it; elsewhere nothing changes.
+
+    It has float32's range, so gradients need no scaling and no photo overflows.
+    """
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
 
 
 def cpu_threads(recipe: Recipe) -> int:

@@ -16,7 +16,7 @@ from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.stages import train_segmenter
-from wsseg_ray.stages.job import Job, cpu_threads
+from wsseg_ray.stages.job import Job, cpu_threads, mixed_precision
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
 from wsseg_ray.tables import read_bytes
@@ -52,7 +52,8 @@ class _Predictor:
     def __call__(self, row: Row) -> Row:
         torch.set_num_threads(row["threads"])
         photo = normalise(row["photo"]).to(self._device)
-        return {**row, "logits": [network(photo)[0].cpu() for network in self._networks]}
+        with mixed_precision(self._device):
+            return {**row, "logits": [network(photo)[0].float().cpu() for network in self._networks]}
 
 
 def _finish(job: Job, row: Row) -> Row:

@@ -17,7 +17,7 @@ from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_p
 from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import train_hcp, training
-from wsseg_ray.stages.job import Job, actor_resources, cpu_threads
+from wsseg_ray.stages.job import Job, actor_resources, cpu_threads, mixed_precision
 from wsseg_ray.stages.rows import add_photo, regions_of
 from wsseg_ray.stages.shards import Row, map_shards
 
@@ -83,7 +83,8 @@ class _Scorer:
         torch.set_num_threads(row["threads"])
         photo = normalise(row["photo"])[0].to(self._device)
         hcp = self._job.recipe.hcp
-        all_scores, embedding = score_proposals(self._network, photo, regions, hcp.loss)
+        with mixed_precision(self._device):
+            all_scores, embedding = score_proposals(self._network, photo, regions, hcp.loss)
         scores = all_scores.T[row["labels"]].astype(np.float16)
         return scores, *choose_candidates(scores, hcp.threshold, hcp.min_candidates), embedding
 

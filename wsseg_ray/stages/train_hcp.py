@@ -28,7 +28,7 @@ from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalis
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
 from wsseg_ray.stages import training
-from wsseg_ray.stages.job import Job, photo_number
+from wsseg_ray.stages.job import Job, mixed_precision, photo_number
 from wsseg_ray.stages.rows import regions_of
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import read_bytes
@@ -129,7 +129,8 @@ def _loop(config: dict[str, Any]) -> None:
             losses = []
             network.train()
             for mine, size in training.batches(order, settings.batch_size):
-                loss = feed.loss(mine, len(log)) if mine else None
+                with mixed_precision(device):
+                    loss = feed.loss(mine, len(log)) if mine else None
                 losses.append(training.step(loss, len(mine) / size, optimizer))
                 seen += size
                 training.tell(job, FOLDER, seen, f"{phase} epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")

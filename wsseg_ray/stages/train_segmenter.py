@@ -23,7 +23,7 @@ from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, parameter_groups
 from wsseg_ray.segmentation.losses import hard_cross_entropy, soft_cross_entropy
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
 from wsseg_ray.stages import train_hcp, training
-from wsseg_ray.stages.job import Job, photo_number
+from wsseg_ray.stages.job import Job, mixed_precision, photo_number
 from wsseg_ray.stages.rows import superpixels_of
 from wsseg_ray.tables import read_bytes
 
@@ -135,7 +135,8 @@ def _train(job: Job, name: str, feed: _Feed, seen: int) -> int:
         network.train()
         losses = []
         for mine, size in training.batches(training.epoch_order(photos, rng), settings.batch_size):
-            loss = feed.loss(network, name, mine, epoch) if mine else None
+            with mixed_precision(device):
+                loss = feed.loss(network, name, mine, epoch) if mine else None
             losses.append(training.step(loss, len(mine) / size, optimizer))
             seen += size
             training.tell(job, FOLDER, seen, f"{name} epoch {epoch + 1} of {settings.epochs}, loss {losses[-1]:.3f}")
