@@ -38,6 +38,7 @@ VOC_CLASSES = [
     "tvmonitor",
 ]
 NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
+RIVALS = ("MIL_FCN", "EM_ADAPT", "CCNN", "ILP_SEG")  # Table 4: they learn from the labels themselves, without maps
 CONV_LAYERS = {"vgg16": 13, "small": 5}  # of the trunks
 UNREFINED = "_unrefined"  # a network that learned without the refinement is named after its twin
 # ways to keep candidates, `none` for all of them
@@ -146,7 +147,9 @@ class SupervisionSection(Section):
 
 
 class SegmentationSection(Section):
-    networks: list[Literal["AN_A", "SN_A", "AN_B", "SN_B", "FULL"]] = Field(["AN_A", "SN_A", "AN_B", "SN_B"])
+    networks: list[Literal["AN_A", "SN_A", "AN_B", "SN_B", "MIL_FCN", "EM_ADAPT", "CCNN", "ILP_SEG", "FULL"]] = Field(
+        ["AN_A", "SN_A", "AN_B", "SN_B"]
+    )
     ablation: bool = False  # also train the networks without the refinement (Table 3)
     model: Literal["deeplab_largefov", "deeplab_small"] = "deeplab_largefov"
     weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (this run's HCP trunk), or null: at random

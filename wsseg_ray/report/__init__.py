@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Template
 
 from wsseg_ray.datasets.pixels import VOID, voc_palette
-from wsseg_ray.recipe import CEILING, KEEPS, NETWORKS, UNREFINED, VOC_CLASSES
+from wsseg_ray.recipe import CEILING, KEEPS, NETWORKS, RIVALS, UNREFINED, VOC_CLASSES
 from wsseg_ray.report import paper
 from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
 from wsseg_ray.report.templates import template
@@ -161,7 +161,7 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """SN_B's mIoU, or the best weak network's where there is no SN_B; the better of without and with CRF."""
     scores = {
         (name, key): _finite(_at(metrics, "networks", name, "val", key))
-        for name in (*NETWORKS, CEILING)
+        for name in (*NETWORKS, *RIVALS, CEILING)
         for key in ("miou", "miou_crf")
     }
     weak = {which: score for which, score in scores.items() if which[0] != CEILING and score is not None}
@@ -205,7 +205,7 @@ def _figures(strip: Strip) -> dict[str, Any]:
 
 def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
     """The paper's Table 1: a row per class and the mean, a column per network without and with CRF."""
-    names = [name for name in (*NETWORKS, CEILING) if _at(metrics, "networks", name) is not None]
+    names = [name for name in (*NETWORKS, *RIVALS, CEILING) if _at(metrics, "networks", name) is not None]
     if not names:
         return None
     vals = {name: _at(metrics, "networks", name, "val") for name in names}

@@ -13,8 +13,10 @@ from PIL import Image
 from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.evaluation.iou import confusion
 from wsseg_ray.hcp.trunk import normalise
+from wsseg_ray.proposals.generate import generate
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
+from wsseg_ray.segmentation.objectives.ilp import image_prior, smooth_by_regions
 from wsseg_ray.stages import train_segmenter
 from wsseg_ray.stages.job import Job, cpu_threads, mixed_precision
 from wsseg_ray.stages.rows import add_photo
@@ -69,6 +71,8 @@ def _finish(job: Job, row: Row) -> Row:
     confusions = []
     for name, logits in zip(names, row["logits"], strict=True):
         probabilities = upsample(logits[None], height, width)[0].softmax(dim=0).numpy()
+        if name == "ILP_SEG":
+            probabilities = _with_priors(job, row["photo"], logits, probabilities)
         found = [probabilities.argmax(axis=0).astype(np.uint8)]
         if crf.enabled:
             found.append(dense_crf(row["photo"], probabilities, **crf.model_dump(exclude={"enabled"})))
@@ -81,3 +85,9 @@ def _finish(job: Job, row: Row) -> Row:
             matrices = [confusion(labels, truth, len(job.classes) + 1) for labels in found]
             confusions.append(matrices if crf.enabled else [*matrices, np.zeros_like(matrices[0])])
     return {"networks": names, **encoded, "confusion": np.array(confusions, np.int64)}
+
+
+def _with_priors(job: Job, photo: np.ndarray, logits: torch.Tensor, probabilities: np.ndarray) -> np.ndarray:
+    """MIL-ILP's image-level prior and its smoothing by regions, of `generate` whatever the training photos' source."""
+    regions, _ = generate(photo, job.recipe.proposals.count)
+    return smooth_by_regions(image_prior(logits, torch.from_numpy(probabilities)).numpy(), regions)

@@ -1,7 +1,8 @@
 """Stage `train_segmenter`: the segmentation networks on Ray Train, one after the other, in one worker group.
 
 Network_A learns localization maps (Eq. 3-4), Network_B rough masks; AN from all photos, SN from those with one label.
-`<name>_unrefined` is the same without the refinement (Table 3); FULL learns the true masks: the ceiling.
+`<name>_unrefined` is the same without the refinement (Table 3); FULL learns the true masks: the ceiling. The rivals of
+Table 4 (`objectives`) learn from all photos and their labels alone.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from wsseg_ray.console import say
 from wsseg_ray.datasets.pixels import read_mask, read_photo
 from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalise
-from wsseg_ray.recipe import CEILING, UNREFINED, Recipe
+from wsseg_ray.recipe import CEILING, NETWORKS, UNREFINED, Recipe
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, parameter_groups
 from wsseg_ray.segmentation.losses import hard_cross_entropy, soft_cross_entropy
+from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
 from wsseg_ray.stages import train_hcp, training
 from wsseg_ray.stages.job import Job, mixed_precision, photo_number
@@ -35,7 +37,7 @@ def networks(recipe: Recipe) -> list[str]:
     """Names of all networks to train: the recipe's, and without refinement where the ablation is asked for."""
     names = recipe.segmentation.networks
     ablation = recipe.segmentation.ablation and recipe.refinement.enabled
-    return [*names, *(name + UNREFINED for name in names if ablation and name != CEILING)]
+    return [*names, *(name + UNREFINED for name in names if ablation and name in NETWORKS)]
 
 
 def run(job: Job) -> int:
@@ -98,7 +100,8 @@ def read_log(job: Job, name: str) -> list[dict[str, float]]:
 def _members(job: Job, name: str) -> list[tuple[str, list[str]]]:
     if name == CEILING:
         return training.members(job.run, "supervision", lambda row: bool(row["mask_uri"]))
-    return training.members(job.run, "supervision", lambda row: name.startswith("AN") or len(row["labels"]) == 1)
+    single = name.startswith("SN")
+    return training.members(job.run, "supervision", lambda row: not single or len(row["labels"]) == 1)
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -162,7 +165,9 @@ class _Feed:
     def loss(self, network: DeepLabLargeFOV, name: str, photos: list[tuple[str, str]], epoch: int) -> torch.Tensor:
         """Mean loss of this worker's photos, (shard, image_id) pairs."""
         pixels, targets = zip(*(self._sample(network, name, *photo, epoch) for photo in photos), strict=True)
-        logits = network.head(self._features(network, pixels))
+        logits = network.head(self._features(network, pixels)).float()
+        if name in OBJECTIVES:
+            return torch.stack([OBJECTIVES[name](*_own(*pair)) for pair in zip(logits, targets, strict=True)]).mean()
         target = torch.from_numpy(np.stack(targets)).to(self._device)
         return soft_cross_entropy(logits, target) if _is_soft(name) else hard_cross_entropy(logits, target)
 
@@ -185,13 +190,17 @@ class _Feed:
 
     def _sample(
         self, network: DeepLabLargeFOV, name: str, shard: str, image_id: str, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, Any]:
+        """A crop, and its target; for a rival the channels that occur (C,) and how much of the grid is the photo's."""
         row = self._shard(shard)[image_id]
         rng = np.random.default_rng([self._job.recipe.seed, photo_number(image_id), epoch])
         crop = self._job.recipe.segmentation.crop
         over = row["truth"] if name == CEILING else row["superpixels"]
         photo, (over,), valid = crop_and_mirror(rng, row["photo"], [over], crop)
         cells = network.grid_size(crop)
+        if name in OBJECTIVES:
+            present = np.isin(np.arange(len(self._job.classes) + 1), [0, *(row["labels"] + 1)])
+            return photo, (present, tuple(network.grid_size(int(valid.any(axis=axis).sum())) for axis in (1, 0)))
         suffix = UNREFINED if name.endswith(UNREFINED) else ""
         if name == CEILING:
             return photo, hard_target(np.arange(256, dtype=np.uint8), over, valid, cells, cells)
@@ -216,6 +225,12 @@ class _Feed:
                 mask = read_bytes(image["mask_uri"])
                 row["truth"] = read_mask(mask, image["height"], image["width"], values, dataset.max_side)
         return rows
+
+
+def _own(logits: torch.Tensor, target: tuple[np.ndarray, tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A rival's arguments for one photo: the logits (1, C, h, w) inside the photo, and what occurs (1, C)."""
+    present, (rows, columns) = target
+    return logits[None, :, :rows, :columns], torch.from_numpy(present)[None].to(logits.device)
 
 
 def _is_soft(name: str) -> bool:
