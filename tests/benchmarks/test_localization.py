@@ -57,5 +57,4 @@ def test_a_table_has_the_columns_that_were_measured():
         "|---|---:|---:|",
         "| all | 12.3 | 50.0 |",
         "| other |  | 1.0 |",
-        "",
     ]
