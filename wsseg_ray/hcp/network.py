@@ -24,7 +24,7 @@ class HypothesisNetwork(nn.Module):
             one mean and its difference from the rest of the photo.
 
     Attributes: `stride` (photo pixels a feature cell), `grid` (cells a side of a pooled box), `crop` (pixels a side
-    of a warped box), `embedding_dims`.
+    of a warped box), `embedding_dims`, and the buffer `feature_scale`, by which fc6's input is multiplied.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class HypothesisNetwork(nn.Module):
         self.stride, self.grid, self.crop, self.embedding_dims = spec.stride, spec.grid, spec.crop, spec.hidden
         self.trunk = conv_layers(backbone)
         cells = {"segment": 1, "context": 2}.get(pooling, spec.grid**2)
+        self.register_buffer("feature_scale", torch.ones(()))
         self.fc6 = nn.Linear(self.trunk.channels * cells, spec.hidden)
         self.fc7 = nn.Linear(spec.hidden, spec.hidden)
         self.dropout = nn.Dropout(spec.dropout)
@@ -69,7 +70,7 @@ class HypothesisNetwork(nn.Module):
         Arguments:
             pooled: (N, C, grid, grid), or (N, C) for `segment` and (N, 2 C) for `context`.
         """
-        hidden = self.dropout(functional.relu(self.fc6(pooled.flatten(1))))
+        hidden = self.dropout(functional.relu(self.fc6(pooled.flatten(1) * self.feature_scale)))
         return self.dropout(functional.relu(self.fc7(hidden)))
 
     def classify(self, embedding: torch.Tensor) -> torch.Tensor:

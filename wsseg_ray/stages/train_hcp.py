@@ -34,6 +34,8 @@ from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import read_bytes
 
 FOLDER = "hcp"
+# A random fc6 on features as large as VGG-16's learns so much faster than fc7 that the maps suffer: RESULTS.md.
+RANDOM_FC6_SCALE = 0.1
 KEPT_BYTES = 2**30  # of pooled features, a worker
 
 
@@ -72,6 +74,8 @@ def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
     fresh = [name for name, _ in network.named_parameters()]
     if settings.weights is not None:
         _, fresh = load_weights(network, training.weights_source(settings.weights), settings.weights)
+        if "fc6.weight" in fresh:
+            network.feature_scale.fill_(RANDOM_FC6_SCALE)
     freeze(network.trunk, settings.freeze)
     return network, fresh
 
