@@ -38,7 +38,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from wsseg_ray import pipeline, recipe
+from wsseg_ray import pipeline
 from wsseg_ray.datasets.pixels import read_mask, read_photo
 from wsseg_ray.evaluation import iou
 from wsseg_ray.hcp.loss import binary_cross_entropy_loss, cross_entropy_loss, label_targets
@@ -379,7 +379,7 @@ def main() -> None:
     place = RunDirectory.at(options.run)
     if not place.shards("scores"):
         sys.exit(f"{options.run} holds no scores: wsseg run RECIPE --run-dir {options.run} --until refine")
-    job = pipeline.prepare(recipe.load(place.uri("recipe.yaml")), place)
+    job = pipeline.open_run(options.run)
     candidates, photos = read(job)
     if not photos:
         sys.exit(f"{options.run}: no training photo has a true mask to measure with")

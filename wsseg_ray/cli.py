@@ -27,6 +27,8 @@ app = typer.Typer(
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
 RunDir = Annotated[str | None, typer.Option("--run-dir", help="folder, s3:// or gs://; default runs/RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]
+NetworkName = Annotated[str, typer.Argument(metavar="NETWORK", help="one of its networks, such as SN_B")]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")]
 
 
@@ -82,7 +84,7 @@ def download(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]) -> None:
+def report(run: RunArgument) -> None:
     """Write a run's metrics.json and report.html again."""
     from wsseg_ray import pipeline
 
@@ -105,6 +107,34 @@ def proposals(
         raise recipes.RecipeError(f"--out {out}: must be a file in a folder that exists")
     write(photo, out, weights, count)
     print(f"page: {out}")
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    network: NetworkName,
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="a photo, or a folder of photos")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write palette PNGs to")],
+) -> None:
+    """Label every pixel of new photos with a trained network, without Ray."""
+    from wsseg_ray import networks
+
+    if networks.predict(run, network, photos, out, print):
+        raise typer.Exit(3)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    network: NetworkName,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the file to write")],
+    form: Annotated[str, typer.Option("--format", help="state_dict, torchscript or onnx")] = "torchscript",
+) -> None:
+    """Write a trained network for other programs."""
+    from wsseg_ray import networks
+
+    networks.export(run, network, form, out)
+    print(f"{form}: {out}")
 
 
 @app.command("recipes")

@@ -142,13 +142,21 @@ def write_report(run_dir: str) -> str:
 
     Raises RecipeError where the folder is no run.
     """
+    job = open_run(run_dir)
+    entries = {name: job.run.read_json("stages", f"{name}.json") or {} for name in STAGES}
+    return _conclude(job, [name for name, entry in entries.items() if entry.get("state") == "done"])[1]
+
+
+def open_run(run_dir: str) -> Job:
+    """A run that is there, to read from: its listing holds no photos.
+
+    Raises RecipeError where the folder is no run.
+    """
     place = RunDirectory.at(run_dir)
     if not place.exists("recipe.yaml") or not place.exists("classes.json"):
         raise RecipeError(f"{run_dir} is no run: it holds no recipe.yaml and classes.json")
     recipe = validate(yaml.safe_load(place.read_bytes("recipe.yaml")))
-    job = Job(place, recipe, datasets.Listing(**place.read_json("classes.json"), photos=[]))
-    entries = {name: place.read_json("stages", f"{name}.json") or {} for name in STAGES}
-    return _conclude(job, [name for name, entry in entries.items() if entry.get("state") == "done"])[1]
+    return Job(place, recipe, datasets.Listing(**place.read_json("classes.json"), photos=[]))
 
 
 def _conclude(job: Job, stages: list[str]) -> tuple[dict[str, Any], str]:

@@ -3,14 +3,13 @@ import pytest
 from scipy import sparse
 
 from benchmarks.localization import Photo, count_part, held_out, keep_part, measure, read, superpixel_means, table
-from wsseg_ray import pipeline, recipe
+from wsseg_ray import pipeline
 from wsseg_ray.proposals.regions import RegionProposals
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    place = tiny_run[1]
-    job = pipeline.prepare(recipe.load(place.uri("recipe.yaml")), place)
+    job = pipeline.open_run(tiny_run[1].root)
     return job, *read(job)
 
 

@@ -14,6 +14,7 @@ from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.evaluation.iou import confusion
 from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.proposals.generate import generate
+from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.segmentation.objectives.ilp import image_prior, smooth_by_regions
@@ -61,7 +62,6 @@ class _Predictor:
 def _finish(job: Job, row: Row) -> Row:
     """Labels, with and without CRF, of every network, at full size; their files and confusion matrices."""
     names, crf = train_segmenter.networks(job.recipe), job.recipe.crf
-    height, width = row["photo"].shape[:2]
     data = read_bytes(row["uri"])
     full = photo_size(data)
     truth = None
@@ -70,13 +70,7 @@ def _finish(job: Job, row: Row) -> Row:
     encoded: dict[str, list[bytes]] = {"labels": [], "labels_crf": []}
     confusions = []
     for name, logits in zip(names, row["logits"], strict=True):
-        probabilities = upsample(logits[None], height, width)[0].softmax(dim=0).numpy()
-        if name == "ILP_SEG":
-            probabilities = _with_priors(job, row["photo"], logits, probabilities)
-        found = [probabilities.argmax(axis=0).astype(np.uint8)]
-        if crf.enabled:
-            found.append(dense_crf(row["photo"], probabilities, **crf.model_dump(exclude={"enabled"})))
-        found = [np.asarray(Image.fromarray(labels).resize(full[::-1], Image.Resampling.NEAREST)) for labels in found]
+        found = [enlarge(labels, full) for labels in segment(job.recipe, name, row["photo"], logits)]
         for column, labels in zip(encoded, found, strict=False):
             encoded[column].append(encode_mask(labels))
         submitted = encoded["labels_crf" if crf.enabled else "labels"][-1]
@@ -87,7 +81,18 @@ def _finish(job: Job, row: Row) -> Row:
     return {"networks": names, **encoded, "confusion": np.array(confusions, np.int64)}
 
 
-def _with_priors(job: Job, photo: np.ndarray, logits: torch.Tensor, probabilities: np.ndarray) -> np.ndarray:
-    """MIL-ILP's image-level prior and its smoothing by regions, of `generate` whatever the training photos' source."""
-    regions, _ = generate(photo, job.recipe.proposals.count)
-    return smooth_by_regions(image_prior(logits, torch.from_numpy(probabilities)).numpy(), regions)
+def segment(recipe: Recipe, name: str, photo: np.ndarray, logits: torch.Tensor) -> list[np.ndarray]:
+    """Labels (H, W) uint8 of a photo (H, W, 3) by a network's logits (C, h, w), and, where it is on, after the CRF."""
+    probabilities = upsample(logits[None], *photo.shape[:2])[0].softmax(dim=0).numpy()
+    if name == "ILP_SEG":  # MIL-ILP's priors, with regions of `generate` whatever the training photos' source
+        regions, _ = generate(photo, recipe.proposals.count)
+        probabilities = smooth_by_regions(image_prior(logits, torch.from_numpy(probabilities)).numpy(), regions)
+    found = [probabilities.argmax(axis=0).astype(np.uint8)]
+    if recipe.crf.enabled:
+        found.append(dense_crf(photo, probabilities, **recipe.crf.model_dump(exclude={"enabled"})))
+    return found
+
+
+def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels (H, W) at a size (height, width), by nearest neighbour."""
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))

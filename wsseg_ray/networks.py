@@ -1,0 +1,138 @@
+"""A run's trained networks without Ray: labels of new photos, and files for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wsseg_ray.datasets import DatasetError
+from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_photo
+from wsseg_ray.hcp.trunk import MEAN, STD, normalise
+from wsseg_ray.pipeline import open_run
+from wsseg_ray.recipe import RecipeError
+from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, upsample
+from wsseg_ray.stages import train_segmenter
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.predict import enlarge, segment
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("state_dict", "torchscript", "onnx")
+
+
+def open_network(run: str, name: str) -> tuple[Job, DeepLabLargeFOV]:
+    """A run, and one of its trained networks on the CPU.
+
+    Raises RecipeError where the run or the network is not there.
+    """
+    job = open_run(run)
+    trained = [own for own in job.run.names(train_segmenter.FOLDER) if _is_trained(job, own)]
+    if name not in trained:
+        have = f"it has {', '.join(trained)}" if trained else "none is trained yet"
+        raise RecipeError(f"{run} has no network '{name}'; {have}")
+    return job, train_segmenter.trained(job, name)
+
+
+def _is_trained(job: Job, name: str) -> bool:
+    return job.run.exists(train_segmenter.FOLDER, name, "network.pt")
+
+
+@torch.inference_mode()
+def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], None]) -> int:
+    """Label every pixel of new photos: a palette PNG each, 0 background, i + 1 the run's class i, named like the photo.
+
+    A photo is shrunk as the run's were, goes through the network whole, then through the CRF if the run has one, and
+    its labels are enlarged to the photo's size. A photo that cannot be read is told of, and the others go on.
+
+    Arguments:
+        photos: a photo, or a folder, whose photos are taken, without those of its folders.
+        out: the folder to write to; it is made.
+        tell: is given a line a photo.
+    Returns the number of photos that failed.
+    Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network.
+    """
+    files = _photos(photos)
+    job, network = open_network(run, name)
+    out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for file in files:
+        target = out / f"{file.stem}.png"
+        try:
+            data = file.read_bytes()
+            photo = read_photo(data, job.recipe.dataset.max_side)
+        except (ValueError, OSError) as error:
+            tell(f"{file}: {error}")
+            failed += 1
+            continue
+        labels = segment(job.recipe, name, photo, network(normalise(photo))[0])[-1]
+        target.write_bytes(encode_mask(enlarge(labels, photo_size(data))))
+        seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
+        tell(f"{target}: {', '.join(seen) or 'background alone'}")
+    return failed
+
+
+def _photos(place: Path) -> list[Path]:
+    if not place.exists():
+        raise DatasetError(f"{place}: there is no such photo or folder")
+    files = [place]
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
+    if not files:
+        raise DatasetError(f"{place}: holds no photo ({', '.join(PHOTO_SUFFIXES)})")
+    stems = [file.stem for file in files]
+    if double := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise DatasetError(f"{place}: more than one photo is called {double}, whose labels would be {double}.png")
+    return files
+
+
+class Segmenter(nn.Module):
+    """What is exported: photos (B, 3, H, W), RGB in 0..1, to probabilities (B, C, H, W), channel 0 the background."""
+
+    def __init__(self, network: DeepLabLargeFOV) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        logits = self.network((photos - self.mean) / self.std)
+        return functional.softmax(upsample(logits, photos.shape[2], photos.shape[3]), dim=1)
+
+
+def export(run: str, name: str, form: str, out: Path) -> None:
+    """Write a network for other programs, without the CRF.
+
+    Arguments:
+        form: `state_dict`, a dict of this package's `DeepLabLargeFOV`, its `model` and `classes`; or `torchscript` or
+            `onnx`: `Segmenter` as a program for photos of any size.
+        out: the file to write.
+    Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with.
+    """
+    if form not in FORMATS:
+        raise RecipeError(f"--format {form}: there are {', '.join(FORMATS)}")
+    job, network = open_network(run, name)
+    if form == "state_dict":
+        model = job.recipe.segmentation.model
+        torch.save({"model": model, "classes": job.classes, "state_dict": network.state_dict()}, out)
+        return
+    example = torch.rand(1, 3, 129, 161)
+    if form == "torchscript":
+        torch.jit.save(torch.jit.trace(Segmenter(network).eval(), example), out)
+        return
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise RecipeError("ONNX needs onnxscript: pip install '.[onnx]'") from error
+    size = {0: "batch", 2: "height", 3: "width"}
+    torch.onnx.export(
+        Segmenter(network).eval(),
+        (example,),
+        str(out),
+        input_names=["photos"],
+        output_names=["probabilities"],
+        dynamic_shapes=({axis: torch.export.Dim(n, min=1 if axis == 0 else 33, max=8192) for axis, n in size.items()},),
+        dynamo=True,
+    )
