@@ -118,7 +118,7 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         model = job.recipe.segmentation.model
         torch.save({"model": model, "classes": job.classes, "state_dict": network.state_dict()}, out)
         return
-    example = torch.rand(1, 3, 129, 161)
+    example = torch.rand(2, 3, 129, 161)  # a batch of 1 would be taken for a constant
     if form == "torchscript":
         torch.jit.save(torch.jit.trace(Segmenter(network).eval(), example), out)
         return
@@ -126,13 +126,14 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RecipeError("ONNX needs onnxscript: pip install '.[onnx]'") from error
-    size = {0: "batch", 2: "height", 3: "width"}
     torch.onnx.export(
         Segmenter(network).eval(),
         (example,),
         str(out),
         input_names=["photos"],
         output_names=["probabilities"],
-        dynamic_shapes=({axis: torch.export.Dim(n, min=1 if axis == 0 else 33, max=8192) for axis, n in size.items()},),
+        dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),),
         dynamo=True,
+        external_data=False,
+        verbose=False,
     )

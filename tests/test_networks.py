@@ -1,0 +1,115 @@
+"""Trained networks without Ray: the same labels as the stage `predict`, and programs that say what the network says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsseg_ray import networks
+from wsseg_ray.datasets import DatasetError
+from wsseg_ray.datasets.demo import CLASSES
+from wsseg_ray.recipe import RecipeError
+
+SIZES = [(1, 97, 64), (3, 50, 81)]
+
+
+@pytest.fixture
+def photos(tiny_run, tmp_path):
+    """The val photos of the run, and its predictions of SN_B, by name."""
+    run = tiny_run[1]
+    rows = [row for row in run.rows("images") if row["split"] == "val"]
+    for row in rows:
+        (tmp_path / f"{row['image_id']}.jpg").write_bytes(Path(row["uri"]).read_bytes())
+    folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
+    return tmp_path, {row["image_id"]: run.read_bytes(*folder, f"{row['image_id']}.png") for row in rows}
+
+
+def test_new_photos_get_what_the_stage_gives(tiny_run, photos, tmp_path):
+    folder, expected = photos
+    told = []
+    assert networks.predict(tiny_run[1].root, "SN_B", folder, tmp_path / "out" / "deep", told.append) == 0
+    found = {file.stem: file.read_bytes() for file in (tmp_path / "out" / "deep").iterdir()}
+    assert found == expected and len(told) == len(expected)
+
+
+def test_a_photo_that_cannot_be_read_costs_no_other(tiny_run, photos, tmp_path):
+    folder, expected = photos
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    (folder / "notes.txt").write_text("not even meant")
+    told = []
+    assert networks.predict(tiny_run[1].root, "AN_A", folder, tmp_path / "out", told.append) == 1
+    assert len(list((tmp_path / "out").iterdir())) == len(expected)
+    assert "broken.jpg" in told[0] and len(told) == len(expected) + 1
+
+
+def test_one_photo_of_another_size(tiny_run, tmp_path):
+    Image.fromarray(np.zeros((37, 90, 3), np.uint8)).save(tmp_path / "dark.png")
+    networks.predict(tiny_run[1].root, "SN_B", tmp_path / "dark.png", tmp_path / "out", print)
+    with Image.open(tmp_path / "out" / "dark.png") as labels:
+        assert labels.mode == "P" and labels.size == (90, 37)
+
+
+def test_mistakes_are_named(tiny_run, tmp_path):
+    run = tiny_run[1].root
+    with pytest.raises(RecipeError, match=r"no network 'SN_C'; it has AN_A, .*SN_B"):
+        networks.open_network(run, "SN_C")
+    with pytest.raises(RecipeError, match="is no run"):
+        networks.open_network(str(tmp_path), "SN_B")
+    with pytest.raises(DatasetError, match="no such photo"):
+        networks.predict(run, "SN_B", tmp_path / "nowhere", tmp_path / "out", print)
+    with pytest.raises(DatasetError, match="holds no photo"):
+        networks.predict(run, "SN_B", tmp_path, tmp_path / "out", print)
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match="more than one photo is called a"):
+        networks.predict(run, "SN_B", tmp_path, tmp_path / "out", print)
+    with pytest.raises(RecipeError, match="torchscript"):
+        networks.export(run, "SN_B", "caffe", tmp_path / "net")
+
+
+def test_a_state_dict_is_all_one_needs(tiny_run, tmp_path):
+    networks.export(tiny_run[1].root, "SN_B", "state_dict", tmp_path / "net.pt")
+    kept = torch.load(tmp_path / "net.pt", weights_only=True)
+    assert kept["classes"] == list(CLASSES)
+    again = networks.DeepLabLargeFOV(kept["model"], len(kept["classes"]) + 1).eval()
+    again.load_state_dict(kept["state_dict"])
+    network = networks.open_network(tiny_run[1].root, "SN_B")[1]
+    photo = torch.rand(1, 3, 40, 50)
+    assert torch.equal(again(photo), network(photo))
+
+
+def segmenter(run: str) -> networks.Segmenter:
+    return networks.Segmenter(networks.open_network(run, "SN_B")[1]).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_torchscript_takes_photos_of_any_size(tiny_run, tmp_path):
+    networks.export(tiny_run[1].root, "SN_B", "torchscript", tmp_path / "net.ts")
+    program, own = torch.jit.load(tmp_path / "net.ts"), segmenter(tiny_run[1].root)
+    for batch, height, width in SIZES:
+        photos = torch.rand(batch, 3, height, width)
+        found = program(photos)
+        assert found.shape == (batch, len(CLASSES) + 1, height, width)
+        torch.testing.assert_close(found, own(photos))
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_onnx_takes_photos_of_any_size(tiny_run, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    networks.export(tiny_run[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
+    session, own = onnxruntime.InferenceSession(tmp_path / "net.onnx"), segmenter(tiny_run[1].root)
+    for batch, height, width in SIZES:
+        photos = torch.rand(batch, 3, height, width)
+        (found,) = session.run(None, {"photos": photos.numpy()})
+        np.testing.assert_allclose(found, own(photos).numpy(), atol=1e-5)
+
+
+def test_onnx_says_what_it_needs(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(RecipeError, match="onnxscript"):
+        networks.export(tiny_run[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
