@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -81,6 +82,11 @@ def test_predictions_are_a_voc_submission(tiny_run):
         with Image.open(io.BytesIO(run.read_bytes(*folder, f"{image_id}.png"))) as labels:
             assert labels.mode == "P" and labels.size == size
             assert np.asarray(labels).max() <= len(demo.CLASSES)
+    with zipfile.ZipFile(io.BytesIO(run.read_bytes("predictions", "SN_B", "results.zip"))) as archive:
+        place = "/".join(folder[2:])
+        assert archive.namelist() == [f"{place}/{image_id}.png" for image_id in sorted(sizes)]
+        first = min(sizes)
+        assert archive.read(f"{place}/{first}.png") == run.read_bytes(*folder, f"{first}.png")
 
 
 def test_the_same_recipe_again_does_nothing(tiny_run, tiny, tmp_path, capfd):

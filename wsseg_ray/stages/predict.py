@@ -6,6 +6,9 @@ the full-size mask where there is one.
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import torch
 from PIL import Image
@@ -26,13 +29,28 @@ from wsseg_ray.tables import read_bytes
 
 TABLE = "predictions"
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
+ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
 
 
 def run(job: Job) -> int:
-    """Write `predictions/` for the val photos; returns the photos done now."""
+    """Write `predictions/` for the val photos, and a zip a network to hand in; returns the photos done now."""
     shards = [shard for shard in job.run.shards("images") if shard.startswith("val")]
     threads = cpu_threads(job.recipe)
-    return map_shards(job, "predict", TABLE, dict.fromkeys(shards, threads), _rows, actor=_Predictor, finish=_finish)
+    done = map_shards(job, "predict", TABLE, dict.fromkeys(shards, threads), _rows, actor=_Predictor, finish=_finish)
+    for name in train_segmenter.networks(job.recipe):
+        if done or not job.run.exists(TABLE, name, ZIP):
+            job.run.write_bytes(_zipped(job, name), TABLE, name, ZIP)
+    return done
+
+
+def _zipped(job: Job, name: str) -> bytes:
+    """A network's submission folder; the same bytes for the same labels."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in job.run.names(TABLE, name, *SUBMISSION):
+            member = zipfile.ZipInfo("/".join([*SUBMISSION, file]))  # its date is a constant
+            archive.writestr(member, job.run.read_bytes(TABLE, name, *SUBMISSION, file))
+    return buffer.getvalue()
 
 
 def _rows(job: Job, shard: str, threads: int) -> list[Row]:
