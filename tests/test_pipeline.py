@@ -20,6 +20,7 @@ from tests.conftest import TINY
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import DatasetError, demo
 from wsseg_ray.hcp.trunk import WeightsError
+from wsseg_ray.recipe import RIVALS
 from wsseg_ray.tables import SCHEMAS, RunDirectory
 
 
@@ -106,6 +107,19 @@ def test_a_changed_key_reruns_what_depends_on_it_alone(tiny_run, tiny, tmp_path)
     supervision = run.read_json("metrics.json")["supervision"]
     assert supervision["keep"] == "farthest"
     assert supervision["localization_miou"] == supervision["ablation"]["farthest"]["localization_miou"]
+
+
+def test_the_rivals_are_networks_like_others(tiny_run, tiny, tmp_path):
+    """They are trained beside what is there, on all photos, and measured like it."""
+    run = copy(tiny_run[1], tmp_path)
+    before = run.read_bytes("segmenters", "SN_B", "network.pt")
+    pipeline.run(recipe.load("demo", [*tiny, f"segmentation.networks=[SN_B, {', '.join(RIVALS)}]"]), run.root)
+    assert run.read_bytes("segmenters", "SN_B", "network.pt") == before
+    networks = run.read_json("metrics.json")["networks"]
+    assert set(networks) == {"SN_B", "SN_B_unrefined", *RIVALS}
+    for name in RIVALS:
+        assert networks[name]["val"]["photos"] == 12 and 0 < networks[name]["log"][0]["loss"] < 10
+    assert all(name in run.read_bytes("report.html").decode() for name in RIVALS)
 
 
 def test_missing_shards_are_made_again_with_two_workers(tiny_run, tiny, tmp_path):
