@@ -327,6 +327,17 @@ def test_losses_that_are_not_finite_leave_the_curve_standing():
     assert polylines == [["0.0,0.0", "206.0,42.0"], ["0.0,84.0"]]
 
 
+@pytest.mark.parametrize(("rounds", "words"), [(1, "once"), (2, "twice"), (3, "3 times")])
+def test_region_rounds_are_told_and_are_one_line_of_the_curve(rounds, words):
+    steps = ["image", "image", "hypothesis", *(f"region-{n}" for n in range(rounds) for _ in range(2))]
+    html = page(metrics={"hcp": {"log": [{"step": step, "loss": 1.0} for step in steps]}}, strips=[])
+    assert f"then {words} from regions" in html
+    lines = [attributes for tag, attributes in Page(html).tags if tag == "polyline"]
+    assert [line["class"] for line in lines] == ["line1", "line2", "line3"]
+    assert len(lines[2]["points"].split()) == 2 * rounds
+    assert all(f".{line['class']} {{ stroke" in html for line in lines)
+
+
 def test_bars_and_shares_of_the_stages():
     stages = {"score": {"seconds": 30.0}, "refine": {"seconds": 10.0}, "predict": {"seconds": 0.01}, "images": {}}
     html = page(metrics={"stages": stages})
