@@ -63,7 +63,7 @@ from wsseg_ray.tables import RunDirectory
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/voc-animals/VOCdevkit/VOC2012"
 CLASSES = len(recipe.VOC_CLASSES)
-POOLINGS = ("warp", "roi", "segment")
+POOLINGS = ("warp", "roi", "segment", "context")
 STEPS = ("trunk", "pooling", "fc")
 REPEATS = 3
 STAGE = [
@@ -72,6 +72,8 @@ STAGE = [
     "proposals.weights=null",
     "hcp.weights=null",
     "hcp.pooling=segment",
+    "hcp.loss=squared",
+    "hcp.region_rounds=0",
     "hcp.image_epochs=0",
     "hcp.hypothesis_epochs=0",
     "hcp.threshold=0.99",
@@ -98,8 +100,8 @@ class Machine(NamedTuple):
 def layers(network: HypothesisNetwork, height: int, width: int, proposals: int) -> dict[str, list[Layer]]:
     """The layers of each step of `score_proposals` on a photo.
 
-    A bilinear sample is 4 multiply-adds. `segment`'s pooling is the product of its matrix (N, h*w) with the features;
-    making the matrix is sparse and free.
+    A bilinear sample is 4 multiply-adds. `segment`'s pooling is the product of its matrix (N, h*w) with the features,
+    `context`'s are two; making the matrix is sparse and free.
     """
     warp = network.pooling == "warp"
     passes, rows, columns = (proposals, network.crop, network.crop) if warp else (1, height, width)
@@ -118,7 +120,9 @@ def layers(network: HypothesisNetwork, height: int, width: int, proposals: int) 
     elif network.pooling == "roi":
         pooling = [Layer(4 * 4 * pooled, features + pooled)]  # 2x2 samples a cell
     else:
-        pooling = [Layer(proposals * features, proposals * rows * columns + features + pooled)]
+        products = 2 if network.pooling == "context" else 1
+        one = Layer(proposals * features, proposals * rows * columns + features + pooled // products)
+        pooling = [one] * products
     fc = [
         Layer(proposals * layer.weight.numel(), layer.weight.numel() + proposals * sum(layer.weight.shape))
         for layer in (network.fc6, network.fc7, network.classifier)

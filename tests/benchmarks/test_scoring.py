@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from benchmarks.scoring import STEPS, Layer, Machine, floor, layers, machine_peak, measure
+from benchmarks.scoring import POOLINGS, STEPS, Layer, Machine, floor, layers, machine_peak, measure
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.proposals.regions import RegionProposals
 
@@ -35,6 +35,14 @@ def test_multiply_adds_of_boxes():
     assert found["fc"] == [5 * 96 * 9 * 128, 5 * 128 * 128, 5 * 128 * 2]
 
 
+def test_context_pools_twice():
+    own = network("context")
+    found = layers(own, 9, 16, 5)
+    assert [of.multiply_adds for of in found["pooling"]] == [5 * 8 * 96] * 2
+    assert found["pooling"][0].numbers == 5 * 8 + 8 * 96 + 5 * 96
+    assert found["fc"][0].multiply_adds == 5 * 2 * 96 * 128
+
+
 def test_multiply_adds_of_crops():
     found = multiply_adds("warp")
     sides = [96, 48, 24, 24, 24]
@@ -60,7 +68,7 @@ def test_a_machine_has_a_peak():
     assert all(0 < of < math.inf for of in machine_peak(torch.device("cpu"), torch.float32, 32))
 
 
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_measured_seconds(pooling):
     superpixels = np.arange(4).reshape(2, 2).repeat(20, axis=0).repeat(24, axis=1)
     regions = RegionProposals(superpixels, sparse.csr_array(np.ones((3, 4), np.float32)))
