@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from tests.conftest import TINY
 from wsseg_ray import pipeline, recipe
@@ -88,6 +90,27 @@ def test_predictions_are_a_voc_submission(tiny_run):
         assert archive.namelist() == [f"{place}/{image_id}.png" for image_id in sorted(sizes)]
         first = min(sizes)
         assert archive.read(f"{place}/{first}.png") == run.read_bytes(*folder, f"{first}.png")
+
+
+def test_losses_are_there_for_tensorboard(tiny_run):
+    run = tiny_run[1]
+    networks = run.read_json("metrics.json")["networks"]
+    assert set(run.names("logs", "tensorboard")) == {"HCP", *networks}
+    for name, network in networks.items():
+        assert scalars(run, name) == [("loss", 1, pytest.approx(network["log"][0]["loss"]))]
+    log = run.read_json("hcp", "log.json")["log"]
+    assert scalars(run, "HCP") == [(f"loss/{entry['step']}", 1, pytest.approx(entry["loss"])) for entry in log]
+
+
+def scalars(run: RunDirectory, name: str) -> list[tuple[str, int, float]]:
+    """Tag, step and value of the events in a TensorBoard file: records of length, checksum, event, checksum."""
+    data, found = run.read_bytes("logs", "tensorboard", name, "events.out.tfevents.0"), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return found
 
 
 def test_the_same_recipe_again_does_nothing(tiny_run, tiny, tmp_path, capfd):

@@ -141,6 +141,7 @@ def _loop(config: dict[str, Any]) -> None:
             log.append({"step": phase, "epoch": epoch, "loss": float(np.mean(losses))})
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": phase}
             training.save(job, state, FOLDER, "state.pt")
+            training.tensorboard(job, "HCP", [(f"loss/{entry['step']}", entry["loss"]) for entry in log])
             ray.train.report(log[-1])
     _finish(job, network, log)
 

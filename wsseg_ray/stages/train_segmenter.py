@@ -146,6 +146,7 @@ def _train(job: Job, name: str, feed: _Feed, seen: int) -> int:
         log.append({"epoch": epoch, "loss": float(np.mean(losses))})
         state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
         training.save(job, state, FOLDER, name, "state.pt")
+        training.tensorboard(job, name, [("loss", entry["loss"]) for entry in log])
         ray.train.report({"network": name, **log[-1]})
     if ray.train.get_context().get_world_rank() == 0:
         job.run.write_json(log, FOLDER, name, "log.json")

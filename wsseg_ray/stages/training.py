@@ -8,9 +8,11 @@ after a fault or in a new run, goes on from it.
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import ray.train
 import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
+from tensorboardX import SummaryWriter
 
 from wsseg_ray.console import Progress
 from wsseg_ray.hcp.trunk import WeightsError
@@ -119,6 +122,26 @@ def save(job: Job, state: dict[str, Any], *place: str) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         job.run.write_bytes(buffer.getvalue(), *place)
+
+
+def tensorboard(job: Job, name: str, losses: list[tuple[str, float]]) -> None:
+    """Write a training's losses so far to `logs/tensorboard/<name>/`, as TensorBoard reads them; rank 0 alone writes.
+
+    The file is written anew after each epoch: a run that goes on, here or on an object store, has every epoch once.
+
+    Arguments:
+        losses: tag and loss of each epoch.
+    """
+    if ray.train.get_context().get_world_rank() != 0:
+        return
+    steps: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for tag, loss in losses:
+                steps[tag] = steps.get(tag, 0) + 1
+                writer.add_scalar(tag, loss, steps[tag])
+        (events,) = Path(folder).iterdir()
+        job.run.write_bytes(events.read_bytes(), "logs", "tensorboard", name, "events.out.tfevents.0")
 
 
 def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
