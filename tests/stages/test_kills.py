@@ -77,6 +77,7 @@ def test_a_driver_killed_while_regions_learn_changes_no_weight(cluster, tiny, tm
     log = whole.read_json("hcp", "log.json")
     assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
     assert killed.read_json("hcp", "log.json") == log
+    assert killed.names("hcp") == whole.names("hcp") == ["log.json", "network.pt", "progress.json", "state.pt"]
     before, after = (
         torch.load(io.BytesIO(run.read_bytes("hcp", "network.pt")), weights_only=True) for run in (whole, killed)
     )

@@ -175,6 +175,8 @@ def _finish(job: Job, network: HypothesisNetwork, log: list[dict[str, Any]]) -> 
     ap = dict(zip(job.classes, precision.tolist(), strict=True))
     val_map = float(found.mean()) if len(found) else float("nan")
     job.run.write_json({"log": log, "ap": ap, "val_map": val_map}, FOLDER, "log.json")
+    for phase, _, _ in _phases(job.recipe.hcp):
+        job.run.delete(FOLDER, f"{phase}.pt")  # the teachers have taught
 
 
 @torch.no_grad()
