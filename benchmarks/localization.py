@@ -39,7 +39,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wsseg_ray import pipeline
-from wsseg_ray.datasets.pixels import read_mask, read_photo
+from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.evaluation import iou
 from wsseg_ray.hcp.loss import binary_cross_entropy_loss, cross_entropy_loss, label_targets
 from wsseg_ray.hcp.scoring import choose_candidates
@@ -50,12 +50,14 @@ from wsseg_ray.refinement.selection import select
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.stages.job import Job, photo_number
-from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.refine import groups
+from wsseg_ray.stages.rows import regions_of, truth_of
 from wsseg_ray.supervision.maps import localization_maps, normalize_max
 from wsseg_ray.supervision.masks import rough_mask
 from wsseg_ray.tables import RunDirectory, read_bytes
 
 PARTS = ("keep", "count", "cam")
+COLUMNS = ("argmax", "/max", "threshold", "rough", "CRF")
 FRACTIONS = (0.25, 0.5, 0.75)
 CRF_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 EPOCHS, RATE, HIDDEN = 60, 1e-3, 1024  # of the CAMs' heads, with Adam
@@ -109,7 +111,7 @@ def read(job: Job) -> tuple[Candidates, list[Photo]]:
                 column.append(values)
             if images[image_id]["mask_uri"]:
                 regions = regions_of(proposals[image_id])
-                truth = _truth(job, images[image_id])
+                truth = truth_of(job, images[image_id])
                 counts = iou.superpixel_counts(regions.superpixels, truth, len(job.classes) + 1)
                 photo = read_photo(read_bytes(images[image_id]["uri"]), job.recipe.dataset.max_side)
                 photos.append(Photo(image_id, photo, regions, labels, scores, counts, truth, begin))
@@ -117,14 +119,9 @@ def read(job: Job) -> tuple[Candidates, list[Photo]]:
     return Candidates(*map(np.concatenate, columns)), photos
 
 
-def _truth(job: Job, row: dict) -> np.ndarray:
-    data, size = read_bytes(row["mask_uri"]), (row["height"], row["width"])
-    return read_mask(data, *size, job.listing.mask_values, job.recipe.dataset.max_side)
-
-
 def measure(job: Job, photos: list[Photo], maps_of: Maps, crf: bool) -> dict[str, float]:
     """The columns that this file's first lines explain."""
-    columns: dict[str, list] = {"argmax": [], "/max": [], "threshold": [], "rough": [], "CRF": []}
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
     for photo in photos:
         maps, labels = maps_of(photo), photo.labels
         by_max = normalize_max(maps)
@@ -231,7 +228,7 @@ def _distances(
 
     The second is of the measured photos alone, zero elsewhere. Towards a class that a photo lacks all its photos count.
     """
-    starts = np.flatnonzero((np.diff(candidates.photo, prepend=-1) != 0) | (np.diff(candidates.label, prepend=-1) != 0))
+    starts = groups(candidates.photo, candidates.label)
     own = photo_moments(features, starts)
     sums = sum_moments(candidates.label[starts], *own, class_count)
     distance = moments_distance(features, starts, candidates.label[starts], own, sums)
@@ -329,7 +326,7 @@ def measure_pixels(
     job: Job, photos: list[Photo], maps_of: Callable[[Photo], np.ndarray], crf: bool
 ) -> dict[str, float]:
     """`measure` of maps (K, H, W), pixel by pixel."""
-    columns: dict[str, list] = {"argmax": [], "/max": [], "threshold": [], "rough": [], "CRF": []}
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
     for photo in photos:
         maps = maps_of(photo)
         flat = maps.reshape(len(maps), -1)
@@ -354,9 +351,7 @@ def superpixel_means(maps_of: Callable[[Photo], np.ndarray]) -> Maps:
 
 
 def table(part: str, measured: dict[str, dict[str, float]]) -> str:
-    columns = [
-        name for name in ("argmax", "/max", "threshold", "rough", "CRF") if any(name in m for m in measured.values())
-    ]
+    columns = [name for name in COLUMNS if any(name in of for of in measured.values())]
     lines = [f"| {part} | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for name, of in measured.items():
         cells = [f"{of[column]:.1f}" if column in of else "" for column in columns]

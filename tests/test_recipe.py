@@ -1,6 +1,7 @@
 import pytest
 
 from wsseg_ray import recipe
+from wsseg_ray.segmentation.objectives import OBJECTIVES
 
 
 def test_every_shipped_recipe_is_valid_and_described():
@@ -8,6 +9,12 @@ def test_every_shipped_recipe_is_valid_and_described():
         overrides = [] if name == "demo" else ["dataset.root=/data"]
         recipe.load(name, overrides)
         assert len(description) > 10
+
+
+def test_every_rival_has_its_objective():
+    assert set(recipe.RIVALS) == set(OBJECTIVES)
+    settings = [f"segmentation.networks=[{', '.join(recipe.RIVALS)}]"]
+    assert recipe.load("demo", settings).segmentation.networks == list(recipe.RIVALS)
 
 
 def test_round_trip(tmp_path):

@@ -29,15 +29,12 @@ def open_network(run: str, name: str) -> tuple[Job, DeepLabLargeFOV]:
     Raises RecipeError where the run or the network is not there.
     """
     job = open_run(run)
-    trained = [own for own in job.run.names(train_segmenter.FOLDER) if _is_trained(job, own)]
+    folder = train_segmenter.FOLDER
+    trained = [own for own in job.run.names(folder) if job.run.exists(folder, own, "network.pt")]
     if name not in trained:
         have = f"it has {', '.join(trained)}" if trained else "none is trained yet"
         raise RecipeError(f"{run} has no network '{name}'; {have}")
     return job, train_segmenter.trained(job, name)
-
-
-def _is_trained(job: Job, name: str) -> bool:
-    return job.run.exists(train_segmenter.FOLDER, name, "network.pt")
 
 
 @torch.inference_mode()

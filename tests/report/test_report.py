@@ -327,6 +327,18 @@ def test_losses_that_are_not_finite_leave_the_curve_standing():
     assert polylines == [["0.0,0.0", "206.0,42.0"], ["0.0,84.0"]]
 
 
+@pytest.mark.parametrize(("keep", "told"), [("nearest", True), ("none", False)])
+def test_what_is_kept_is_told(keep, told):
+    assert ("only a part is kept" in page(metrics={"supervision": {"keep": keep}}, strips=[])) is told
+
+
+def test_rivals_are_explained_where_there_are_any():
+    val = {"val": {"miou": 10.0}}
+    with_rivals = page(metrics={"networks": {"SN_B": val, "CCNN": val, "MIL_FCN": val}}, strips=[])
+    assert "MIL_FCN, CCNN learned from the names alone" in with_rivals
+    assert "learned from the names alone" not in page(metrics={"networks": {"SN_B": val}}, strips=[])
+
+
 @pytest.mark.parametrize(("rounds", "words"), [(1, "once"), (2, "twice"), (3, "3 times")])
 def test_region_rounds_are_told_and_are_one_line_of_the_curve(rounds, words):
     steps = ["image", "image", "hypothesis", *(f"region-{n}" for n in range(rounds) for _ in range(2))]

@@ -41,17 +41,10 @@ def cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
-def binary_cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Every class by itself, present or absent: cross-entropy of the sigmoid, summed over classes, mean over photos.
-
-    Unlike a softmax's, the scores of a region do not add up to 1: it may be of no class. Arguments as `squared_loss`.
-    """
-    loss = functional.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits), reduction="none")
-    return loss.sum(dim=1).mean()
-
-
 def region_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`binary_cross_entropy_loss` of regions, without what is not known: summed over classes, mean over regions.
+    """Every class by itself: cross-entropy of the sigmoid where it is known, summed over classes, mean over regions.
+
+    Unlike a softmax's, the scores of a region do not add up to 1: it may be of no class.
 
     Arguments:
         logits: (n, C), n >= 1.
@@ -59,6 +52,11 @@ def region_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     loss = functional.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits), reduction="none")
     return (loss * (targets >= 0)).sum(dim=1).mean()
+
+
+def binary_cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`region_loss` of photos, in which every class is known to be or not to be. Arguments as `squared_loss`."""
+    return region_loss(logits, (targets > 0).to(torch.int8))
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

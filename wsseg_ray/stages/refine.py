@@ -46,13 +46,13 @@ def _reduce(job: Job, shards: list[str]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def _shard_sums(job: Job, item: Row) -> Row:
     _, features, photo, label = _candidates(job, item["shard"])
-    starts = _groups(photo, label)
+    starts = groups(photo, label)
     return {"sums": sum_moments(label[starts], *photo_moments(features, starts), len(job.classes))}
 
 
 def _moments_rows(job: Job, shard: str, sums: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[Row]:
     rows, features, photo, label = _candidates(job, shard)
-    starts = _groups(photo, label)
+    starts = groups(photo, label)
     own = photo_moments(features, starts)
     return _with_distances(rows, moments_distance(features, starts, label[starts], own, sums), sums[0])
 
@@ -85,7 +85,7 @@ def _candidates(job: Job, shard: str) -> tuple[list[Row], np.ndarray, np.ndarray
     return rows, features.astype(np.float32), photo, np.concatenate([row["candidate_label"] for row in rows])
 
 
-def _groups(photo: np.ndarray, label: np.ndarray) -> np.ndarray:
+def groups(photo: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Where a photo's candidates of a label begin: the table has them label after label."""
     return np.flatnonzero((np.diff(photo, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0))
 

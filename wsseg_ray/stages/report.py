@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsseg_ray.datasets.pixels import read_mask, read_photo
+from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.recipe import dump
 from wsseg_ray.report import Strip, render
 from wsseg_ray.stages import evaluate, predict, supervise
 from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.rows import superpixels_of
+from wsseg_ray.stages.rows import superpixels_of, truth_of
 from wsseg_ray.tables import read_bytes
 
 PAGE = "report.html"
@@ -88,7 +88,4 @@ def _val_strips(job: Job) -> list[Strip]:
 
 
 def _truth(job: Job, image: dict[str, Any]) -> np.ndarray | None:
-    if not image["mask_uri"]:
-        return None
-    data, size = read_bytes(image["mask_uri"]), (image["height"], image["width"])
-    return read_mask(data, *size, job.listing.mask_values, job.recipe.dataset.max_side)
+    return truth_of(job, image) if image["mask_uri"] else None

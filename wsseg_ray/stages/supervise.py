@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsseg_ray.datasets.pixels import read_mask
 from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import KEEPS
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.refine import choose
-from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.rows import regions_of, truth_of
 from wsseg_ray.stages.shards import Row, map_shards
 from wsseg_ray.supervision.maps import localization_maps, normalize_max
 from wsseg_ray.supervision.masks import rough_mask
-from wsseg_ray.tables import read_bytes
 
 TABLE = "supervision"
 ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the maps' argmax, the rough mask, the maps at every threshold
@@ -73,10 +71,7 @@ def _measures(
     (1 + KEEPS, ASSIGNMENTS, C+1, C+1): confusions, the supervision in use first.
     """
     classes, labels = len(job.classes) + 1, row["labels"].tolist()
-    truth = read_mask(
-        read_bytes(row["mask_uri"]), row["height"], row["width"], job.listing.mask_values, job.recipe.dataset.max_side
-    )
-    counts = iou.superpixel_counts(regions.superpixels, truth, classes)
+    counts = iou.superpixel_counts(regions.superpixels, truth_of(job, row), classes)
     overlaps = 100 * iou.region_iou(regions.membership, counts)[:, 1:]
     candidate_iou = [overlaps[row["candidate"][row["candidate_label"] == label], label].mean() for label in labels]
     variants = [in_use]

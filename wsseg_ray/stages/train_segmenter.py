@@ -17,7 +17,7 @@ import ray.train
 import torch
 
 from wsseg_ray.console import say
-from wsseg_ray.datasets.pixels import read_mask, read_photo
+from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalise
 from wsseg_ray.recipe import CEILING, NETWORKS, UNREFINED, Recipe
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, parameter_groups
@@ -26,7 +26,7 @@ from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
 from wsseg_ray.stages import train_hcp, training
 from wsseg_ray.stages.job import Job, mixed_precision, photo_number
-from wsseg_ray.stages.rows import superpixels_of
+from wsseg_ray.stages.rows import superpixels_of, truth_of
 from wsseg_ray.tables import read_bytes
 
 FOLDER = "segmenters"
@@ -222,9 +222,7 @@ class _Feed:
             row["photo"] = read_photo(read_bytes(image["uri"]), dataset.max_side)
             row["superpixels"] = superpixels_of(proposals[image_id])
             if self._with_masks and image["mask_uri"]:
-                values = self._job.listing.mask_values
-                mask = read_bytes(image["mask_uri"])
-                row["truth"] = read_mask(mask, image["height"], image["width"], values, dataset.max_side)
+                row["truth"] = truth_of(self._job, image)
         return rows
 
 
