@@ -11,6 +11,7 @@ from wsseg_ray import networks
 from wsseg_ray.datasets import DatasetError
 from wsseg_ray.datasets.demo import CLASSES
 from wsseg_ray.recipe import RecipeError
+from wsseg_ray.segmentation.models import create
 
 SIZES = [(1, 97, 64), (3, 50, 81)]
 
@@ -73,7 +74,7 @@ def test_a_state_dict_is_all_one_needs(tiny_run, tmp_path):
     networks.export(tiny_run[1].root, "SN_B", "state_dict", tmp_path / "net.pt")
     kept = torch.load(tmp_path / "net.pt", weights_only=True)
     assert kept["classes"] == list(CLASSES)
-    again = networks.DeepLabLargeFOV(kept["model"], len(kept["classes"]) + 1).eval()
+    again = create(kept["model"], len(kept["classes"]) + 1).eval()
     again.load_state_dict(kept["state_dict"])
     network = networks.open_network(tiny_run[1].root, "SN_B")[1]
     photo = torch.rand(1, 3, 40, 50)

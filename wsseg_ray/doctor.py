@@ -14,7 +14,7 @@ from wsseg_ray import datasets
 from wsseg_ray.hcp.trunk import WeightsError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
-from wsseg_ray.stages import proposals, train_hcp, train_segmenter
+from wsseg_ray.stages import proposals, segmenters, train_hcp
 
 PHOTO_BYTES = 2_000_000  # of tables a photo: 0.6 MB with 800 proposals and 512-d features, scaled up to 2,000
 
@@ -70,7 +70,7 @@ def _weights(recipe: Recipe) -> list[Finding]:
             findings.append(Finding("weights", False, f"proposals: {error}"))
     for name, build, weights in (
         ("HCP", lambda: train_hcp.build(recipe, 1), recipe.hcp.weights),
-        ("DeepLab", lambda: train_segmenter.build(recipe, 1, None), recipe.segmentation.weights),
+        ("DeepLab", lambda: segmenters.build(recipe, 1, None), recipe.segmentation.weights),
     ):
         try:
             _, fresh = build()

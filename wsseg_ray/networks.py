@@ -14,8 +14,10 @@ from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_photo
 from wsseg_ray.hcp.trunk import MEAN, STD, normalise
 from wsseg_ray.pipeline import open_run
 from wsseg_ray.recipe import RecipeError
-from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, upsample
-from wsseg_ray.stages import train_segmenter
+from wsseg_ray.segmentation.deeplab import upsample
+from wsseg_ray.segmentation.inference import photo_logits
+from wsseg_ray.segmentation.models import SegmentationNetwork
+from wsseg_ray.stages import segmenters
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.predict import enlarge, segment
 
@@ -23,26 +25,26 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("state_dict", "torchscript", "onnx")
 
 
-def open_network(run: str, name: str) -> tuple[Job, DeepLabLargeFOV]:
+def open_network(run: str, name: str) -> tuple[Job, SegmentationNetwork]:
     """A run, and one of its trained networks on the CPU.
 
     Raises RecipeError where the run or the network is not there.
     """
     job = open_run(run)
-    folder = train_segmenter.FOLDER
+    folder = segmenters.FOLDER
     trained = [own for own in job.run.names(folder) if job.run.exists(folder, own, "network.pt")]
     if name not in trained:
         have = f"it has {', '.join(trained)}" if trained else "none is trained yet"
         raise RecipeError(f"{run} has no network '{name}'; {have}")
-    return job, train_segmenter.trained(job, name)
+    return job, segmenters.trained(job, name)
 
 
-@torch.inference_mode()
 def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], None]) -> int:
     """Label every pixel of new photos: a palette PNG each, 0 background, i + 1 the run's class i, named like the photo.
 
-    A photo is shrunk as the run's were, goes through the network whole, then through the CRF if the run has one, and
-    its labels are enlarged to the photo's size. A photo that cannot be read is told of, and the others go on.
+    A photo is shrunk as the run's were, goes through the network (`inference.photo_logits`), then through the CRF if
+    the run has one, and its labels are enlarged to the photo's size. A photo that cannot be read is told of, and the
+    others go on.
 
     Arguments:
         photos: a photo, or a folder, whose photos are taken, without those of its folders.
@@ -64,7 +66,8 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
             tell(f"{file}: {error}")
             failed += 1
             continue
-        labels = segment(job.recipe, name, photo, network(normalise(photo))[0])[-1]
+        logits = photo_logits(network, normalise(photo), **job.recipe.prediction.model_dump())
+        labels = segment(job.recipe, name, photo, logits)[-1]
         target.write_bytes(encode_mask(enlarge(labels, photo_size(data))))
         seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
         tell(f"{target}: {', '.join(seen) or 'background alone'}")
@@ -88,7 +91,7 @@ def _photos(place: Path) -> list[Path]:
 class Segmenter(nn.Module):
     """What is exported: photos (B, 3, H, W), RGB in 0..1, to probabilities (B, C, H, W), channel 0 the background."""
 
-    def __init__(self, network: DeepLabLargeFOV) -> None:
+    def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
@@ -103,8 +106,8 @@ def export(run: str, name: str, form: str, out: Path) -> None:
     """Write a network for other programs, without the CRF.
 
     Arguments:
-        form: `state_dict`, a dict of this package's `DeepLabLargeFOV`, its `model` and `classes`; or `torchscript` or
-            `onnx`: `Segmenter` as a program for photos of any size.
+        form: `state_dict`, the tensors of `segmentation.models.create(model, len(classes) + 1)`, with `model` and
+            `classes`; or `torchscript` or `onnx`: `Segmenter` as a program for photos of any size.
         out: the file to write.
     Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with.
     """

@@ -30,6 +30,7 @@ from wsseg_ray.stages import (
     refine,
     report,
     score,
+    segmenters,
     supervise,
     train_hcp,
     train_segmenter,
@@ -92,13 +93,17 @@ STAGES: dict[str, Stage] = {
     "supervise": Stage(supervise.run, lambda job: _part(job.recipe.supervision), ("refine",), supervise.TABLE),
     "train_segmenter": Stage(
         train_segmenter.run,
-        lambda job: [_part(job.recipe.segmentation, exclude={"networks", "ablation"}), job.recipe.seed],
+        lambda job: [
+            _part(job.recipe.segmentation, exclude={"networks", "ablation"}),
+            _part(job.recipe.crf) if job.recipe.segmentation.rounds else None,
+            job.recipe.seed,
+        ],
         ("supervise",),
-        train_segmenter.FOLDER,
+        segmenters.FOLDER,
     ),
     "predict": Stage(
         predict.run,
-        lambda job: [_part(job.recipe.crf), train_segmenter.networks(job.recipe)],
+        lambda job: [_part(job.recipe.crf), _part(job.recipe.prediction), segmenters.networks(job.recipe)],
         ("train_segmenter",),
         predict.TABLE,
     ),
@@ -175,7 +180,7 @@ def prepare(recipe: Recipe, place: RunDirectory) -> Job:
         raise datasets.DatasetError("no training photo can be used: every one failed or has none of the classes")
     proposals.check_weights(recipe)
     train_hcp.check_weights(recipe)
-    train_segmenter.check_weights(recipe)
+    segmenters.check_weights(recipe)
     return Job(place, recipe, listing)
 
 

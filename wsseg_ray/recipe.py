@@ -10,7 +10,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -38,8 +38,20 @@ VOC_CLASSES = [
     "tvmonitor",
 ]
 NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
-RIVALS = ("MIL_FCN", "EM_ADAPT", "CCNN", "ILP_SEG")  # Table 4: they learn from the labels themselves, without maps
+# Table 4: they learn from the labels themselves, without maps; ILP's four differ in how predictions are smoothed
+RIVALS = ("MIL_FCN", "EM_ADAPT", "CCNN", "ILP", "ILP_SPPXL", "ILP_BB", "ILP_SEG")
+CAM = "CAM"  # class activation maps as labels: what most people would try first
 CONV_LAYERS = {"vgg16": 13, "small": 5}  # of the trunks
+TRUNKS = {"deeplab_largefov": "vgg16", "deeplab_small": "small"}
+TORCHVISION = (
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "lraspp_mobilenet_v3_large",
+)
+MODELS = (*TRUNKS, *TORCHVISION)
 UNREFINED = "_unrefined"  # a network that learned without the refinement is named after its twin
 # ways to keep candidates, `none` for all of them
 KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")
@@ -147,11 +159,9 @@ class SupervisionSection(Section):
 
 
 class SegmentationSection(Section):
-    networks: list[Literal["AN_A", "SN_A", "AN_B", "SN_B", "MIL_FCN", "EM_ADAPT", "CCNN", "ILP_SEG", "FULL"]] = Field(
-        ["AN_A", "SN_A", "AN_B", "SN_B"]
-    )
+    networks: list[Literal[(*NETWORKS, *RIVALS, CAM, CEILING)]] = list(NETWORKS)
     ablation: bool = False  # also train the networks without the refinement (Table 3)
-    model: Literal["deeplab_largefov", "deeplab_small"] = "deeplab_largefov"
+    model: Literal[MODELS] = "deeplab_largefov"  # or a network of torchvision.models.segmentation
     weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (this run's HCP trunk), or null: at random
     freeze: Literal["none", "all"] | int = "none"
     epochs: int = Field(15, ge=1)  # Sec. 4.2
@@ -159,6 +169,7 @@ class SegmentationSection(Section):
     crop: int = Field(321, ge=33)  # DeepLab's crop, in pixels
     learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2; ten times this for the last layer
     decay_every: int = Field(5, ge=1)  # Sec. 4.2: / 10 every 5 epochs
+    rounds: int = Field(0, ge=0)  # how often a network learns again, from its own labels of the training photos
 
     _freeze = field_validator("freeze")(HcpSection._freeze.__func__)
 
@@ -182,11 +193,18 @@ class CrfSection(Section):
     spatial_xy: float = Field(3.0, gt=0)  # pixels
 
 
+class PredictionSection(Section):
+    scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)  # the mean of the logits over these
+    mirror: bool = False  # and over the mirrored photo
+
+
 class RuntimeSection(Section):
     """How it runs. Nothing here changes a result, so nothing here re-runs a stage."""
 
     num_workers: int = Field(1, ge=1)  # Ray Train workers, and scoring and prediction actors
     use_gpu: Literal["auto"] | bool = "auto"
+    checkpoint_minutes: float = Field(5, ge=0)  # segmentation training is kept this often, and after every epoch
+    compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
 
 
 class Recipe(Section):
@@ -197,6 +215,7 @@ class Recipe(Section):
     refinement: RefinementSection = RefinementSection()
     supervision: SupervisionSection = SupervisionSection()
     segmentation: SegmentationSection = SegmentationSection()
+    prediction: PredictionSection = PredictionSection()
     crf: CrfSection = CrfSection()
     runtime: RuntimeSection = RuntimeSection()
 
@@ -204,19 +223,25 @@ class Recipe(Section):
     def _together(self) -> Recipe:
         if self.dataset.layout != "demo" and self.dataset.root is None:
             raise ValueError(f"dataset.root: layout '{self.dataset.layout}' needs the data set's folder")
-        trunk = {"deeplab_largefov": "vgg16", "deeplab_small": "small"}[self.segmentation.model]
+        model = self.segmentation.model
+        trunk = TRUNKS.get(model, model)
         if self.segmentation.weights == "hcp" and trunk != self.hcp.backbone:
             raise ValueError(
-                f"segmentation.weights: 'hcp' needs the same trunk, but model '{self.segmentation.model}' has "
+                f"segmentation.weights: 'hcp' needs the same trunk, but model '{model}' has "
                 f"'{trunk}' and hcp.backbone is '{self.hcp.backbone}'"
             )
         for name, section, trunk_name in (
             ("hcp", self.hcp, self.hcp.backbone),
             ("segmentation", self.segmentation, trunk),
         ):
-            if section.weights == "imagenet" and trunk_name != "vgg16":
-                raise ValueError(f"{name}.weights: 'imagenet' exists for VGG-16 alone; give a file or null")
-            if isinstance(section.freeze, int) and section.freeze > CONV_LAYERS[trunk_name]:
+            if section.weights == "imagenet" and trunk_name == "small":
+                raise ValueError(
+                    f"{name}.weights: 'imagenet' exists for VGG-16 and torchvision's networks; give a file or null"
+                )
+            if trunk_name in TORCHVISION:
+                if isinstance(section.freeze, int):
+                    raise ValueError(f"{name}.freeze: is none or all for torchvision's networks")
+            elif isinstance(section.freeze, int) and section.freeze > CONV_LAYERS[trunk_name]:
                 count = CONV_LAYERS[trunk_name]
                 raise ValueError(
                     f"{name}.freeze: the trunk '{trunk_name}' has {count} conv layers, not {section.freeze}"

@@ -84,6 +84,13 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("quality", pa.list_(pa.int64())),  # see stages/supervise.py; empty without a mask
         ]
     ),
+    "segmenters/labels": pa.schema(  # one table a round: segmenters/labels-1, ...
+        [
+            *_ROW,
+            ("networks", pa.list_(pa.string())),
+            ("labels", pa.list_(pa.binary())),  # what each sees in a training photo, a palette PNG
+        ]
+    ),
     "predictions": pa.schema(
         [
             *_ROW,
@@ -106,8 +113,11 @@ def plan_shards(count: int) -> list[range]:
 
 
 def encode(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table of the schema `name`. Arrays of any shape become flat lists; missing columns are empty."""
-    schema = SCHEMAS[name]
+    """Rows as an Arrow table of the schema `name`; of a table that is made once a round, `<name>-<round>`, too.
+
+    Arrays of any shape become flat lists; missing columns are empty.
+    """
+    schema = SCHEMAS[name.partition("-")[0]]
     return pa.table({field.name: _column(field, [row.get(field.name) for row in rows]) for field in schema}, schema)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.hcp.trunk import freeze, load_weights
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, parameter_groups, upsample
+from wsseg_ray.segmentation.models import grid_size
 from wsseg_ray.segmentation.targets import soft_target
 
 
@@ -25,9 +26,9 @@ def small() -> DeepLabLargeFOV:
 
 def test_largefov_on_a_321_crop(large):
     photos = torch.empty(1, 3, 321, 321, device="meta")
-    assert large.features(photos).shape == (1, 512, 41, 41)
+    assert large.features(photos)["out"].shape == (1, 512, 41, 41)
     assert large(photos).shape == (1, 21, 41, 41)
-    assert large.grid_size(321) == 41
+    assert grid_size("deeplab_largefov", 321) == 41
 
 
 def test_largefov_layers_and_parameters(large):
@@ -60,12 +61,12 @@ def test_fc_layers_are_decimated(large):
 def test_any_size(large, height, width):
     with torch.device("meta"):
         small, photos = DeepLabLargeFOV("deeplab_small", 21), torch.empty(2, 3, height, width)
-    for network in (large, small):
-        assert network(photos).shape == (2, 21, network.grid_size(height), network.grid_size(width))
+    for model, network in (("deeplab_largefov", large), ("deeplab_small", small)):
+        assert network(photos).shape == (2, 21, grid_size(model, height), grid_size(model, width))
 
 
 def test_small_stride(small):
-    assert small(torch.rand(1, 3, 97, 97)).shape == (1, 4, 25, 25) and small.grid_size(97) == 25
+    assert small(torch.rand(1, 3, 97, 97)).shape == (1, 4, 25, 25) and grid_size("deeplab_small", 97) == 25
 
 
 def test_cells_are_centred_on_every_fourth_pixel(small):
@@ -78,7 +79,7 @@ def test_cells_are_centred_on_every_fourth_pixel(small):
         assert torch.allclose(small(photo.flip(3)), small(photo).flip(3), rtol=1e-3, atol=1e-5)
         # moved by 4 pixels, the next cell sees the same, as far as it does not see the edge
         moved = torch.cat([photo[..., :4], photo[..., :-4]], dim=3)
-        before, after = small.features(photo)[0, :, :, 5:11], small.features(moved)[0, :, :, 6:12]
+        before, after = small.features(photo)["out"][0, :, :, 5:11], small.features(moved)["out"][0, :, :, 6:12]
         assert torch.allclose(before, after, rtol=1e-3, atol=1e-5)
 
 

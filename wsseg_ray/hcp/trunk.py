@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import VGG16_Weights
+from torchvision.models import get_model_weights
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of photos in 0..1
 STD = (0.229, 0.224, 0.225)
+
+PREFIX = re.compile(r"^(features|backbone|trunk)\.")  # of a trunk's tensors in a file
 
 VGG16_FC = {  # the fully connected layers below the 1000-way classifier
     "classifier.0.weight": (4096, 512 * 7 * 7),
@@ -108,18 +111,20 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def normalise(photos: np.ndarray) -> torch.Tensor:
+def normalise(photos: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Photos as the trunk wants them: ImageNet's mean taken off, divided by its standard deviation.
 
     Arguments:
-        photos: (B, H, W, 3) or (H, W, 3) uint8, RGB.
+        photos: (B, H, W, 3) or (H, W, 3) uint8, RGB; a tensor stays on its device.
     Returns (B, 3, H, W) float32, channels last in memory, which convolves faster; one photo gives B = 1.
     Raises ValueError for another shape or dtype.
     """
-    if photos.dtype != np.uint8 or photos.ndim not in (3, 4) or photos.shape[-1] != 3:
-        raise ValueError(f"photos must be (B, H, W, 3) or (H, W, 3) uint8, got {photos.shape} {photos.dtype}")
-    batch = torch.tensor(photos).reshape(-1, *photos.shape[-3:]).float()
-    return ((batch / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+    if photos.dtype not in (np.uint8, torch.uint8) or photos.ndim not in (3, 4) or photos.shape[-1] != 3:
+        raise ValueError(f"photos must be (B, H, W, 3) or (H, W, 3) uint8, got {tuple(photos.shape)} {photos.dtype}")
+    tensor = photos if isinstance(photos, torch.Tensor) else torch.tensor(photos)
+    batch = tensor.reshape(-1, *photos.shape[-3:]).float()
+    mean, std = batch.new_tensor(MEAN), batch.new_tensor(STD)
+    return ((batch / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def load_weights(
@@ -127,26 +132,29 @@ def load_weights(
 ) -> tuple[list[str], list[str]]:
     """Start a network from weights: the whole trunk, and fc6 and fc7 where the file is a full VGG-16.
 
-    Reads torchvision's VGG-16 state dict (`features.*`, `classifier.*`), its conv layers alone, or the state dict of
-    a network with the same trunk (`trunk.*`), of which the trunk alone is taken. Half precision becomes float32.
+    Reads torchvision's state dict of a classifier with this trunk (VGG-16: `features.*`, `classifier.*`), its conv
+    layers alone, or the state dict of a network with the same trunk (`trunk.*`, torchvision: `backbone.*`), of which
+    the trunk alone is taken. Half precision becomes float32.
 
     Arguments:
-        network: has a `trunk` and, to take fc6 and fc7 too, `convert_fc`.
+        network: has a `trunk`, to take fc6 and fc7 too `convert_fc`, and `imagenet` where that is not VGG-16.
         source: a path, the bytes of a file, or `imagenet`: torchvision's download.
         name: what messages call the source; default: its path.
     Returns the names of what was loaded, and of the parameters that were not: they start at random.
     Raises WeightsError.
     """
     name = name or ("the weights" if isinstance(source, bytes) else str(source))
-    state = _download() if source == "imagenet" else _read(source, name)
+    state = _download(getattr(network, "imagenet", "vgg16")) if source == "imagenet" else _read(source, name)
     own = network.state_dict()
-    names = {key.replace("features.", "trunk.", 1): key for key in state}  # this network's, and the file's
+    names = {f"trunk.{PREFIX.sub('', key)}": key for key in state}  # this network's, and the file's
     weights = {key: state[names[key]] for key in own if key.startswith("trunk.") and key in names}
-    lacking = [key for key in own if key.startswith("trunk.") and key not in weights]
+    needed = [key for key in own if key.startswith("trunk.") and not key.endswith("num_batches_tracked")]
+    lacking = [key for key in needed if key not in weights]
     if lacking:
         raise WeightsError(
             f"{name}: lacks {len(lacking)} of the trunk's tensors ({', '.join(lacking[:3])}, ...); it must be "
-            "torchvision's VGG-16 state dict, its `features.*` alone, or a network with the same trunk (`trunk.*`)"
+            "torchvision's state dict of a classifier with this trunk (VGG-16: its `features.*` will do), or of a "
+            "network with the same trunk (`trunk.*`, `backbone.*`)"
         )
     if state.keys() >= VGG16_FC.keys() and hasattr(network, "convert_fc"):
         for key, shape in VGG16_FC.items():
@@ -183,8 +191,8 @@ def learning_rate_at(epoch: int, base: float, decay_every: int, factor: float = 
     return base * factor ** (epoch // decay_every)
 
 
-def _download() -> dict[str, torch.Tensor]:
-    weights = VGG16_Weights.IMAGENET1K_V1
+def _download(model: str) -> dict[str, torch.Tensor]:
+    weights = get_model_weights(model).IMAGENET1K_V1
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, no space, or a download that was cut

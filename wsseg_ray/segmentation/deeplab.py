@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.hcp.trunk import BACKBONES, conv_layers, initialise
+from wsseg_ray.segmentation.dropout import PhotoDropout
 
 
 class DeepLabLargeFOV(nn.Module):
@@ -45,27 +46,23 @@ class DeepLabLargeFOV(nn.Module):
             self.trunk.append(nn.MaxPool2d(3, stride=1, padding=1)).append(nn.AvgPool2d(3, stride=1, padding=1))
         self.fc6 = nn.Conv2d(self.trunk.channels, hidden, 3, padding=dilation, dilation=dilation)
         self.fc7 = nn.Conv2d(hidden, hidden, 1)
-        self.dropout = nn.Dropout(BACKBONES[backbone].dropout)
+        self.dropout6, self.dropout7 = (PhotoDropout(BACKBONES[backbone].dropout) for _ in range(2))
         self.classifier = nn.Conv2d(hidden, classes_with_background, 1)
         initialise(self.fc6)
         initialise(self.fc7)
 
-    def features(self, photos: torch.Tensor) -> torch.Tensor:
-        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W): all conv layers that can be frozen."""
-        return self.trunk(photos)
+    def features(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Feature maps `out` (B, C, h, w) of normalised photos (B, 3, H, W): all conv layers that can be frozen."""
+        return {"out": self.trunk(photos)}
 
-    def head(self, features: torch.Tensor) -> torch.Tensor:
+    def head(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits (B, classes, h, w) of feature maps: fc6, fc7 and the last layer."""
-        hidden = self.dropout(functional.relu(self.fc6(features)))
-        return self.classifier(self.dropout(functional.relu(self.fc7(hidden))))
+        hidden = self.dropout6(functional.relu(self.fc6(features["out"])))
+        return self.classifier(self.dropout7(functional.relu(self.fc7(hidden))))
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, h, w) of normalised photos (B, 3, H, W)."""
         return self.head(self.features(photos))
-
-    def grid_size(self, pixels: int) -> int:
-        """Cells along a side of so many pixels: 321 px give 41."""
-        return -(-pixels // self.stride)
 
     def convert_fc(
         self, fc6_weight: torch.Tensor, fc6_bias: torch.Tensor, fc7_weight: torch.Tensor, fc7_bias: torch.Tensor
@@ -88,7 +85,7 @@ def upsample(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def parameter_groups(
-    network: DeepLabLargeFOV, learning_rate: float, random_layers: Collection[str], weight_decay: float = 5e-4
+    network: nn.Module, learning_rate: float, random_layers: Collection[str], weight_decay: float = 5e-4
 ) -> list[dict[str, Any]]:
     """SGD's four groups: loaded weights and biases, then those of the last layer and of all that starts at random.
 

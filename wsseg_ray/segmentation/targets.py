@@ -12,6 +12,8 @@ import numpy as np
 
 from wsseg_ray.segmentation.losses import IGNORE
 
+SLIVER = 1e-9  # pixels: what rounding leaves in a cell that only touches a pixel
+
 
 def crop_and_mirror(
     rng: np.random.Generator, photo: np.ndarray, arrays: Sequence[np.ndarray], crop: int
@@ -65,8 +67,9 @@ def soft_target(
     channels = np.concatenate([np.maximum(0, 1 - total)[None], maps]) / np.maximum(total, 1)  # (K + 1, S)
     rows, columns = _cell_areas(superpixels.shape[0], h), _cell_areas(superpixels.shape[1], w)
     weight = rows @ valid @ columns.T  # (h, w)
+    covered = weight > SLIVER
     inside = np.where(valid, superpixels, 0)
-    averages = rows @ (channels[:, inside] * valid) @ columns.T / np.where(weight > 0, weight, 1)
+    averages = rows @ (channels[:, inside] * valid) @ columns.T / np.where(covered, weight, 1) * covered
     target = np.zeros((classes + 1, h, w), np.float32)
     target[[0, *(label + 1 for label in labels)]] = averages
     return target

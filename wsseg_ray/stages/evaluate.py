@@ -9,7 +9,7 @@ import numpy as np
 
 from wsseg_ray.evaluation import iou
 from wsseg_ray.recipe import KEEPS
-from wsseg_ray.stages import predict, score, supervise, train_hcp, train_segmenter
+from wsseg_ray.stages import predict, score, segmenters, supervise, train_hcp
 from wsseg_ray.stages.job import Job
 
 
@@ -117,7 +117,7 @@ def _best(confusions: np.ndarray) -> int:
 
 
 def _networks(job: Job) -> dict[str, Any]:
-    names = train_segmenter.networks(job.recipe)
+    names = segmenters.networks(job.recipe)
     classes = len(job.classes) + 1
     total, photos = np.zeros((len(names), 2, classes, classes), np.int64), 0
     for row in job.run.rows(predict.TABLE, ["error", "confusion"]):
@@ -131,7 +131,7 @@ def _networks(job: Job) -> dict[str, Any]:
             val |= {"miou": iou.miou(plain), "iou": _by_class(job, plain)}
         if photos and job.recipe.crf.enabled:
             val |= {"miou_crf": iou.miou(crf), "iou_crf": _by_class(job, crf)}
-        found[name] = {"val": val, "log": train_segmenter.read_log(job, name)}
+        found[name] = {"val": val, "log": segmenters.read_log(job, name)}
     return found
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +22,27 @@ from wsseg_ray.proposals.generate import generate
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
-from wsseg_ray.segmentation.objectives.ilp import image_prior, smooth_by_regions
-from wsseg_ray.stages import train_segmenter
+from wsseg_ray.segmentation.inference import photo_logits
+from wsseg_ray.segmentation.objectives.ilp import ILP, SMOOTHERS, image_prior
 from wsseg_ray.stages.job import Job, cpu_threads, mixed_precision
 from wsseg_ray.stages.rows import add_photo
+from wsseg_ray.stages.segmenters import networks, trained
 from wsseg_ray.stages.shards import Row, map_shards
 from wsseg_ray.tables import read_bytes
 
 TABLE = "predictions"
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
+MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory at some 60 bytes a pixel and class
 
 
 def run(job: Job) -> int:
     """Write `predictions/` for the val photos, and a zip a network to hand in; returns the photos done now."""
     shards = [shard for shard in job.run.shards("images") if shard.startswith("val")]
-    threads = cpu_threads(job.recipe)
-    done = map_shards(job, "predict", TABLE, dict.fromkeys(shards, threads), _rows, actor=_Predictor, finish=_finish)
-    for name in train_segmenter.networks(job.recipe):
+    known = dict.fromkeys(shards, cpu_threads(job.recipe))
+    actor = partial(Predictor, names=networks(job.recipe), **job.recipe.prediction.model_dump())
+    done = map_shards(job, "predict", TABLE, known, photo_rows, actor=actor, finish=_finish)
+    for name in networks(job.recipe):
         if done or not job.run.exists(TABLE, name, ZIP):
             job.run.write_bytes(_zipped(job, name), TABLE, name, ZIP)
     return done
@@ -53,7 +58,8 @@ def _zipped(job: Job, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(job: Job, shard: str, threads: int) -> list[Row]:
+def photo_rows(job: Job, shard: str, threads: int) -> list[Row]:
+    """The rows of `images` of a shard with their photos, for `Predictor`."""
     rows = list(job.run.read_good("images", shard).values())
     for row in rows:
         row["threads"] = threads
@@ -61,25 +67,26 @@ def _rows(job: Job, shard: str, threads: int) -> list[Row]:
     return rows
 
 
-class _Predictor:
-    """All trained networks on this actor's device."""
+class Predictor:
+    """Trained networks on this actor's device, after a round of training or the last; `views`: see `photo_logits`."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, names: list[str], round_: int | None = None, **views: Any) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        names = train_segmenter.networks(job.recipe)
-        self._networks = [train_segmenter.trained(job, name).to(self._device) for name in names]
+        self._networks = [trained(job, name, round_).to(self._device) for name in names]
+        self._views = views
 
-    @torch.no_grad()
     def __call__(self, row: Row) -> Row:
+        """The row with `logits`, (C, h, w) a network."""
         torch.set_num_threads(row["threads"])
         photo = normalise(row["photo"]).to(self._device)
         with mixed_precision(self._device):
-            return {**row, "logits": [network(photo)[0].float().cpu() for network in self._networks]}
+            logits = [photo_logits(network, photo, **self._views).cpu() for network in self._networks]
+        return {**row, "logits": logits}
 
 
 def _finish(job: Job, row: Row) -> Row:
     """Labels, with and without CRF, of every network, at full size; their files and confusion matrices."""
-    names, crf = train_segmenter.networks(job.recipe), job.recipe.crf
+    names, crf = networks(job.recipe), job.recipe.crf
     data = read_bytes(row["uri"])
     full = photo_size(data)
     truth = None
@@ -101,14 +108,31 @@ def _finish(job: Job, row: Row) -> Row:
 
 def segment(recipe: Recipe, name: str, photo: np.ndarray, logits: torch.Tensor) -> list[np.ndarray]:
     """Labels (H, W) uint8 of a photo (H, W, 3) by a network's logits (C, h, w), and, where it is on, after the CRF."""
+    size = photo.shape[:2]
+    photo = _bounded(photo)
     probabilities = upsample(logits[None], *photo.shape[:2])[0].softmax(dim=0).numpy()
-    if name == "ILP_SEG":  # MIL-ILP's priors, with regions of `generate` whatever the training photos' source
-        regions, _ = generate(photo, recipe.proposals.count)
-        probabilities = smooth_by_regions(image_prior(logits, torch.from_numpy(probabilities)).numpy(), regions)
+    if name in ILP:
+        probabilities = image_prior(logits, torch.from_numpy(probabilities)).numpy()
+    if name in SMOOTHERS:  # with regions of `generate` whatever the training photos' source
+        probabilities = SMOOTHERS[name](probabilities, generate(photo, recipe.proposals.count)[0])
+    return [enlarge(labels, size) for labels in decide(recipe, photo, probabilities)]
+
+
+def decide(recipe: Recipe, photo: np.ndarray, probabilities: np.ndarray) -> list[np.ndarray]:
+    """Labels (H, W) uint8 by probabilities (C, H, W), and, where it is on, after the CRF."""
     found = [probabilities.argmax(axis=0).astype(np.uint8)]
     if recipe.crf.enabled:
         found.append(dense_crf(photo, probabilities, **recipe.crf.model_dump(exclude={"enabled"})))
     return found
+
+
+def _bounded(photo: np.ndarray) -> np.ndarray:
+    """A photo of at most MAX_PIXELS: smaller ones as they are."""
+    height, width = photo.shape[:2]
+    if height * width <= MAX_PIXELS:
+        return photo
+    scale = (MAX_PIXELS / (height * width)) ** 0.5
+    return np.asarray(Image.fromarray(photo).resize((int(width * scale), int(height * scale)), Image.Resampling.BOX))
 
 
 def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

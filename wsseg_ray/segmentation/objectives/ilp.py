@@ -50,18 +50,56 @@ def image_prior(logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tens
     return probabilities * prior[:, None, None]
 
 
-def smooth_by_regions(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
-    """Their smoothing prior (Sec. 3.3.2), with regions in MCG's place: a superpixel takes the vote of all that hold it.
-
-    A region's vote for a class is its mean probability inside. A superpixel that no region holds keeps its own mean.
+def smooth_by_superpixels(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
+    """Their smoothing prior (Sec. 3.3.2), -sppxl: every pixel takes the mean of its superpixel.
 
     Arguments:
         probabilities: (C, H, W), not negative, a positive sum in every superpixel.
-    Returns (C, H, W) float64, constant on superpixels, a distribution over classes. Costs C H W and C nnz(M).
+    Returns (C, H, W) float64, a distribution over classes. Costs C H W.
     """
-    flat = regions.superpixels.ravel()
-    means = np.array([np.bincount(flat, p.ravel(), len(regions.areas)) for p in probabilities]) / regions.areas
+    means = _superpixel_means(probabilities, regions)
+    return (means / means.sum(axis=0))[:, regions.superpixels]
+
+
+def smooth_by_boxes(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
+    """The same, -bb, with the regions' boxes in BING's place: a pixel takes the votes of all boxes that hold it.
+
+    A box's vote for a class is its mean probability inside. A pixel that no box holds keeps its own. Arguments and
+    answer as `smooth_by_superpixels`. Costs C (H W + N), through integral images.
+    """
+    height, width = regions.superpixels.shape
+    x0, y0, x1, y1 = regions.boxes.T
+    integral = np.zeros((len(probabilities), height + 1, width + 1))
+    integral[:, 1:, 1:] = probabilities.cumsum(axis=1, dtype=np.float64).cumsum(axis=2)
+    inside = integral[:, y1, x1] - integral[:, y0, x1] - integral[:, y1, x0] + integral[:, y0, x0]  # (C, N)
+    changes = np.zeros_like(integral)
+    for votes, change in zip(inside / ((x1 - x0) * (y1 - y0)), changes, strict=True):
+        for rows, columns, sign in ((y0, x0, 1), (y1, x1, 1), (y0, x1, -1), (y1, x0, -1)):
+            np.add.at(change, (rows, columns), sign * votes)
+    total = changes.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1]
+    held = total.sum(axis=0) > 1e-9
+    votes = np.where(held, np.maximum(total, 0), probabilities)
+    return votes / votes.sum(axis=0)
+
+
+def smooth_by_regions(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
+    """The same, -seg, with regions in MCG's place: a superpixel takes the votes of all regions that hold it.
+
+    A region's vote for a class is its mean probability inside. A superpixel that no region holds keeps its own mean.
+    Arguments and answer as `smooth_by_superpixels`. Costs C H W and C nnz(M).
+    """
+    means = _superpixel_means(probabilities, regions)
     inside = np.array([regions.mean_inside(p) for p in means])  # (C, N)
     held = np.asarray(regions.membership.sum(axis=0)).ravel() > 0
     votes = np.where(held, inside @ regions.membership, means)
     return (votes / votes.sum(axis=0))[:, regions.superpixels]
+
+
+SMOOTHERS = {"ILP_SPPXL": smooth_by_superpixels, "ILP_BB": smooth_by_boxes, "ILP_SEG": smooth_by_regions}
+ILP = ("ILP", *SMOOTHERS)  # the same network, its predictions smoothed in different ways
+
+
+def _superpixel_means(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
+    """(C, S) means of (C, H, W)."""
+    flat = regions.superpixels.ravel()
+    return np.array([np.bincount(flat, p.ravel(), len(regions.areas)) for p in probabilities]) / regions.areas
