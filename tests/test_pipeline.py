@@ -23,6 +23,7 @@ from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import DatasetError, demo
 from wsseg_ray.hcp.trunk import WeightsError
 from wsseg_ray.recipe import RIVALS
+from wsseg_ray.segmentation.objectives.ilp import ILP
 from wsseg_ray.tables import SCHEMAS, RunDirectory
 
 
@@ -143,6 +144,8 @@ def test_the_rivals_are_networks_like_others(tiny_run, tiny, tmp_path):
     for name in RIVALS:
         assert networks[name]["val"]["photos"] == 12 and 0 < networks[name]["log"][0]["loss"] < 10
     assert all(name in run.read_bytes("report.html").decode() for name in RIVALS)
+    assert len({run.read_bytes("segmenters", name, "network.pt") for name in ILP}) == 1
+    assert len({run.read_bytes("predictions", name, "results.zip") for name in ILP}) > 1
 
 
 def test_missing_shards_are_made_again_with_two_workers(tiny_run, tiny, tmp_path):

@@ -56,6 +56,7 @@ UNREFINED = "_unrefined"  # a network that learned without the refinement is nam
 # ways to keep candidates, `none` for all of them
 KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")
 CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
+ALL_NETWORKS = (*NETWORKS, *RIVALS, CAM, CEILING)
 
 
 class RecipeError(ValueError):
@@ -159,7 +160,7 @@ class SupervisionSection(Section):
 
 
 class SegmentationSection(Section):
-    networks: list[Literal[(*NETWORKS, *RIVALS, CAM, CEILING)]] = list(NETWORKS)
+    networks: list[Literal[ALL_NETWORKS]] = list(NETWORKS)
     ablation: bool = False  # also train the networks without the refinement (Table 3)
     model: Literal[MODELS] = "deeplab_largefov"  # or a network of torchvision.models.segmentation
     weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (this run's HCP trunk), or null: at random

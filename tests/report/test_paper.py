@@ -1,6 +1,6 @@
 import numpy as np
 
-from wsseg_ray.recipe import VOC_CLASSES
+from wsseg_ray.recipe import RIVALS, VOC_CLASSES
 from wsseg_ray.report import paper
 
 
@@ -21,3 +21,12 @@ def test_rows_of_some_classes_end_in_their_own_mean():
 
 def test_rows_of_all_classes_end_in_the_printed_mean():
     assert paper.val_rows(VOC_CLASSES)[-1] == (39.7, 40.6, 40.6, 41.9)
+
+
+def test_the_rivals_means_are_those_of_their_rows():
+    means = np.mean(list(paper.RIVALS_VAL_IOU.values()), axis=0)
+    printed = [paper.RIVALS_VAL_MIOU[name] for name in paper.RIVALS_BY_CLASS]
+    np.testing.assert_allclose(means, printed, atol=0.1)
+    assert set(paper.RIVALS_VAL_MIOU) == set(RIVALS)
+    assert paper.rival_val("CCNN", ["cat"]) == (65.9 + 47.0) / 2
+    assert paper.rival_val("MIL_FCN", ["cat"]) is None and paper.rival_val("MIL_FCN", VOC_CLASSES) == 25.7

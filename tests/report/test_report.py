@@ -336,7 +336,28 @@ def test_rivals_are_explained_where_there_are_any():
     val = {"val": {"miou": 10.0}}
     with_rivals = page(metrics={"networks": {"SN_B": val, "CCNN": val, "MIL_FCN": val}}, strips=[])
     assert "MIL_FCN, CCNN learned from the names alone" in with_rivals
-    assert "learned from the names alone" not in page(metrics={"networks": {"SN_B": val}}, strips=[])
+    assert "class activation maps" not in with_rivals and "other ways to learn" in with_rivals
+    alone = page(metrics={"networks": {"SN_B": val}}, strips=[])
+    assert "learned from the names alone" not in alone and "other ways to learn" not in alone
+    assert "class activation maps" in page(metrics={"networks": {"SN_B": val, "CAM": val}}, strips=[])
+
+
+def test_table_4_stands_beside_the_papers():
+    networks = {name: {"val": {"miou": 10.0 + n, "miou_crf": 20.0 + n}} for n, name in enumerate(("CCNN", "SN_B"))}
+    html = page(metrics={"networks": networks}, classes=["cat", "dog"], strips=[])
+    row = re.search(r"<tr><th scope=.row.>CCNN</th>(.*?)</tr>", html).group(1)
+    assert re.findall(r">([\d.]+)<", row) == ["10.0", "20.0", f"{(65.9 + 47.0 + 43.2) / 3:.1f}", "34.5"]
+
+
+def test_the_time_that_trainers_waited_is_told():
+    log = [{"loss": 1.0, "waited": 0.01}, {"loss": 0.5, "waited": 0.03}]
+    assert "waited <b>2.0 %</b>" in page(metrics={"networks": {"SN_B": {"log": log}}}, strips=[])
+
+
+def test_rounds_are_lines_of_one_curve():
+    log = [{"loss": 1.0, "round": round_} for round_ in (0, 0, 1, 1)]
+    html = page(metrics={"networks": {"SN_B": {"log": log}}}, strips=[])
+    assert len([tag for tag, _ in Page(html).tags if tag == "polyline"]) == 2
 
 
 @pytest.mark.parametrize(("rounds", "words"), [(1, "once"), (2, "twice"), (3, "3 times")])

@@ -1,17 +1,20 @@
-"""kill -9 a scoring actor, a refine worker, the driver in mid-training: no row lost, none twice, the same numbers."""
+"""kill -9 a scoring actor, a refine worker, trainers, the driver: no row lost, none twice, the same numbers."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
+import pytest
 import torch
 
 from tests.test_pipeline import copy, kill_driver, made, same_rows
 from wsseg_ray import pipeline, recipe
-from wsseg_ray.stages import refine, score
+from wsseg_ray.stages import refine, score, train_segmenter, training
 from wsseg_ray.tables import RunDirectory
 
 SELF_TAUGHT = ["hcp.loss=binary_cross_entropy", "hcp.pooling=context", "hcp.region_rounds=2", "hcp.region_epochs=2"]
@@ -78,9 +81,7 @@ def test_a_driver_killed_while_regions_learn_changes_no_weight(cluster, tiny, tm
     assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
     assert killed.read_json("hcp", "log.json") == log
     assert killed.names("hcp") == whole.names("hcp") == ["log.json", "network.pt", "progress.json", "state.pt"]
-    before, after = (
-        torch.load(io.BytesIO(run.read_bytes("hcp", "network.pt")), weights_only=True) for run in (whole, killed)
-    )
+    before, after = (weights(run, "hcp", "network.pt") for run in (whole, killed))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -88,5 +89,75 @@ def steps(run: RunDirectory) -> str:
     """Steps of the epochs that a training has kept so far."""
     if not run.exists("hcp", "state.pt"):
         return ""
-    state = torch.load(io.BytesIO(run.read_bytes("hcp", "state.pt")), weights_only=True)
+    state = weights(run, "hcp", "state.pt")
     return " ".join(entry["step"] for entry in state["log"])
+
+
+SEGMENTERS = [
+    "segmentation.networks=[AN_A]",
+    "segmentation.ablation=false",
+    "segmentation.batch_size=4",
+    "segmentation.epochs=5",
+    "runtime.checkpoint_minutes=0",
+]
+
+
+def weights(run: RunDirectory, *place: str) -> dict[str, torch.Tensor]:
+    return torch.load(io.BytesIO(run.read_bytes(*place)), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, tiny, tmp_path_factory) -> RunDirectory:
+    """A network that was trained undisturbed."""
+    run = copy(tiny_run[1], tmp_path_factory.mktemp("trained"))
+    pipeline.run(recipe.load("demo", [*tiny, *SEGMENTERS]), run.root, "train_segmenter")
+    return run
+
+
+def retrain(trained: RunDirectory, place: Path) -> RunDirectory:
+    """A copy of the run whose network is still to be trained."""
+    shutil.copytree(trained.root, place)
+    run = RunDirectory.at(str(place))
+    run.delete("segmenters")
+    entry = run.read_json("stages", "train_segmenter.json")
+    run.write_json(entry | {"state": "running"}, "stages", "train_segmenter.json")
+    return run
+
+
+def dying_loop(names, round_, config, real=train_segmenter._loop):
+    """Dies in the middle of the second epoch."""
+    steps, real_step = [], training.step
+
+    def step(*arguments):
+        steps.append(real_step(*arguments))
+        if len(steps) == 5:
+            die_once(config["job"].run, "trainer")
+        return steps[-1]
+
+    with mock.patch.object(training, "step", step):
+        real(names, round_, config)
+
+
+def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path, monkeypatch):
+    run = retrain(trained, tmp_path / "run")
+    monkeypatch.setattr(train_segmenter, "_loop", dying_loop)
+    pipeline.run(recipe.load("demo", [*tiny, *SEGMENTERS]), run.root, "train_segmenter")
+    assert Path(run.root, "trainer.killed").exists()
+    same_training(run, trained)
+
+
+def test_a_killed_driver_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path):
+    run = retrain(trained, tmp_path / "run")
+    settings = [*tiny, *SEGMENTERS]
+    kill_driver(run, settings, "train_segmenter", lambda: run.exists("segmenters", "AN_A", "state.pt"))
+    assert not run.exists("segmenters", "AN_A", "network.pt")
+    pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
+    same_training(run, trained)
+
+
+def same_training(run: RunDirectory, trained: RunDirectory) -> None:
+    before, after = (weights(place, "segmenters", "AN_A", "network.pt") for place in (trained, run))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    logs = [[entry["loss"] for entry in place.read_json("segmenters", "AN_A", "log.json")] for place in (trained, run)]
+    assert logs[0] == logs[1] and len(logs[0]) == 5
+    assert run.names("segmenters", "AN_A") == ["log.json", "network.pt"]

@@ -35,3 +35,32 @@ def test_three_steps_with_one_and_with_two_workers_give_the_same_weights(tiny_ru
         for key, tensor in weights.items():
             torch.testing.assert_close(two[name][key], tensor, rtol=1e-4, atol=1e-6, msg=f"{name} {key}")
     assert not torch.equal(one["AN_A"]["fc6.weight"], one["SN_B"]["fc6.weight"])
+
+
+def test_rounds_of_a_torchvision_network(tiny_run, tiny, tmp_path):
+    """Networks learn again from their own labels, CAM once more than others; nothing of it is left behind."""
+    shutil.copytree(tiny_run[1].root, tmp_path / "run")
+    run = RunDirectory.at(str(tmp_path / "run"))
+    settings = [
+        *tiny,
+        "segmentation.networks=[SN_B, CAM, FULL]",
+        "segmentation.ablation=false",
+        "segmentation.model=lraspp_mobilenet_v3_large",
+        "segmentation.weights=null",
+        "segmentation.freeze=all",
+        "segmentation.epochs=2",
+        "segmentation.rounds=1",
+        "prediction={scales: [0.5, 1], mirror: true}",
+    ]
+    pipeline.run(recipe.load("demo", settings), run.root)
+    logs = {name: network["log"] for name, network in run.read_json("metrics.json")["networks"].items()}
+    taught = {name: [(entry["round"], entry["epoch"]) for entry in log] for name, log in logs.items()}
+    assert taught == {
+        "SN_B": [(0, 0), (0, 1), (1, 0), (1, 1)],
+        "CAM": [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)],
+        "FULL": [(0, 0), (0, 1)],
+    }
+    assert all(0 <= entry["waited"] <= 1 for log in logs.values() for entry in log)
+    assert run.names("segmenters") == ["CAM", "FULL", "SN_B", "progress.json"]
+    assert {name for network in taught for name in run.names("segmenters", network)} == {"log.json", "network.pt"}
+    assert "round 2" in run.read_bytes("report.html").decode()

@@ -1,6 +1,10 @@
-import numpy as np
+import math
 
-from wsseg_ray.stages.training import WINDOW, epoch_order
+import numpy as np
+import pytest
+import torch
+
+from wsseg_ray.stages.training import WINDOW, epoch_order, step
 
 
 def shards(count: int, size: int) -> list[tuple[str, list[str]]]:
@@ -24,3 +28,28 @@ def test_the_order_follows_the_seed():
     members = shards(5, 4)
     first, again, other = (epoch_order(members, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert first == again != other
+
+
+def one_weight(value: float) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+    weight = torch.nn.Parameter(torch.tensor([value, 0.0]))
+    return weight, torch.optim.SGD([weight], lr=1.0)
+
+
+def test_a_step_by_hand():
+    weight, optimizer = one_weight(3.0)
+    assert step((weight**2).sum(), 0.5, optimizer) == 4.5
+    assert weight.tolist() == [0, 0]  # the gradient of half the square is the weight
+
+
+def test_a_long_gradient_is_scaled_down():
+    weight, optimizer = one_weight(3.0)
+    step((weight**2).sum(), 1.0, optimizer, max_norm=2.0)
+    assert weight.tolist() == pytest.approx([1, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_changes_no_weight(factor):
+    weight, optimizer = one_weight(3.0)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        step((factor * weight).sum(), 1.0, optimizer)
+    assert weight.tolist() == [3, 0]

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Template
 
 from wsseg_ray.datasets.pixels import VOID, voc_palette
-from wsseg_ray.recipe import CEILING, KEEPS, NETWORKS, RIVALS, UNREFINED, VOC_CLASSES
+from wsseg_ray.recipe import ALL_NETWORKS, CAM, CEILING, KEEPS, NETWORKS, RIVALS, UNREFINED, VOC_CLASSES
 from wsseg_ray.report import paper
 from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
 from wsseg_ray.report.templates import template
@@ -88,11 +88,13 @@ def render(
         networks=_networks(metrics, classes),
         refined=_at(metrics, "supervision", "keep") != "none",
         refinement=_refinement(metrics),
+        rivals=_rivals(metrics, classes),
         supervision=_supervision(metrics, classes),
         ablation=_ablation(metrics),
         candidates=_candidates(metrics, classes),
         hcp=_hcp(metrics),
         losses=_network_losses(metrics),
+        waited=_waited(metrics),
         stages=_stages(metrics),
         failures=failures[:SHOWN_FAILURES],
         failed=len(failures),
@@ -162,7 +164,7 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """SN_B's mIoU, or the best weak network's where there is no SN_B; the better of without and with CRF."""
     scores = {
         (name, key): _finite(_at(metrics, "networks", name, "val", key))
-        for name in (*NETWORKS, *RIVALS, CEILING)
+        for name in ALL_NETWORKS
         for key in ("miou", "miou_crf")
     }
     weak = {which: score for which, score in scores.items() if which[0] != CEILING and score is not None}
@@ -206,7 +208,7 @@ def _figures(strip: Strip) -> dict[str, Any]:
 
 def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
     """The paper's Table 1: a row per class and the mean, a column per network without and with CRF."""
-    names = [name for name in (*NETWORKS, *RIVALS, CEILING) if _at(metrics, "networks", name) is not None]
+    names = [name for name in ALL_NETWORKS if _at(metrics, "networks", name) is not None]
     if not names:
         return None
     vals = {name: _at(metrics, "networks", name, "val") for name in names}
@@ -229,6 +231,7 @@ def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | N
         "names": names,
         "crf": crf,
         "ceiling": CEILING,
+        "cam": CAM in names,
         "rivals": [name for name in names if name in RIVALS],
         "rows": rows,
         "paper": NETWORKS if voc else (),
@@ -245,6 +248,24 @@ def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
             pairs = [(_at(without, key), _at(refined, key)) for key in ("miou", "miou_crf")]
             rows.append({"name": name, "pairs": [(a, b, _difference(b, a)) for a, b in pairs]})
     return rows
+
+
+def _rivals(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
+    """The paper's Table 4: mIoU of each method without and with CRF, and what the paper prints; SN_B and CAM beside."""
+    found = _at(metrics, "networks") or {}
+    names = [name for name in (*RIVALS, CAM, "SN_B") if name in found]
+    voc = set(classes) <= set(VOC_CLASSES)
+    ours = dict(zip(NETWORKS, paper.val_rows(classes)[-1], strict=True)) if voc else {}
+    rows = [
+        {
+            "name": name,
+            "scores": [_at(found[name], "val", key) for key in ("miou", "miou_crf")],
+            "shown": paper.rival_val(name, classes) if voc and name in RIVALS else ours.get(name),
+            "printed": {**paper.RIVALS_VAL_MIOU, **paper.VAL_MIOU}.get(name),
+        }
+        for name in names
+    ]
+    return rows if set(names) - {"SN_B"} else []
 
 
 def _supervision(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
@@ -331,10 +352,26 @@ def _hcp(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _network_losses(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Loss per epoch of every network that has a log, the unrefined ones included."""
-    logs = {name: _at(network, "log") or [] for name, network in (_at(metrics, "networks") or {}).items()}
-    curves = {name: _curve({name: [_at(row, "loss") for row in log]}) for name, log in logs.items()}
+    """Loss per epoch of every network that has a log, the unrefined ones included; a series a round."""
+    curves = {}
+    for name, log in _logs(metrics).items():
+        series: dict[str, list[Any]] = {}
+        for row in log:
+            round_ = _at(row, "round")
+            series.setdefault(f"round {round_}" if round_ else name, []).append(_at(row, "loss"))
+        curves[name] = _curve(series)
     return [{"name": name, "curve": curve} for name, curve in curves.items() if curve is not None]
+
+
+def _waited(metrics: dict[str, Any]) -> float | None:
+    """Share of their time that the networks' trainers waited for photos, the mean over epochs."""
+    shares = [_finite(_at(row, "waited")) for log in _logs(metrics).values() for row in log]
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _logs(metrics: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {name: _at(network, "log") or [] for name, network in (_at(metrics, "networks") or {}).items()}
 
 
 def _curve(series: dict[str, list[Any]]) -> dict[str, Any] | None:

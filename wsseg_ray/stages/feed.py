@@ -80,7 +80,7 @@ def stream(job: Job, steps: Iterator[Step], device: torch.device) -> Iterator[tu
         dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // STEPS_A_TASK))
         dataset.context.execution_options.preserve_order = True
         batches = iter(
-            dataset.map_batches(partial(_batches, job), batch_size=STEPS_A_TASK).iter_torch_batches(
+            dataset.map_batches(partial(read_batches, job), batch_size=STEPS_A_TASK).iter_torch_batches(
                 batch_size=1, prefetch_batches=PREFETCH, device=device, pin_memory=device.type == "cuda"
             )
         )
@@ -91,8 +91,14 @@ def stream(job: Job, steps: Iterator[Step], device: torch.device) -> Iterator[tu
             yield step, batch, time.monotonic() - asked
 
 
-def _batches(job: Job, rows: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Photos and targets of some steps; each shard is read once for each kind of target."""
+def read_batches(job: Job, rows: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The `photos`, `targets` and `numbers` of some steps, each with a first axis of one, as `Batch` has them.
+
+    Each shard is read once for each kind of target.
+
+    Arguments:
+        rows: `step`: pickled `Step`s.
+    """
     steps: list[Step] = [pickle.loads(row) for row in rows["step"]]
     wanted: dict[tuple[str, str, int, str], set[str]] = {}
     for step in steps:

@@ -20,6 +20,8 @@ from wsseg_ray.stages.feed import OWN_LABELS
 from wsseg_ray.stages.job import Job, cpu_threads
 from wsseg_ray.stages.shards import Row, map_shards
 
+ABSENT = -1e4  # a logit of what cannot be: finite, because bilinear weights of 0 make NaN of infinity
+
 
 def run(job: Job, names: list[str], round_: int) -> int:
     """Write `segmenters/labels-<round>/` with what networks see after the round before; returns the photos done now."""
@@ -61,4 +63,4 @@ def own_labels(
         maps = upsample(logits[None], *photo.shape[:2])[0]
         return dense_crf(photo, activation_probabilities(maps, labels.tolist()).numpy())
     absent = np.setdiff1d(np.arange(1, len(logits)), labels)
-    return predict.segment(job.recipe, name, photo, logits.index_fill(0, torch.from_numpy(absent), -torch.inf))[-1]
+    return predict.segment(job.recipe, name, photo, logits.index_fill(0, torch.from_numpy(absent), ABSENT))[-1]

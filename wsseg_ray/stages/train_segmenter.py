@@ -8,6 +8,7 @@ activation maps. With `segmentation.rounds` every network but FULL learns again 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +26,7 @@ from wsseg_ray.segmentation.dropout import number_photos
 from wsseg_ray.segmentation.losses import hard_cross_entropy, soft_cross_entropy
 from wsseg_ray.segmentation.models import SegmentationNetwork
 from wsseg_ray.segmentation.objectives import OBJECTIVES
-from wsseg_ray.segmentation.objectives.ilp import ILP
+from wsseg_ray.segmentation.objectives.ilp import ILP, MAX_GRADIENT
 from wsseg_ray.stages import relabel, train_hcp, training
 from wsseg_ray.stages.feed import OWN_LABELS, Batch, Step, stream, target_kind
 from wsseg_ray.stages.job import Job, mixed_precision
@@ -38,7 +39,7 @@ def run(job: Job) -> int:
     """Train the networks that `segmenters/` lacks, round after round; returns the photos seen over all epochs."""
     todo = [name for name in networks(job.recipe) if not job.run.exists(FOLDER, name, "network.pt")]
     for name in todo:
-        if not _members(job, name):
+        if not members(job, name):
             raise RuntimeError(f"{name}: no training photo for it; leave it out of segmentation.networks")
     total = 0
     for round_ in range(1 + max((rounds(job.recipe, name) for name in todo), default=-1)):
@@ -61,7 +62,7 @@ def run(job: Job) -> int:
 
 
 def _fit(job: Job, names: list[str], round_: int) -> int:
-    total = sum(len(ids) for name in names for _, ids in _members(job, name)) * job.recipe.segmentation.epochs
+    total = sum(len(ids) for name in names for _, ids in members(job, name)) * job.recipe.segmentation.epochs
     job.run.delete(FOLDER, "progress.json")
     training.fit(job, "train_segmenter", FOLDER, partial(_loop, names, round_), total)
     return total
@@ -71,7 +72,8 @@ def _is_done(job: Job, name: str, round_: int) -> bool:
     return job.run.exists(FOLDER, name, file_of(job.recipe, name, round_))
 
 
-def _members(job: Job, name: str) -> list[tuple[str, list[str]]]:
+def members(job: Job, name: str) -> list[tuple[str, list[str]]]:
+    """The photos that a network learns from, shard by shard."""
     if name == CEILING:
         return training.members(job.run, "supervision", lambda row: bool(row["mask_uri"]))
     single = name.startswith("SN")
@@ -83,7 +85,7 @@ def _loop(names: list[str], round_: int, config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     device = ray.train.torch.get_device()
     todo = [name for name in names if not _is_done(job, name, round_)]
-    kept = _KeptFeatures()
+    kept = KeptFeatures()
     for name, steps in groupby(stream(job, _plan(job, todo, round_), device), key=lambda part: part[0].network):
         _train(job, name, round_, steps, kept)
 
@@ -92,7 +94,7 @@ def _plan(job: Job, names: list[str], round_: int) -> Iterator[Step]:
     """This worker's steps of all networks, from where the first one was cut off."""
     settings, seen = job.recipe.segmentation, 0
     for name in names:
-        photos = _members(job, name)
+        photos = members(job, name)
         state = training.restore(job.run, FOLDER, name, "state.pt")
         begin = state["position"] if state and state["round"] == round_ else (0, 0)
         for epoch in range(settings.epochs):
@@ -104,7 +106,7 @@ def _plan(job: Job, names: list[str], round_: int) -> Iterator[Step]:
                 seen += size
 
 
-def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, float]], kept: _KeptFeatures) -> None:
+def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, float]], kept: KeptFeatures) -> None:
     settings, device = job.recipe.segmentation, ray.train.torch.get_device()
     hcp = training.restore(job.run, train_hcp.FOLDER, "network.pt") if settings.weights == "hcp" else None
     network, fresh = build(job.recipe, len(job.classes), hcp)
@@ -122,18 +124,21 @@ def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, 
         optimizer.load_state_dict(state["optimizer"])
         log, losses = state["log"], state["losses"]
     waited, worked, saved = 0.0, 0.0, time.monotonic()
-    for step, batch, seconds in steps:
+    for step, batch, wait in steps:
         arrived = time.monotonic()
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             group["lr"] = learning_rate_at(step.epoch, base, settings.decay_every)
         with mixed_precision(device):
-            loss = _loss(network, step, batch, kept) if step.photos else None
-        losses.append(training.step(loss, len(step.photos) / step.size, optimizer))
+            loss = batch_loss(network, step, batch, kept) if step.photos else None
+        longest = MAX_GRADIENT if name in ILP and not round_ else math.inf
+        losses.append(training.step(loss, len(step.photos) / step.size, optimizer, longest))
         note = f"{name} epoch {step.epoch + 1} of {settings.epochs}, loss {losses[-1]:.3f}"
         training.tell(job, FOLDER, step.seen + step.size, f"{note}, round {round_}" if round_ else note)
-        waited, worked = waited + seconds, worked + time.monotonic() - arrived
+        waited, worked = waited + wait, worked + time.monotonic() - arrived
         if step.ends_epoch:
-            log.append({"epoch": step.epoch, "loss": float(np.mean(losses)), "waited": waited / (waited + worked)})
+            seconds = waited + worked
+            entry = {"round": round_, "epoch": step.epoch, "loss": float(np.mean(losses))}
+            log.append({**entry, "seconds": seconds, "waited": waited / seconds})
             waited, worked, losses = 0.0, 0.0, []
             training.tensorboard(job, name, [("loss", entry["loss"]) for entry in log])
             ray.train.report({"network": name, **log[-1]})
@@ -150,8 +155,8 @@ def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, 
         job.run.delete(FOLDER, name, "state.pt")
 
 
-def _loss(network: SegmentationNetwork, step: Step, batch: Batch, kept: _KeptFeatures) -> torch.Tensor:
-    """Mean loss of this worker's photos."""
+def batch_loss(network: SegmentationNetwork, step: Step, batch: Batch, kept: KeptFeatures) -> torch.Tensor:
+    """Mean loss of the photos of a batch, by what the step's network learns from."""
     number_photos(network, [number + step.epoch for number in batch.numbers])
     logits = network.head(kept.features(network, batch)).float()
     kind = target_kind(step.network, step.round)
@@ -171,7 +176,7 @@ def _label_loss(name: str, logits: torch.Tensor, target: torch.Tensor) -> torch.
     return OBJECTIVES[name](logits[None, :, :rows, :columns], target.flatten(1).any(dim=1)[None])
 
 
-class _KeptFeatures:
+class KeptFeatures:
     """Feature maps of crops that a frozen trunk has seen: a photo within the crop has two, itself and its mirror."""
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ after a fault or in a new run, goes on from it.
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 import threading
 import uuid
@@ -92,12 +93,16 @@ def batches(photos: list[Any], size: int) -> Iterator[tuple[list[Any], int]]:
         yield batch[rank::world], len(batch)
 
 
-def step(loss: torch.Tensor | None, share: float, optimizer: torch.optim.Optimizer) -> float:
+def step(
+    loss: torch.Tensor | None, share: float, optimizer: torch.optim.Optimizer, max_norm: float = math.inf
+) -> float:
     """One step of SGD on the sum over workers of `share * loss`; returns that sum.
 
     Arguments:
         loss: the mean over this worker's photos; None where it has none.
         share: this worker's part of the batch.
+        max_norm: a longer gradient is scaled down to this length.
+    Raises FloatingPointError, before the weights are changed, where the sum is not finite.
     """
     optimizer.zero_grad(set_to_none=False)
     total = torch.zeros(())
@@ -112,6 +117,11 @@ def step(loss: torch.Tensor | None, share: float, optimizer: torch.optim.Optimiz
                 torch.distributed.all_reduce(parameter.grad)
         total = total.to(ray.train.torch.get_device())
         torch.distributed.all_reduce(total)
+    if not total.isfinite():
+        raise FloatingPointError(f"the loss is {float(total)}: training diverged; a lower learning_rate may help")
+    if max_norm < math.inf:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     return float(total)
 

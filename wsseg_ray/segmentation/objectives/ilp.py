@@ -11,6 +11,7 @@ from torch.nn import functional
 from wsseg_ray.proposals.regions import RegionProposals
 
 SHARPNESS = 5.0  # r of Eq. (2): 0 is the mean, infinity the maximum
+MAX_GRADIENT = 10.0  # length: where fc6 starts at random, one cell has all of it, 50 to 200, and training diverges
 
 
 def log_sum_exp_pool(logits: torch.Tensor, r: float = SHARPNESS) -> torch.Tensor:
