@@ -113,7 +113,7 @@ def plain_loop(run: str, name: str) -> dict:
             photos, targets = (torch.from_numpy(row[key][0]).to(device) for key in ("photos", "targets"))
             batch = Batch(photos, targets, row["numbers"][0].tolist())
             optimizer.zero_grad(set_to_none=False)
-            train_segmenter.batch_loss(network, step, batch, kept).backward()
+            train_segmenter.batch_loss(network, step, batch, kept)[0].backward()
             optimizer.step()
         seconds.append(time.perf_counter() - begin)
     photos = sum(len(ids) for _, ids in members)

@@ -37,8 +37,9 @@ def one_weight(value: float) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]
 
 def test_a_step_by_hand():
     weight, optimizer = one_weight(3.0)
-    assert step((weight**2).sum(), 0.5, optimizer) == 4.5
+    assert step((weight**2).sum() / 2, 7, optimizer) == 4.5  # alone it has all of the weight, whatever that is
     assert weight.tolist() == [0, 0]  # the gradient of half the square is the weight
+    assert step(None, 0, optimizer) == 0 and weight.tolist() == [0, 0]
 
 
 def test_a_long_gradient_is_scaled_down():

@@ -135,7 +135,7 @@ def _loop(config: dict[str, Any]) -> None:
             for mine, size in training.batches(order, settings.batch_size):
                 with mixed_precision(device):
                     loss = feed.loss(mine, len(log)) if mine else None
-                losses.append(training.step(loss, len(mine) / size, optimizer))
+                losses.append(training.step(loss, len(mine), optimizer))
                 seen += size
                 training.tell(job, FOLDER, seen, f"{phase} epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")
             log.append({"step": phase, "epoch": epoch, "loss": float(np.mean(losses))})

@@ -23,7 +23,7 @@ from wsseg_ray.hcp.trunk import learning_rate_at, normalise
 from wsseg_ray.recipe import CEILING
 from wsseg_ray.segmentation.deeplab import parameter_groups
 from wsseg_ray.segmentation.dropout import number_photos
-from wsseg_ray.segmentation.losses import hard_cross_entropy, soft_cross_entropy
+from wsseg_ray.segmentation.losses import IGNORE, hard_cross_entropy, soft_cross_entropy
 from wsseg_ray.segmentation.models import SegmentationNetwork
 from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.segmentation.objectives.ilp import ILP, MAX_GRADIENT
@@ -129,9 +129,9 @@ def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, 
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             group["lr"] = learning_rate_at(step.epoch, base, settings.decay_every)
         with mixed_precision(device):
-            loss = batch_loss(network, step, batch, kept) if step.photos else None
+            loss, weight = batch_loss(network, step, batch, kept) if step.photos else (None, 0)
         longest = MAX_GRADIENT if name in ILP and not round_ else math.inf
-        losses.append(training.step(loss, len(step.photos) / step.size, optimizer, longest))
+        losses.append(training.step(loss, weight, optimizer, longest))
         note = f"{name} epoch {step.epoch + 1} of {settings.epochs}, loss {losses[-1]:.3f}"
         training.tell(job, FOLDER, step.seen + step.size, f"{note}, round {round_}" if round_ else note)
         waited, worked = waited + wait, worked + time.monotonic() - arrived
@@ -155,18 +155,23 @@ def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, 
         job.run.delete(FOLDER, name, "state.pt")
 
 
-def batch_loss(network: SegmentationNetwork, step: Step, batch: Batch, kept: KeptFeatures) -> torch.Tensor:
-    """Mean loss of the photos of a batch, by what the step's network learns from."""
+def batch_loss(
+    network: SegmentationNetwork, step: Step, batch: Batch, kept: KeptFeatures
+) -> tuple[torch.Tensor, float]:
+    """Mean loss of a batch, by what the step's network learns from, and over how many photos or cells it is the mean.
+
+    Cells that lie outside a photo do not count, so batches of equally many photos can differ in cells.
+    """
     number_photos(network, [number + step.epoch for number in batch.numbers])
     logits = network.head(kept.features(network, batch)).float()
     kind = target_kind(step.network, step.round)
     if kind == "labels":
-        return torch.stack(
-            [_label_loss(step.network, *pair) for pair in zip(logits, batch.targets, strict=True)]
-        ).mean()
+        losses = [_label_loss(step.network, *pair) for pair in zip(logits, batch.targets, strict=True)]
+        return torch.stack(losses).mean(), len(losses)
     if kind == "maps":
-        return soft_cross_entropy(logits, batch.targets)
-    return hard_cross_entropy(logits, batch.targets[:, 0].long())
+        return soft_cross_entropy(logits, batch.targets), int((batch.targets.sum(dim=1) > 0).sum())
+    labels = batch.targets[:, 0].long()
+    return hard_cross_entropy(logits, labels), int((labels != IGNORE).sum())
 
 
 def _label_loss(name: str, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -94,28 +94,33 @@ def batches(photos: list[Any], size: int) -> Iterator[tuple[list[Any], int]]:
 
 
 def step(
-    loss: torch.Tensor | None, share: float, optimizer: torch.optim.Optimizer, max_norm: float = math.inf
+    loss: torch.Tensor | None, weight: float, optimizer: torch.optim.Optimizer, max_norm: float = math.inf
 ) -> float:
-    """One step of SGD on the sum over workers of `share * loss`; returns that sum.
+    """One step of SGD on the mean over workers of `loss`, weighted; returns that mean.
 
     Arguments:
-        loss: the mean over this worker's photos; None where it has none.
-        share: this worker's part of the batch.
+        loss: the mean over this worker's photos or cells; None where it has none.
+        weight: how many of them it has. So the mean is that over the whole batch, however it is dealt out.
         max_norm: a longer gradient is scaled down to this length.
-    Raises FloatingPointError, before the weights are changed, where the sum is not finite.
+    Raises FloatingPointError, before the weights are changed, where the mean is not finite.
     """
+    shared = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    device = ray.train.torch.get_device() if shared else "cpu"
+    total_weight = torch.tensor(float(weight), device=device)
+    if shared:
+        torch.distributed.all_reduce(total_weight)
+    share = weight / total_weight.clamp(min=1)
     optimizer.zero_grad(set_to_none=False)
-    total = torch.zeros(())
+    total = torch.zeros((), device=device)
     if loss is not None:
-        (loss * share).backward()
-        total = (loss.detach() * share).cpu()
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        (loss * share.to(loss.device)).backward()
+        total = (loss.detach() * share.to(loss.device)).to(device)
+    if shared:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
-        total = total.to(ray.train.torch.get_device())
         torch.distributed.all_reduce(total)
     if not total.isfinite():
         raise FloatingPointError(f"the loss is {float(total)}: training diverged; a lower learning_rate may help")
