@@ -70,14 +70,14 @@ def _weights(recipe: Recipe) -> list[Finding]:
             findings.append(Finding("weights", False, f"proposals: {error}"))
     for name, build, weights in (
         ("HCP", lambda: train_hcp.build(recipe, 1), recipe.hcp.weights),
-        ("DeepLab", lambda: segmenters.build(recipe, 1, None), recipe.segmentation.weights),
+        (recipe.segmentation.model, lambda: segmenters.build(recipe, 1, None), recipe.segmentation.weights),
     ):
         try:
             _, fresh = build()
         except (WeightsError, OSError) as error:
             findings.append(Finding("weights", False, f"{name}: {error}"))
             continue
-        random = "all layers" if weights is None else ", ".join(sorted({key.rsplit(".", 1)[0] for key in fresh}))
+        random = "all layers" if weights is None else ", ".join(sorted({key.split(".")[0] for key in fresh}))
         text = f"{name}: {weights or 'none'}" + (f"; {random} start at random" if weights != "hcp" else "")
         findings.append(Finding("weights", True, text))
     return findings

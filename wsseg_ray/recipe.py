@@ -225,7 +225,7 @@ class Recipe(Section):
         if self.dataset.layout != "demo" and self.dataset.root is None:
             raise ValueError(f"dataset.root: layout '{self.dataset.layout}' needs the data set's folder")
         model = self.segmentation.model
-        trunk = TRUNKS.get(model, model)
+        trunk = TRUNKS.get(model, model.split("_", 1)[1])
         if self.segmentation.weights == "hcp" and trunk != self.hcp.backbone:
             raise ValueError(
                 f"segmentation.weights: 'hcp' needs the same trunk, but model '{model}' has "
@@ -239,7 +239,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"{name}.weights: 'imagenet' exists for VGG-16 and torchvision's networks; give a file or null"
                 )
-            if trunk_name in TORCHVISION:
+            if trunk_name not in CONV_LAYERS:
                 if isinstance(section.freeze, int):
                     raise ValueError(f"{name}.freeze: is none or all for torchvision's networks")
             elif isinstance(section.freeze, int) and section.freeze > CONV_LAYERS[trunk_name]:

@@ -55,3 +55,17 @@ def test_layers_differ():
     number_photos(network, [5])
     assert [type(layer) for layer in (network[0], network[1][0])] == [PhotoDropout] * 2
     assert (network[0].numbers, network[1][0].numbers, network[1][0].p) == ([5], [6], 0.3)
+
+
+def test_a_compiled_network_drops_the_same():
+    """The masks of a step are drawn anew, not compiled in; `eager` needs no compiler."""
+    torch.manual_seed(0)
+    network = DeepLabLargeFOV("deeplab_small", 3)
+    network.dropout6.p = network.dropout7.p = 0.5
+    network.eval()
+    features = network.features(torch.rand(2, 3, 33, 33))
+    network.dropout6.train(), network.dropout7.train()
+    compiled = torch.compile(network.head, backend="eager")
+    for numbers in ([1, 2], [3, 4]):
+        number_photos(network, numbers)
+        torch.testing.assert_close(compiled(features), network.head(features))

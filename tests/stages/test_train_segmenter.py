@@ -15,6 +15,7 @@ SETTINGS = [
     "segmentation.weights=hcp",
     "segmentation.epochs=1",
     "segmentation.batch_size=4",
+    "segmentation.crop=129",  # larger than the photos, which differ in size: batches differ in cells
 ]
 
 
