@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.evaluation.iou import confusion
@@ -73,6 +74,10 @@ class Predictor:
     def __init__(self, job: Job, names: list[str], round_: int | None = None, **views: Any) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._networks = [trained(job, name, round_).to(self._device) for name in names]
+        if job.recipe.segmentation.freeze == "all":  # then every network has the trunk that it began with
+            trunk = RememberingTrunk(self._networks[0].trunk)
+            for network in self._networks:
+                network.trunk = trunk
         self._views = views
 
     def __call__(self, row: Row) -> Row:
@@ -82,6 +87,20 @@ class Predictor:
         with mixed_precision(self._device):
             logits = [photo_logits(network, photo, **self._views).cpu() for network in self._networks]
         return {**row, "logits": logits}
+
+
+class RememberingTrunk(nn.Module):
+    """A trunk that several networks share: asked about the same tensor again, it has the answer."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self._trunk = trunk
+        self._last: tuple[torch.Tensor | None, Any] = (None, None)
+
+    def forward(self, photos: torch.Tensor) -> Any:
+        if photos is not self._last[0]:
+            self._last = (photos, self._trunk(photos))
+        return self._last[1]
 
 
 def _finish(job: Job, row: Row) -> Row:
