@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from wsseg_ray import pipeline
-from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.datasets.pixels import encode_mask, read_photo
 from wsseg_ray.segmentation.models import grid_size
 from wsseg_ray.segmentation.targets import crop_and_mirror, soft_target
 from wsseg_ray.stages import feed
-from wsseg_ray.stages.feed import Step, target_kind
-from wsseg_ray.stages.job import photo_number
+from wsseg_ray.stages.feed import OWN_LABELS, Step, target_kind
+from wsseg_ray.stages.job import Job, photo_number
 from wsseg_ray.stages.rows import superpixels_of
-from wsseg_ray.tables import read_bytes
+from wsseg_ray.tables import RunDirectory, read_bytes
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,16 @@ def test_equal_crops_have_equal_numbers(job):
         for s in (step("AN_A", chosen), step("SN_B", chosen), step("AN_A", chosen[::-1]))
     )
     assert np.array_equal(first, again) and np.array_equal(first, other[::-1]) and first.min() >= 0
+
+
+def test_a_photo_that_was_not_labelled_again_counts_nowhere(job, tmp_path):
+    shutil.copytree(job.run.root, tmp_path / "run")
+    run = RunDirectory.at(str(tmp_path / "run"))
+    (shard, good), *_ = chosen = [pair for pair in photos(job) if pair[0] == photos(job)[0][0]][:2]
+    image = run.read_good("images", shard)[good]
+    seen = {"networks": ["SN_B"], "labels": [encode_mask(np.full((image["height"], image["width"]), 2, np.uint8))]}
+    rows = [{"image_id": good, **seen}, {"image_id": chosen[1][1], "error": "failed"}]
+    run.write_shard(f"{OWN_LABELS}-1", shard, rows)
+    again = step("SN_B", chosen)._replace(round=1)
+    (row,) = feed.read_batches(Job(run, job.recipe, job.listing), {"step": np.array([pickle.dumps(again)])})
+    assert (row["targets"][0][0] == 2).all() and (row["targets"][0][1] == 255).all()

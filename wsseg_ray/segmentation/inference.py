@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from wsseg_ray.segmentation.deeplab import upsample
 
-TILE = 1024  # photo pixels a side; with its halo a tile takes DeepLab-LargeFOV some 1.5 GB, whatever the photo's size
+TILE = 1024  # photo pixels a side; bounds the memory that feature maps take, whatever the photo's size
 HALO = 224  # pixels around a tile that its cells may look at: DeepLab-LargeFOV's cells see 217 to each side
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.recipe import CEILING, UNREFINED
+from wsseg_ray.segmentation.losses import IGNORE
 from wsseg_ray.segmentation.models import grid_size
 from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
@@ -143,8 +144,10 @@ def _read(job: Job, kind: str, network: str, round_: int, shard: str, ids: set[s
         if "supervision" in tables:
             row |= tables["supervision"][image_id] | {"over": superpixels_of(tables["proposals"][image_id])}
         elif kind == "own":
-            own = tables["own"][image_id]
-            row["over"] = np.asarray(Image.open(io.BytesIO(own["labels"][own["networks"].index(network)])))
+            own = tables["own"].get(image_id)  # none where `relabel` failed: then no cell of the photo counts
+            row["over"] = np.full(row["photo"].shape[:2], IGNORE, np.uint8)
+            if own:
+                row["over"] = np.asarray(Image.open(io.BytesIO(own["labels"][own["networks"].index(network)])))
         elif kind == "truth":
             row["over"] = truth_of(job, image)
         rows[image_id] = row

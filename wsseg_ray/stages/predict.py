@@ -34,7 +34,7 @@ from wsseg_ray.tables import read_bytes
 TABLE = "predictions"
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
-MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory at some 60 bytes a pixel and class
+MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory
 
 
 def run(job: Job) -> int:
@@ -128,24 +128,19 @@ def _finish(job: Job, row: Row) -> Row:
 def segment(recipe: Recipe, name: str, photo: np.ndarray, logits: torch.Tensor) -> list[np.ndarray]:
     """Labels (H, W) uint8 of a photo (H, W, 3) by a network's logits (C, h, w), and, where it is on, after the CRF."""
     size = photo.shape[:2]
-    photo = _bounded(photo)
+    photo = bounded(photo)
     probabilities = upsample(logits[None], *photo.shape[:2])[0].softmax(dim=0).numpy()
     if name in ILP:
         probabilities = image_prior(logits, torch.from_numpy(probabilities)).numpy()
     if name in SMOOTHERS:  # with regions of `generate` whatever the training photos' source
         probabilities = SMOOTHERS[name](probabilities, generate(photo, recipe.proposals.count)[0])
-    return [enlarge(labels, size) for labels in decide(recipe, photo, probabilities)]
-
-
-def decide(recipe: Recipe, photo: np.ndarray, probabilities: np.ndarray) -> list[np.ndarray]:
-    """Labels (H, W) uint8 by probabilities (C, H, W), and, where it is on, after the CRF."""
     found = [probabilities.argmax(axis=0).astype(np.uint8)]
     if recipe.crf.enabled:
         found.append(dense_crf(photo, probabilities, **recipe.crf.model_dump(exclude={"enabled"})))
-    return found
+    return [enlarge(labels, size) for labels in found]
 
 
-def _bounded(photo: np.ndarray) -> np.ndarray:
+def bounded(photo: np.ndarray) -> np.ndarray:
     """A photo of at most MAX_PIXELS: smaller ones as they are."""
     height, width = photo.shape[:2]
     if height * width <= MAX_PIXELS:

@@ -60,7 +60,9 @@ def own_labels(
         logits: (C, h, w).
     """
     if name == CAM and round_ == 1:
-        maps = upsample(logits[None], *photo.shape[:2])[0]
-        return dense_crf(photo, activation_probabilities(maps, labels.tolist()).numpy())
+        small = predict.bounded(photo)
+        maps = upsample(logits[None], *small.shape[:2])[0]
+        found = dense_crf(small, activation_probabilities(maps, labels.tolist()).numpy())
+        return predict.enlarge(found, photo.shape[:2])
     absent = np.setdiff1d(np.arange(1, len(logits)), labels)
     return predict.segment(job.recipe, name, photo, logits.index_fill(0, torch.from_numpy(absent), ABSENT))[-1]
