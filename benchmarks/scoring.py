@@ -58,7 +58,8 @@ from wsseg_ray.hcp.trunk import load_weights, normalise
 from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import score, train_hcp
-from wsseg_ray.stages.job import Job, cpu_threads
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.resources import needs
 from wsseg_ray.tables import RunDirectory
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/voc-animals/VOCdevkit/VOC2012"
@@ -267,7 +268,7 @@ def stage(data: Path, photos: int, use_gpu: bool) -> dict[str, dict[str, float]]
         pipeline.run(chosen, run.root, "score")
         in_ray = _stage_times(run)
         ray.init(log_to_driver=False, logging_level="error")
-        threads = cpu_threads(chosen)
+        threads = needs(chosen, "score").threads
         ray.shutdown()
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             start = time.perf_counter()

@@ -1,13 +1,11 @@
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from wsseg_ray import tables
-from wsseg_ray.tables import RunDirectory, plan_shards
-
-
-class KilledBeforeRename(tables.fs.LocalFileSystem):
-    def move(self, src, dest):
-        raise OSError("killed")
+from wsseg_ray.tables import RunDirectory, StorageError, plan_shards
 
 
 @pytest.fixture
@@ -43,12 +41,72 @@ def test_text_lists_and_bytes_round_trip(run):
     assert row["networks"] == ["SN_B"] and row["labels"] == [b"\x00png"] and row["labels_crf"] == []
 
 
+def refuse(*_, **__):
+    raise OSError(errno.EPERM, "killed")
+
+
 def test_a_file_is_whole_or_absent(run, monkeypatch):
     run.write_bytes(b"old", "x", "file")
-    monkeypatch.setattr(tables.fs, "LocalFileSystem", KilledBeforeRename)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(StorageError, match="x/file cannot be written: killed"):
         run.write_bytes(b"new and longer", "x", "file")
-    assert run.read_bytes("x", "file") == b"old"
+    assert run.read_bytes("x", "file") == b"old" and run.names("x") == ["file"]
+
+
+def test_a_full_disk_is_no_photos_fault(run, monkeypatch):
+    run.write_bytes(b"", "x")
+    monkeypatch.setattr(tables.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(StorageError, match="y cannot be written: No space left"):
+        run.write_bytes(b"1", "y")
+    assert run.names() == ["x"]
+
+
+def test_a_name_that_no_disk_takes_is_its_photos_fault(run):
+    with pytest.raises(OSError, match="too long"):
+        run.write_bytes(b"1", "x" * 300)
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_storage_that_fails_for_a_while_is_asked_again(run, monkeypatch, failures):
+    run.write_bytes(b"1", "x")
+    real, left = tables.fs.LocalFileSystem.open_input_stream, [failures]
+
+    class Flaky(tables.fs.LocalFileSystem):
+        def open_input_stream(self, path):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return real(self, path)
+
+    pauses = []
+    monkeypatch.setattr(tables.fs, "LocalFileSystem", Flaky)
+    monkeypatch.setattr(tables.time, "sleep", pauses.append)
+    assert run.read_bytes("x") == b"1"
+    assert len(pauses) == failures and all(pause > 0 for pause in pauses)
+    monkeypatch.setattr(tables, "PATIENCE", 0.0)
+    left[0] = 10**9
+    with pytest.raises(StorageError, match="Stale file handle"):
+        run.read_bytes("x")
+
+
+def test_what_is_not_there_is_not_waited_for(run, monkeypatch):
+    monkeypatch.setattr(tables.time, "sleep", refuse)
+    with pytest.raises(FileNotFoundError):
+        run.read_bytes("nowhere")
+    assert not run.exists("nowhere") and run.names("nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("place", "root", "file"),
+    [
+        ("s3://bucket/run/", "s3://bucket/run", "s3://bucket/run/a/b"),
+        ("s3://bucket/run/?scheme=http", "s3://bucket/run?scheme=http", "s3://bucket/run/a/b?scheme=http"),
+        ("/tmp/what?", "/tmp/what?", "/tmp/what?/a/b"),
+    ],
+)
+def test_where_a_run_lies(place, root, file):
+    run = RunDirectory.at(place)
+    assert run.root == root and run.uri("a", "b") == file and run.is_local == (root[0] == "/")
 
 
 def test_json_and_delete(run):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,24 @@ def download(
     if dataset != "voc2012":
         raise DatasetError(f"no download called '{dataset}'; there is voc2012")
     print(f"dataset.root={voc2012(root, print)}")
+
+
+@app.command()
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="show it again every two seconds, until the run ends")] = False,
+) -> None:
+    """How far a run is, from its directory: for a run that was started anywhere."""
+    from wsseg_ray.status import is_over, lines
+    from wsseg_ray.tables import RunDirectory
+
+    place = RunDirectory.at(run)
+    while True:
+        text = "\n".join(lines(place))
+        print(f"\x1b[H\x1b[J{text}" if watch and sys.stdout.isatty() else text, flush=True)
+        if not watch or is_over(place):
+            return
+        time.sleep(2)
 
 
 @app.command()

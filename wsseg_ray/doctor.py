@@ -62,7 +62,7 @@ def _data(recipe: Recipe) -> list[Finding]:
 
 def _weights(recipe: Recipe) -> list[Finding]:
     findings = []
-    if proposals.has_trunk(recipe):
+    if recipe.proposals.has_trunk:
         try:
             proposals.check_weights(recipe)
             findings.append(Finding("weights", True, f"proposals: {recipe.proposals.weights}"))

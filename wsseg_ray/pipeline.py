@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from wsseg_ray.stages import (
     proposals,
     refine,
     report,
+    resources,
     score,
     segmenters,
+    shards,
     supervise,
     train_hcp,
     train_segmenter,
@@ -132,12 +134,13 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     job = prepare(recipe, place)
     place.write_bytes(dump(recipe).encode(), "recipe.yaml")
     place.write_json({"classes": job.classes, "mask_values": job.listing.mask_values}, "classes.json")
+    names = list(STAGES)[: list(STAGES).index(until) + 1] if until else list(STAGES)
     with _ray(place):
+        resources.check(recipe, names)
         marks: dict[str, str] = {}
-        for name, stage in STAGES.items():
+        for name in names:
+            stage = STAGES[name]
             marks[name] = _run_stage(job, name, stage, [marks[need] for need in stage.needs])
-            if name == until:
-                break
     metrics, written = _conclude(job, list(marks))
     return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
 
@@ -172,16 +175,27 @@ def _conclude(job: Job, stages: list[str]) -> tuple[dict[str, Any], str]:
 
 def prepare(recipe: Recipe, place: RunDirectory) -> Job:
     """List the data set and look whether weights can be read: everything that can be wrong before any work."""
-    demo = None
-    if recipe.dataset.layout == "demo":
-        demo = place.uri("demo") if "://" not in place.root else tempfile.mkdtemp()
-    listing = datasets.list_photos(recipe.dataset, demo, recipe.seed)
+    drawn = place.uri("demo") if place.is_local else tempfile.mkdtemp()
+    listing = datasets.list_photos(recipe.dataset, drawn, recipe.seed)
+    if recipe.dataset.layout == "demo" and not place.is_local:
+        listing = replace(listing, photos=[_uploaded(photo, place) for photo in listing.photos])
     if not any(photo.split == "train" and not photo.error for photo in listing.photos):
         raise datasets.DatasetError("no training photo can be used: every one failed or has none of the classes")
     proposals.check_weights(recipe)
     train_hcp.check_weights(recipe)
     segmenters.check_weights(recipe)
     return Job(place, recipe, listing)
+
+
+def _uploaded(photo: datasets.Photo, place: RunDirectory) -> datasets.Photo:
+    """A drawn photo and its mask as they lie in a run on an object store, where every machine can read them."""
+    uris = {}
+    for kind, file in (("uri", photo.uri), ("mask_uri", photo.mask_uri)):
+        where = ("demo", kind, Path(file).name)
+        if not place.exists(*where):
+            place.write_bytes(Path(file).read_bytes(), *where)
+        uris[kind] = place.uri(*where)
+    return replace(photo, **uris)
 
 
 def _run_stage(job: Job, name: str, stage: Stage, inputs: list[str]) -> str:
@@ -193,7 +207,10 @@ def _run_stage(job: Job, name: str, stage: Stage, inputs: list[str]) -> str:
         entry = {"fingerprint": mark, "state": "running"}
         job.run.write_json(entry, "stages", f"{name}.json")
     start = time.monotonic()
+    if entry["state"] != "done":
+        resources.ask_for(job.recipe, name)
     worked = stage.run(job)
+    job.run.delete(shards.TRIES, name)
     if worked == 0 and entry["state"] == "done":
         say(f"{name:<16} done before")
         return mark
@@ -221,7 +238,7 @@ def _ray(place: RunDirectory) -> Iterator[None]:
 
     What Ray prints goes to `logs/ray.log` of the run.
     """
-    log = Path(tempfile.mkdtemp() if "://" in place.root else place.uri("logs")) / "ray.log"
+    log = Path(place.uri("logs") if place.is_local else tempfile.mkdtemp()) / "ray.log"
     with chatter_to(log):
         started = not ray.is_initialized()
         # Threads that wait for each other must not spin: on two cores that Ray shares, spinning is ten times slower.
@@ -233,5 +250,6 @@ def _ray(place: RunDirectory) -> Iterator[None]:
         try:
             yield
         finally:
+            resources.ask_for_nothing()
             if started:
                 ray.shutdown()

@@ -52,6 +52,9 @@ TORCHVISION = (
     "lraspp_mobilenet_v3_large",
 )
 MODELS = (*TRUNKS, *TORCHVISION)
+# Stages that hold a network in actors, and those that run on Ray Train; the others are tasks
+ACTOR_STAGES = ("proposals", "score", "predict")
+TRAINING_STAGES = ("train_hcp", "train_segmenter")
 UNREFINED = "_unrefined"  # a network that learned without the refinement is named after its twin
 # ways to keep candidates, `none` for all of them
 KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")
@@ -95,6 +98,11 @@ class ProposalsSection(Section):
         if self.source != "generate" and self.root is None:
             raise ValueError(f"source '{self.source}' needs proposals.root, the folder that holds the files")
         return self
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether a VGG-16 trunk draws the contours."""
+        return self.source == "generate" and self.weights is not None
 
 
 class HcpSection(Section):
@@ -199,13 +207,62 @@ class PredictionSection(Section):
     mirror: bool = False  # and over the mirrored photo
 
 
+class TaskStage(Section):
+    """What a stage of tasks asks of the cluster; null: what suits it (`stages/resources.py`)."""
+
+    cpus: float | None = Field(None, gt=0)  # of each task; of each actor where there are actors
+    memory_gb: float | None = Field(None, gt=0)  # the same; counted by Ray, not enforced
+    batch_size: int | None = Field(None, ge=1)  # photos that a task takes at least; null: one shard, 4 to 32
+    max_workers: int | None = Field(None, ge=1)  # tasks or actors at once
+
+
+class ActorStage(TaskStage):
+    """The same of a stage whose actors hold a network."""
+
+    gpus: float | None = Field(None, ge=0)  # of each actor; 0.5: two share one
+    min_workers: int | None = Field(None, ge=1)  # the pool shrinks to this
+
+    _workers = model_validator(mode="after")(lambda self: _least_and_most(self))
+
+
+class TrainingStage(Section):
+    """The same of a training on Ray Train. Its batch is that of the sections `hcp` and `segmentation`."""
+
+    cpus: float | None = Field(None, gt=0)
+    gpus: float | None = Field(None, ge=0)
+    memory_gb: float | None = Field(None, gt=0)
+    min_workers: int | None = Field(None, ge=1)  # null: as max_workers; less: goes on with fewer when machines go
+    max_workers: int | None = Field(None, ge=1)
+
+    _workers = model_validator(mode="after")(lambda self: _least_and_most(self))
+
+
+def _least_and_most(stage: Any) -> Any:
+    if stage.min_workers and stage.max_workers and stage.min_workers > stage.max_workers:
+        raise ValueError(f"min_workers {stage.min_workers} is more than max_workers {stage.max_workers}")
+    return stage
+
+
+class StagesSection(Section):
+    images: TaskStage = TaskStage()
+    proposals: ActorStage = ActorStage()
+    train_hcp: TrainingStage = TrainingStage()
+    score: ActorStage = ActorStage()
+    refine: TaskStage = TaskStage()
+    supervise: TaskStage = TaskStage()
+    train_segmenter: TrainingStage = TrainingStage()
+    predict: ActorStage = ActorStage()  # and of the labelling between segmentation.rounds
+
+
 class RuntimeSection(Section):
     """How it runs. Nothing here changes a result, so nothing here re-runs a stage."""
 
-    num_workers: int = Field(1, ge=1)  # Ray Train workers, and scoring and prediction actors
+    num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: what suits the cluster
     use_gpu: Literal["auto"] | bool = "auto"
     checkpoint_minutes: float = Field(5, ge=0)  # segmentation training is kept this often, and after every epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
+    no_progress_minutes: float = Field(30, gt=0)  # a stage that does nothing for so long fails; a new machine takes 5
+    stages: StagesSection = StagesSection()
 
 
 class Recipe(Section):

@@ -1,14 +1,18 @@
-"""Stage `images`: every photo is looked at once, and the table that all others follow is written."""
+"""Stage `images`: every photo is decoded once, and the table that all others follow is written.
+
+A photo that cannot be decoded, or kills the process that tries, goes no further than this: trainings, where it would
+cost more, never meet it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from wsseg_ray.datasets import Photo
-from wsseg_ray.datasets.pixels import photo_size
 from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
-from wsseg_ray.tables import plan_shards, read_bytes
+from wsseg_ray.tables import plan_shards
 
 TABLE = "images"
 
@@ -28,5 +32,5 @@ def _rows(job: Job, shard: str, photos: list[Photo]) -> list[Row]:
 
 
 def _look(job: Job, row: Row) -> Row:
-    height, width = photo_size(read_bytes(row["uri"]), job.recipe.dataset.max_side)
+    height, width = add_photo(job, row)["photo"].shape[:2]
     return {**row, "height": height, "width": width}

@@ -1,4 +1,4 @@
-"""What every stage is given, and what it may use of the cluster."""
+"""What every stage is given."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-import ray
 import torch
 
 from wsseg_ray.datasets import Listing
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.tables import RunDirectory
-
-LAPTOP_CPUS = 0.5  # of an actor or Train worker: two that ask for a whole CPU each starve Ray Data on two cores
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,6 @@ class Job:
         return {**self.__dict__, "listing": Listing(self.listing.classes, self.listing.mask_values, [])}
 
 
-def use_gpu(recipe: Recipe) -> bool:
-    """Whether actors and Train workers ask for a GPU: the recipe's word, or `auto`: whether the cluster has one."""
-    wish = recipe.runtime.use_gpu
-    return ray.cluster_resources().get("GPU", 0) > 0 if wish == "auto" else wish
-
-
-def actor_resources(recipe: Recipe) -> dict[str, float]:
-    """Ray resources of one actor that holds a network."""
-    return {"num_gpus": 1, "num_cpus": 1} if use_gpu(recipe) else {"num_cpus": LAPTOP_CPUS}
-
-
 def mixed_precision(device: torch.device) -> torch.autocast:
     """bfloat16 where that is safe, on a GPU that has it; elsewhere nothing changes.
 
@@ -54,11 +40,6 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     """
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
-
-
-def cpu_threads(recipe: Recipe) -> int:
-    """Torch threads of one actor or Train worker on CPUs: the cluster's cores, shared out evenly."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // recipe.runtime.num_workers)
 
 
 def photo_number(image_id: str) -> int:

@@ -25,7 +25,8 @@ from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.segmentation.inference import photo_logits
 from wsseg_ray.segmentation.objectives.ilp import ILP, SMOOTHERS, image_prior
-from wsseg_ray.stages.job import Job, cpu_threads, mixed_precision
+from wsseg_ray.stages.job import Job, mixed_precision
+from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.segmenters import networks, trained
 from wsseg_ray.stages.shards import Row, map_shards
@@ -40,9 +41,9 @@ MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory
 def run(job: Job) -> int:
     """Write `predictions/` for the val photos, and a zip a network to hand in; returns the photos done now."""
     shards = [shard for shard in job.run.shards("images") if shard.startswith("val")]
-    known = dict.fromkeys(shards, cpu_threads(job.recipe))
+    known = dict.fromkeys(shards, needs(job.recipe, "predict").threads)
     actor = partial(Predictor, names=networks(job.recipe), **job.recipe.prediction.model_dump())
-    done = map_shards(job, "predict", TABLE, known, photo_rows, actor=actor, finish=_finish)
+    done = map_shards(job, "predict", TABLE, known, photo_rows, add_photo, actor, _finish)
     for name in networks(job.recipe):
         if done or not job.run.exists(TABLE, name, ZIP):
             job.run.write_bytes(_zipped(job, name), TABLE, name, ZIP)
@@ -60,12 +61,8 @@ def _zipped(job: Job, name: str) -> bytes:
 
 
 def photo_rows(job: Job, shard: str, threads: int) -> list[Row]:
-    """The rows of `images` of a shard with their photos, for `Predictor`."""
-    rows = list(job.run.read_good("images", shard).values())
-    for row in rows:
-        row["threads"] = threads
-        add_photo(job, row, row["uri"])
-    return rows
+    """The rows of `images` of a shard, for `add_photo` and `Predictor`."""
+    return [{**row, "threads": threads} for row in job.run.read_good("images", shard).values()]
 
 
 class Predictor:

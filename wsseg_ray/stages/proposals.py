@@ -26,19 +26,14 @@ READERS = {"mcg": (mcg.read, ".mat"), "masks": (masks.read, ".json")}
 def run(job: Job) -> int:
     """Write `proposals/` for the training photos; returns the photos done now."""
     shards = dict.fromkeys(shard for shard in job.run.shards("images") if shard.startswith("train"))
-    if has_trunk(job.recipe):
-        return map_shards(job, "proposals", TABLE, shards, _photos, actor=_Boundary, finish=_propose)
+    if job.recipe.proposals.has_trunk:
+        return map_shards(job, "proposals", TABLE, shards, _rows, add_photo, _Boundary, _propose)
     return map_shards(job, "proposals", TABLE, shards, _rows, _propose)
-
-
-def has_trunk(recipe: Recipe) -> bool:
-    """Whether a VGG-16 trunk draws the contours."""
-    return recipe.proposals.source == "generate" and recipe.proposals.weights is not None
 
 
 def check_weights(recipe: Recipe) -> None:
     """Raise WeightsError where the weights cannot be used."""
-    if has_trunk(recipe):
+    if recipe.proposals.has_trunk:
         _trunk(recipe)
 
 
@@ -49,13 +44,6 @@ def _trunk(recipe: Recipe) -> torch.nn.Sequential:
 
 def _rows(job: Job, shard: str, _: None) -> list[Row]:
     return list(job.run.read_good("images", shard).values())
-
-
-def _photos(job: Job, shard: str, _: None) -> list[Row]:
-    rows = _rows(job, shard, None)
-    for row in rows:
-        add_photo(job, row, row["uri"])
-    return rows
 
 
 class _Boundary:
@@ -73,7 +61,7 @@ class _Boundary:
 def _propose(job: Job, row: Row) -> Row:
     settings, hcp = job.recipe.proposals, job.recipe.hcp
     if settings.source == "generate":
-        if has_trunk(job.recipe):
+        if job.recipe.proposals.has_trunk:
             photo, boundary = row["photo"], row["boundary"]
         else:
             photo, boundary = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side), None

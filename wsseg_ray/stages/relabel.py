@@ -17,7 +17,9 @@ from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.segmentation.objectives.cam import activation_probabilities
 from wsseg_ray.stages import predict
 from wsseg_ray.stages.feed import OWN_LABELS
-from wsseg_ray.stages.job import Job, cpu_threads
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.resources import needs
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
 
 ABSENT = -1e4  # a logit of what cannot be: finite, because bilinear weights of 0 make NaN of infinity
@@ -32,10 +34,10 @@ def run(job: Job, names: list[str], round_: int) -> int:
         ):
             job.run.delete(table)  # of other networks: the recipe was changed in between
             break
-    shards = dict.fromkeys(job.run.shards("supervision"), cpu_threads(job.recipe))
+    shards = dict.fromkeys(job.run.shards("supervision"), needs(job.recipe, "predict").threads)
     actor = partial(predict.Predictor, names=names, round_=round_ - 1)
     return map_shards(
-        job, "relabel", table, shards, predict.photo_rows, actor=actor, finish=partial(_finish, names, round_)
+        job, "relabel", table, shards, predict.photo_rows, add_photo, actor, partial(_finish, names, round_)
     )
 
 

@@ -12,12 +12,9 @@ from wsseg_ray.stages.job import Job
 from wsseg_ray.tables import read_bytes
 
 
-def add_photo(job: Job, row: dict[str, Any], uri: str) -> None:
-    """Decode a row's photo into `photo`, or say in `error` why it cannot be."""
-    try:
-        row["photo"] = read_photo(read_bytes(uri), job.recipe.dataset.max_side)
-    except (ValueError, OSError) as error:
-        row["error"] = str(error)
+def add_photo(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+    """A row that has a `uri` with its `photo` (H, W, 3), decoded. Raises ValueError or OSError where it cannot be."""
+    return {**row, "photo": read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)}
 
 
 def superpixels_of(row: dict[str, Any]) -> np.ndarray:

@@ -7,6 +7,7 @@ projected inside the actor, so that 4,096 numbers a proposal never travel.
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import ray
@@ -17,9 +18,10 @@ from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_p
 from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import train_hcp, training
-from wsseg_ray.stages.job import Job, actor_resources, cpu_threads, mixed_precision
+from wsseg_ray.stages.job import Job, mixed_precision
+from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.rows import add_photo, regions_of
-from wsseg_ray.stages.shards import Row, map_shards
+from wsseg_ray.stages.shards import Row, guard, map_shards
 
 TABLE = "scores"
 PCA_PHOTOS = 64  # evenly spread over the training photos
@@ -29,10 +31,10 @@ PCA_CANDIDATES = 64  # of each: at most 4,096 features, eight for each of 512 di
 def run(job: Job) -> int:
     """Write `scores/` and `scores/pca.npz`; returns the photos done now."""
     shards = dict.fromkeys(job.run.shards("proposals"))
-    threads = cpu_threads(job.recipe)
+    wanted = needs(job.recipe, "score")
     if not job.run.exists(TABLE, "pca.npz"):
-        ray.get(ray.remote(**actor_resources(job.recipe))(_fit_pca).remote(job, threads))
-    return map_shards(job, "score", TABLE, dict.fromkeys(shards, threads), _rows, actor=_Scorer)
+        ray.get(ray.remote(**wanted.options())(_fit_pca).remote(job, wanted.threads))
+    return map_shards(job, "score", TABLE, dict.fromkeys(shards, wanted.threads), _rows, add_photo, actor=_Scorer)
 
 
 def read_pca(job: Job) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
@@ -46,8 +48,8 @@ def _rows(job: Job, shard: str, threads: int) -> list[Row]:
     images = job.run.read_good("images", shard)
     rows = list(job.run.read_good("proposals", shard).values())
     for row in rows:
-        row |= {"labels": images[row["image_id"]]["labels"], "threads": threads}
-        add_photo(job, row, images[row["image_id"]]["uri"])
+        image = images[row["image_id"]]
+        row |= {"labels": image["labels"], "uri": image["uri"], "threads": threads}
     return rows
 
 
@@ -95,7 +97,7 @@ def _fit_pca(job: Job, threads: int) -> None:
     scorer, sample = _Scorer(job), []
     rng = np.random.default_rng(job.recipe.seed)
     for shard in sorted({shard for shard, _ in wanted}):
-        for row in _rows(job, shard, threads):
+        for row in (guard(partial(add_photo, job), row) for row in _rows(job, shard, threads)):
             if (shard, row["image_id"]) in wanted and not row.get("error"):
                 _, chosen, _, embedding = scorer.candidates(row, regions_of(row))
                 candidates = np.unique(np.concatenate(chosen))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -114,7 +115,7 @@ def _loop(config: dict[str, Any]) -> None:
     if state:
         network.load_state_dict(state["network"])
         log = state["log"]
-    seen = 0
+    seen, began = 0, time.monotonic()
     for phase, epochs, last_rate in _phases(settings):
         done = sum(entry["step"] == phase for entry in log)
         groups = parameter_groups(network, settings.learning_rate, last_rate, fresh)
@@ -137,7 +138,8 @@ def _loop(config: dict[str, Any]) -> None:
                     loss = feed.loss(mine, len(log)) if mine else None
                 losses.append(training.step(loss, len(mine), optimizer))
                 seen += size
-                training.tell(job, FOLDER, seen, f"{phase} epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")
+                note = f"{phase} epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}"
+                training.tell(job, FOLDER, seen, note, time.monotonic() - began - feed.waited, feed.waited)
             log.append({"step": phase, "epoch": epoch, "loss": float(np.mean(losses))})
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": phase}
             training.save(job, state, FOLDER, "state.pt")
@@ -208,6 +210,7 @@ class _Feed:
 
     def __init__(self, job: Job, network: HypothesisNetwork, device: torch.device) -> None:
         self._job, self._network, self._device = job, network, device
+        self.waited = 0.0  # seconds, for photos to be read and decoded
         self._shard = lru_cache(maxsize=2 * training.WINDOW)(self._load)
         self._frozen = not any(parameter.requires_grad for parameter in network.trunk.parameters())
 
@@ -224,7 +227,9 @@ class _Feed:
         Where the trunk is trained a photo is mirrored every other time, as in the SGD procedure of [17].
         """
         ids = [image_id for _, image_id in photos]
+        asked = time.monotonic()
         entries = [self._shard(shard)[image_id] for shard, image_id in photos]
+        self.waited += time.monotonic() - asked
         if self._teacher is not None:
             mined = [self._mine(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
             entries = [entry._replace(chosen=rows) for entry, (rows, _) in zip(entries, mined, strict=True)]

@@ -63,7 +63,7 @@ def run(job: Job) -> int:
 
 def _fit(job: Job, names: list[str], round_: int) -> int:
     total = sum(len(ids) for name in names for _, ids in members(job, name)) * job.recipe.segmentation.epochs
-    job.run.delete(FOLDER, "progress.json")
+    job.run.delete(FOLDER, training.PROGRESS)
     training.fit(job, "train_segmenter", FOLDER, partial(_loop, names, round_), total)
     return total
 
@@ -85,9 +85,9 @@ def _loop(names: list[str], round_: int, config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     device = ray.train.torch.get_device()
     todo = [name for name in names if not _is_done(job, name, round_)]
-    kept = KeptFeatures()
+    kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
     for name, steps in groupby(stream(job, _plan(job, todo, round_), device), key=lambda part: part[0].network):
-        _train(job, name, round_, steps, kept)
+        _train(job, name, round_, steps, kept, spent)
 
 
 def _plan(job: Job, names: list[str], round_: int) -> Iterator[Step]:
@@ -106,7 +106,14 @@ def _plan(job: Job, names: list[str], round_: int) -> Iterator[Step]:
                 seen += size
 
 
-def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, float]], kept: KeptFeatures) -> None:
+def _train(
+    job: Job,
+    name: str,
+    round_: int,
+    steps: Iterator[tuple[Step, Batch, float]],
+    kept: KeptFeatures,
+    spent: dict[str, float],
+) -> None:
     settings, device = job.recipe.segmentation, ray.train.torch.get_device()
     hcp = training.restore(job.run, train_hcp.FOLDER, "network.pt") if settings.weights == "hcp" else None
     network, fresh = build(job.recipe, len(job.classes), hcp)
@@ -133,8 +140,10 @@ def _train(job: Job, name: str, round_: int, steps: Iterator[tuple[Step, Batch, 
         longest = MAX_GRADIENT if name in ILP and not round_ else math.inf
         losses.append(training.step(loss, weight, optimizer, longest))
         note = f"{name} epoch {step.epoch + 1} of {settings.epochs}, loss {losses[-1]:.3f}"
-        training.tell(job, FOLDER, step.seen + step.size, f"{note}, round {round_}" if round_ else note)
         waited, worked = waited + wait, worked + time.monotonic() - arrived
+        spent["busy"] += time.monotonic() - arrived
+        spent["waited"] += wait
+        training.tell(job, FOLDER, step.seen + step.size, f"{note}, round {round_}" if round_ else note, **spent)
         if step.ends_epoch:
             seconds = waited + worked
             entry = {"round": round_, "epoch": step.epoch, "loss": float(np.mean(losses))}

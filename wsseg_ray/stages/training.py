@@ -7,10 +7,12 @@ after a fault or in a new run, goes on from it.
 
 from __future__ import annotations
 
+import _thread
 import io
 import math
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,52 +25,73 @@ import torch.distributed
 from ray.train.torch import TorchTrainer
 from tensorboardX import SummaryWriter
 
-from wsseg_ray.console import Progress
 from wsseg_ray.hcp.trunk import WeightsError
-from wsseg_ray.stages.job import LAPTOP_CPUS, Job, cpu_threads, use_gpu
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.meter import Meter
+from wsseg_ray.stages.resources import needs
+from wsseg_ray.stages.shards import root_cause
 from wsseg_ray.tables import RunDirectory, read_bytes
 
+MAX_FAILURES = 5  # machines that a training may lose; then the run stops, and goes on when it is run again
+PROGRESS = "progress.json"
 WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
+
+_told = [-math.inf]  # when this process told how far it is
 
 
 def fit(job: Job, stage: str, folder: str, loop: Callable[[dict[str, Any]], None], total: int) -> None:
     """Run a training loop on Ray Train, and show how far it is.
 
     Arguments:
-        loop: given `{"job", "threads", "device"}`; rank 0 writes `<folder>/progress.json` through `tell`.
+        loop: given `{"job", "threads"}`; rank 0 writes `<folder>/progress.json` through `tell`.
         total: photos that the loop will see, over all epochs.
-    Raises ray.train's TrainingFailedError where the loop fails for good.
+    Raises RuntimeError where the loop fails for good, or does nothing for `runtime.no_progress_minutes`.
     """
-    gpu = use_gpu(job.recipe)
+    wanted = needs(job.recipe, stage)
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"job": job, "threads": cpu_threads(job.recipe)},
+        train_loop_config={"job": job, "threads": wanted.threads},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.recipe.runtime.num_workers,
-            use_gpu=gpu,
-            resources_per_worker=None if gpu else {"CPU": LAPTOP_CPUS},
+            num_workers=wanted.most if wanted.least == wanted.most else (wanted.least, wanted.most),
+            use_gpu=wanted.gpus > 0,
+            resources_per_worker=wanted.bundle(),
         ),
         run_config=ray.train.RunConfig(
             name=f"{stage}-{uuid.uuid4().hex[:8]}",
             storage_path=job.run.uri("logs", "train"),
-            failure_config=ray.train.FailureConfig(max_failures=2),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    with Progress(stage, "photos", total) as progress:
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(job.run, folder, progress, stop), daemon=True)
-        watcher.start()
+    with Meter(job, stage, "photos", total, wanted.most) as meter:
+        watch = _Watch(job, stage, folder, meter)
         try:
             trainer.fit()
+        except KeyboardInterrupt:
+            if watch.hung:
+                raise RuntimeError(
+                    f"{stage}: nothing was done for {job.recipe.runtime.no_progress_minutes:g} minutes "
+                    f"(runtime.no_progress_minutes) after {watch.seen} of {total} photos; the trainers wait for "
+                    f"{wanted.least} workers of {wanted.bundle()} or for each other. Run again to go on."
+                ) from None
+            raise
+        except ray.train.TrainingFailedError as error:
+            raise RuntimeError(f"{stage}: {root_cause(error)}") from error
         finally:
-            stop.set()
-            watcher.join()
+            watch.stop()
+        meter.add(total - watch.seen, {"rows": total - watch.seen}, watch.note)
 
 
-def tell(job: Job, folder: str, seen: int, note: str) -> None:
-    """Say how far training is: photos seen over all epochs, and what a person wants to know now."""
-    if ray.train.get_context().get_world_rank() == 0:
-        job.run.write_json({"seen": seen, "note": note}, folder, "progress.json")
+def tell(job: Job, folder: str, seen: int, note: str, busy: float, waited: float) -> None:
+    """Say how far training is, at most once a second; rank 0 alone does.
+
+    Arguments:
+        seen: photos, over all epochs.
+        note: what a person wants to know now.
+        busy, waited: seconds that this process computed and waited for photos, since it began.
+    """
+    if ray.train.get_context().get_world_rank() == 0 and time.monotonic() - _told[0] > 1:
+        _told[0] = time.monotonic()
+        job.run.write_json({"seen": seen, "note": note, "busy": busy, "waited": waited}, folder, PROGRESS)
 
 
 def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -188,10 +211,33 @@ def members(run: RunDirectory, table: str, keep: Callable[[dict[str, Any]], bool
     return found
 
 
-def _watch(run: RunDirectory, folder: str, progress: Progress, stop: threading.Event) -> None:
-    seen = 0
-    while not stop.wait(1.0):
-        state = run.read_json(folder, "progress.json")
-        if state:
-            progress.advance(state["seen"] - seen, state["note"])
-            seen = state["seen"]
+class _Watch:
+    """Passes on to a meter what rank 0 tells, and interrupts a training that stands still for too long."""
+
+    def __init__(self, job: Job, stage: str, folder: str, meter: Meter) -> None:
+        self._job, self._folder, self._meter = job, folder, meter
+        self.seen, self.note, self.hung = 0, "", False
+        self._told = {"busy": 0.0, "waited": 0.0}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch {stage}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        moved = time.monotonic()
+        while not self._over.wait(1.0):
+            state = self._job.run.read_json(self._folder, PROGRESS)
+            if state and state["seen"] != self.seen:
+                moved = time.monotonic()
+                # A worker group that starts again counts its seconds from 0.
+                spent = {key: state[key] - (old if state[key] >= old else 0) for key, old in self._told.items()}
+                self._told = {key: state[key] for key in spent}
+                self._meter.add(state["seen"] - self.seen, {"rows": state["seen"] - self.seen, **spent}, state["note"])
+                self.seen, self.note = state["seen"], state["note"]
+            elif time.monotonic() - moved > 60 * self._job.recipe.runtime.no_progress_minutes:
+                self.hung = True
+                _thread.interrupt_main()
+                return

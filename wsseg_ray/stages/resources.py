@@ -1,0 +1,159 @@
+"""What each stage asks of the cluster, and whether the cluster can ever give it.
+
+A stage is a pool of tasks (`images`, `refine`, ...), a pool of actors that hold a network (`score`, `predict`, ...) or
+a group of Ray Train workers. `runtime.stages.<name>` says how much each of them takes and how many there are; what it
+leaves open is chosen here, from two cores to a thousand. An autoscaling cluster is taken for what it may become.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe, RecipeError
+
+SMALL_NODE = 8  # CPUs; below it actors take half a CPU: two that ask for a whole one starve Ray Data on two cores
+ACTOR_CPUS = 4  # of an actor without a GPU on a larger node: its torch threads
+FEED_CPUS = 1  # of a task that feeds actors or trainers
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Node:
+    """A kind of machine, and how many of it there are or may be."""
+
+    cpus: float
+    gpus: float
+    memory: float  # bytes
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage asks for: of each worker, and how many workers (`most` is None: as many tasks as fit)."""
+
+    cpus: float
+    gpus: float
+    memory: float  # bytes; 0: not counted
+    least: int
+    most: int | None
+    threads: int  # torch threads of a worker on CPUs
+
+    def options(self) -> dict[str, float]:
+        """As Ray's remote options."""
+        found = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
+        return {name: value for name, value in found.items() if value or name == "num_cpus"}
+
+    def bundle(self) -> dict[str, float]:
+        """As one of Ray's resource bundles."""
+        found = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: value for name, value in found.items() if value}
+
+
+def cluster() -> list[Node]:
+    """The machines of this Ray that are there, and those that its autoscaler may add."""
+    there = [
+        _node(node["Resources"], 1) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    ]
+    # Ray has no public way to ask for the limits of its autoscaler.
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    may_come = [
+        _node(group.resources, 10**6 if group.max_count < 0 else group.max_count) for group in groups if group.max_count
+    ]
+    here = [_node(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    return max(there or here, may_come, key=lambda nodes: sum(node.cpus * node.count for node in nodes))
+
+
+def _node(resources: Any, count: int) -> Node:
+    return Node(*(float(resources.get(kind, 0)) for kind in ("CPU", "GPU", "memory")), count)
+
+
+def use_gpu(recipe: Recipe, nodes: list[Node]) -> bool:
+    """Whether actors and Train workers ask for a GPU: the recipe's word, or `auto`: whether there is or may be one."""
+    wish = recipe.runtime.use_gpu
+    return any(node.gpus > 0 for node in nodes) if wish == "auto" else wish
+
+
+def needs(recipe: Recipe, stage: str, nodes: list[Node] | None = None) -> Needs:
+    """What a stage asks for: what its recipe says, else what suits the cluster.
+
+    Tasks take a CPU. Actors and Train workers take a GPU and a CPU each, as many actors as there are GPUs, as many
+    trainers as leave each two photos of a batch. Without GPUs: on nodes under 8 CPUs one actor or trainer of half a
+    CPU that computes on all of them; on larger ones actors of 4 CPUs on half the cluster, one trainer on half a node.
+
+    Arguments:
+        nodes: of the cluster; None: of this Ray.
+    """
+    nodes = cluster() if nodes is None else nodes
+    asked = getattr(recipe.runtime.stages, stage)
+    memory = (asked.memory_gb or 0) * GB
+    if stage not in (*ACTOR_STAGES, *TRAINING_STAGES) or (stage == "proposals" and not recipe.proposals.has_trunk):
+        return Needs(asked.cpus or 1, 0, memory, 1, asked.max_workers, 1)
+    trains = stage in TRAINING_STAGES
+    largest = max(nodes, key=lambda node: node.cpus)
+    small = largest.cpus < SMALL_NODE
+    gpus = asked.gpus if asked.gpus is not None else float(use_gpu(recipe, nodes))
+    if gpus:
+        cpus = asked.cpus or 1
+        most = int(sum(node.count * math.floor(node.gpus / gpus) for node in nodes))
+        if trains:
+            most = min(most, {"train_hcp": recipe.hcp, "train_segmenter": recipe.segmentation}[stage].batch_size // 2)
+    else:
+        cpus = asked.cpus or (0.5 if small else largest.cpus // 2 if trains else ACTOR_CPUS)
+        most = 1 if small or trains else int(sum(node.cpus * node.count for node in nodes) / 2 / cpus)
+    most = asked.max_workers or recipe.runtime.num_workers or max(1, most)
+    least = asked.min_workers or (most if trains else 1)
+    threads = int(largest.cpus / most) if small else int(cpus)
+    return Needs(cpus, gpus, memory, min(least, most), max(least, most), max(1, threads))
+
+
+def check(recipe: Recipe, stages: list[str], nodes: list[Node] | None = None) -> None:
+    """Raise RecipeError where the cluster can never give a stage what it asks for; it would wait for ever."""
+    nodes = cluster() if nodes is None else nodes
+    for stage in stages:
+        wanted = needs(recipe, stage, nodes)
+        fitting = sum(node.count * _fits(wanted, node) for node in nodes)
+        shape = _words(wanted.cpus, wanted.gpus, wanted.memory)
+        most = "; ".join(
+            f"{'any number' if node.count >= 10**6 else node.count} x {_words(node.cpus, node.gpus, node.memory)}"
+            for node in nodes
+        )
+        name = f"runtime.stages.{stage}"
+        if not fitting:
+            raise RecipeError(f"{name}: a worker asks for {shape}; no machine of the cluster has that: {most}")
+        if fitting < wanted.least:
+            raise RecipeError(f"{name}: asks for {wanted.least} workers of {shape}; {fitting} fit: {most}")
+        cpus = sum(node.cpus * node.count for node in nodes)
+        held = wanted.least * wanted.cpus
+        if stage in (*ACTOR_STAGES, *TRAINING_STAGES) and held + FEED_CPUS > cpus:
+            raise RecipeError(
+                f"{name}: {wanted.least} workers hold {held:g} of {cpus:g} CPUs, and a task that feeds them needs "
+                f"{FEED_CPUS}: it would wait for ever; ask for fewer cpus, or fewer workers"
+            )
+
+
+def ask_for(recipe: Recipe, stage: str) -> None:
+    """Ask the autoscaler for what a stage needs at least, so that machines come, and stay, before work waits."""
+    wanted = needs(recipe, stage)
+    request_resources(bundles=[*[wanted.bundle()] * wanted.least, {"CPU": FEED_CPUS}])
+
+
+def ask_for_nothing() -> None:
+    """Take back `ask_for`: idle machines may go."""
+    request_resources(bundles=[])
+
+
+def _fits(wanted: Needs, node: Node) -> int:
+    """How many workers a machine holds."""
+    pairs = [(wanted.cpus, node.cpus), (wanted.gpus, node.gpus), (wanted.memory, node.memory)]
+    return int(min(have / want + 1e-9 for want, have in pairs if want))
+
+
+def _words(cpus: float, gpus: float, memory: float) -> str:
+    parts = [f"{cpus:g} CPUs", f"{gpus:g} GPUs" if gpus else "", f"{memory / GB:.1f} GB" if memory else ""]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,62 @@
+"""How far a run is, from its directory alone: for a run that was started anywhere, on this machine or another."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from wsseg_ray.recipe import RecipeError, StagesSection
+from wsseg_ray.tables import RunDirectory
+
+SILENT = 60.0  # seconds without progress after which the last sign of life is told
+
+
+def lines(run: RunDirectory) -> list[str]:
+    """A line a stage: what is done, how fast, what is left.
+
+    Raises RecipeError where the folder is no run.
+    """
+    if not run.exists("recipe.yaml"):
+        raise RecipeError(f"{run.root} is no run: it holds no recipe.yaml")
+    status = run.read_json("status.json") or {}
+    return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in StagesSection.model_fields]
+
+
+def is_over(run: RunDirectory) -> bool:
+    """Whether nothing is left to watch: every stage is done, or the run was stopped."""
+    if (run.read_json("status.json") or {}).get("state") == "stopped":
+        return True
+    entries = [run.read_json("stages", f"{name}.json") for name in StagesSection.model_fields]
+    return all(entry and entry["state"] == "done" for entry in entries)
+
+
+def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> str:
+    if not entry:
+        return f"{name:<16} waiting"
+    if entry["state"] == "done":
+        failed = f", {entry['failed']} failed" if entry["failed"] else ""
+        return f"{name:<16} done      {entry['rows']} photos in {_duration(entry['seconds'])}{failed}"
+    # `relabel` is a part of train_segmenter, between two rounds
+    if status.get("stage") not in (name, "relabel" if name == "train_segmenter" else name):
+        return f"{name:<16} begins"
+    share = status["done"] / status["total"] if status["total"] else 1.0
+    parts = [f"{100 * share:3.0f} %, {status['done']} of {status['total']} {status['unit']}"]
+    if status["seconds"] and status["rows"]:
+        parts.append(f"{status['rows'] / status['seconds']:.1f} photos/s")
+        parts.append(f"{_duration(status['seconds'] * (1 - share) / share)} left" if share else "")
+    if status["busy_share"] is not None:
+        parts.append(f"actors {100 * status['busy_share']:.0f} % busy")
+    parts += [f"{status['failed']:.0f} failed" if status["failed"] else "", status["note"]]
+    silence = time.time() - status["at"]
+    if status["state"] == "stopped":
+        parts.append("run again to go on")
+    elif silence > SILENT:
+        parts.append(f"no progress for {_duration(silence)}")
+    return f"{name:<16} {status['state']:<9} " + "; ".join(part for part in parts if part)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
