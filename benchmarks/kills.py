@@ -77,6 +77,12 @@ def differences(a: RunDirectory, b: RunDirectory, table: str) -> tuple[int, int]
     return len(left), unlike
 
 
+def same_weights(a: RunDirectory, b: RunDirectory, place: tuple[str, ...]) -> bool:
+    """Whether two runs trained the same network, bit for bit."""
+    left, right = (torch.load(io.BytesIO(run.read_bytes(*place, "network.pt")), weights_only=True) for run in (a, b))
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", action="append", default=[], dest="settings")
@@ -99,11 +105,7 @@ def main() -> None:
         ]
         weights = {}
         for place in networks:
-            a, b = (
-                torch.load(io.BytesIO(run.read_bytes(*place, "network.pt")), weights_only=True)
-                for run in (whole, killed)
-            )
-            weights["/".join(place)] = all(torch.equal(a[key], b[key]) for key in a)
+            weights["/".join(place)] = same_weights(whole, killed, place)
             print(f"{'/'.join(place):<28} weights {'equal' if weights['/'.join(place)] else 'UNLIKE'}")
         print(json.dumps({"kills": kills, "tables": tables, "weights_equal": weights}))
 

@@ -60,6 +60,7 @@ from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import score, train_hcp
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.resources import needs
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.tables import RunDirectory
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/voc-animals/VOCdevkit/VOC2012"
@@ -338,7 +339,7 @@ def plain_loop(job: Job, out: str, threads: int, use_gpu: bool) -> dict[str, flo
     lap("network")
     photos = 0
     for shard in job.run.shards("proposals"):
-        rows = score._rows(job, shard, threads)
+        rows = [add_photo(job, row) for row in score._rows(job, shard, threads)]
         lap("read")
         scored = [{"image_id": row["image_id"], **scorer(row)} for row in rows]
         lap("score")

@@ -85,6 +85,32 @@ def download(
 
 
 @app.command()
+def plan(
+    recipe: RecipeName,
+    photos: Annotated[float, typer.Option(min=1, help="training photos, as 1e6")],
+    cpus: Annotated[float, typer.Option(min=1, help="of the cluster")],
+    gpus: Annotated[float, typer.Option(min=0, help="of the cluster")] = 0,
+    val: Annotated[float | None, typer.Option(min=0, help="val photos; default: all of the data set")] = None,
+    sample: Annotated[int, typer.Option(min=8, help="photos a split to measure with")] = 64,
+    overrides: Overrides = None,
+) -> None:
+    """What a run of many photos will take, measured on a few of yours: hours, storage, what to add first."""
+    from wsseg_ray import plan as planning
+
+    loaded, there = recipes.load(recipe, overrides), planning.Machines(cpus, gpus)
+    costs, here, known = planning.measure(loaded, sample)
+    count = {"train": int(photos), "val": known if val is None else int(val)}
+    print(
+        f"measured on {here.cpus:g} CPUs and {here.gpus:g} GPUs; planned: {count['train']} training and "
+        f"{count['val']} val photos on {cpus:g} CPUs and {gpus:g} GPUs"
+    )
+    usable = there if here.gpus else there._replace(gpus=0)
+    print("\n".join(planning.table(loaded, costs, count, usable)))
+    for caution in planning.cautions(loaded, here, there):
+        print(f"caution: {caution}")
+
+
+@app.command()
 def status(
     run: RunArgument,
     watch: Annotated[bool, typer.Option("--watch", help="show it again every two seconds, until the run ends")] = False,

@@ -54,7 +54,7 @@ def test_what_the_recipe_says_goes():
 
 
 def test_a_training_shrinks_only_where_it_is_allowed_to():
-    found = asked("train_segmenter", CLOUD, "runtime.stages.train_segmenter.min_workers=1")
+    found = asked("train_segmenter", CLOUD, "segmentation.batch_size=8", "runtime.stages.train_segmenter.min_workers=1")
     assert (found.least, found.most) == (1, 4)
 
 

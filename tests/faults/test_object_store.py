@@ -1,0 +1,105 @@
+"""A whole run on an object store, through a real S3 server, that goes away for a while in the middle."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+import pytest
+from pyarrow import fs
+
+from tests.test_pipeline import made, same_rows
+from wsseg_ray import pipeline, recipe
+from wsseg_ray.stages import score
+from wsseg_ray.tables import SCHEMAS, RunDirectory
+
+moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
+
+
+class Proxy:
+    """Passes connections on to a server, while it is `open`; cuts them all when it is closed."""
+
+    def __init__(self, port: int) -> None:
+        self._target, self.open, self._live = ("127.0.0.1", port), True, []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.open = False
+        for connection in self._live:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            if not self.open:
+                client.close()
+                continue
+            server = socket.create_connection(self._target)
+            self._live += [client, server]
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=_copy, args=pair, daemon=True).start()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(2**16):
+            sink.sendall(data)
+    for end in (source, sink):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def store():
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    proxy = Proxy(server._server.port)
+    query = f"scheme=http&endpoint_override=127.0.0.1:{proxy.port}&allow_bucket_creation=true"
+    fs.FileSystem.from_uri(f"s3://key:secret@runs?{query}")[0].create_dir("runs")
+    yield proxy, lambda name: f"s3://key:secret@runs/{name}?{query}"
+    server.stop()
+
+
+def test_a_run_directory_on_an_object_store(store):
+    run = RunDirectory.at(store[1]("a/run"))
+    assert not run.exists("x") and run.names() == [] and run.read_json("x") is None
+    run.write_shard("images", "train-00000", [{"image_id": "a"}, {"image_id": "b", "error": "bad"}])
+    run.write_json([1], "stages", "images.json")
+    assert run.shards("images") == ["train-00000"] and run.names() == ["images", "stages"]
+    assert [row["image_id"] for row in run.rows("images")] == ["a", "b"]
+    run.delete("images")
+    run.delete("images")
+    assert not run.exists("images") and run.read_json("stages", "images.json") == [1]
+    with pytest.raises(FileNotFoundError):
+        run.read_bytes("images", "x")
+
+
+def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, tiny_run, tiny, monkeypatch):
+    """The same tables, and no photo is called a failure: it waits, and goes on."""
+    proxy, place = store
+    run = RunDirectory.at(place("run"))
+    real, cut = score.run, threading.Event()
+
+    def cut_off() -> None:
+        while not run.shards("scores"):
+            cut.wait(0.05)
+        proxy.close()
+        cut.set()
+        threading.Event().wait(3)
+        proxy.open = True
+
+    def run_and_cut(job):
+        threading.Thread(target=cut_off, daemon=True).start()
+        return real(job)
+
+    monkeypatch.setitem(pipeline.STAGES, "score", pipeline.replace(pipeline.STAGES["score"], run=run_and_cut))
+    outcome = pipeline.run(recipe.load("demo", [*tiny, "segmentation.networks=[SN_B]"]), run.root)
+    assert cut.is_set() and outcome.failed == {}
+    assert all(entry["state"] == "done" and entry["failed"] == 0 for entry in made(run).values())
+    for table in set(SCHEMAS) - {"predictions", "segmenters/labels"}:
+        assert same_rows(run, tiny_run[1], table), table
+    assert run.exists("report.html") and run.exists("segmenters", "SN_B", "network.pt")

@@ -1,0 +1,71 @@
+"""Planning with hand-made costs: what is carried to more photos, and shared out over more machines."""
+
+import pytest
+
+from wsseg_ray import recipe
+from wsseg_ray.plan import Cost, Machines, Measured, bytes_of, cautions, gains, line, measure, seconds, table, workers
+from wsseg_ray.recipe import RecipeError
+
+HERE = Machines(2, 0)
+COSTS = {
+    "images": Cost(2.0, 0.01, 1, 1, 100, 2),
+    "train_hcp": Cost(10.0, 0.1, 3, 1, 5000, 2),
+    "score": Cost(4.0, 0.5, 1, 1, 1000, 2),
+    "predict": Cost(1.0, 0.2, 1, 1, 10, 2),
+}
+PHOTOS = {"train": 100, "val": 50}
+DEMO = recipe.load("demo")
+
+
+def test_a_line_through_two_measurements():
+    found = line(Measured(12.0, 20, 10, 1000), Measured(24.0, 80, 40, 4000), 1, 2)
+    assert found == Cost(8.0, 0.2, 2.0, 1, 100.0, 2)
+
+
+def test_where_every_photo_meets_every_other_one():
+    found = line(Measured(3.0, 10, 10, 0), Measured(18.0, 40, 40, 0), 2, 2)
+    assert (found.fixed, found.seconds) == pytest.approx((2.0, 0.01))
+    assert seconds(DEMO, {"refine": found}, {"train": 400, "val": 0}, HERE)["refine"] == pytest.approx(2 + 1600)
+
+
+@pytest.mark.parametrize("few", [30.0, 1.0])
+def test_noise_gives_no_line_that_falls(few):
+    assert line(Measured(few, 10, 10, 0), Measured(20.0, 40, 40, 0), 1, 2) == Cost(0.0, 0.5, 1, 1, 0, 2)
+
+
+def test_more_photos_take_longer_by_the_line():
+    found = seconds(DEMO, COSTS, PHOTOS, HERE)
+    assert found == pytest.approx({"images": 3.5, "train_hcp": 40.0, "score": 54.0, "predict": 11.0})
+    assert bytes_of(COSTS, PHOTOS) == 100 * 150 + 1000 * 100 + 10 * 50
+
+
+def test_more_machines_share_what_grows_and_not_what_is_fixed():
+    assert seconds(DEMO, COSTS, PHOTOS, Machines(20, 0))["score"] == pytest.approx(9.0)
+    assert gains(DEMO, COSTS, PHOTOS, HERE) == {"16 more CPUs": pytest.approx(1 - (17 + 91.5 / 9) / 108.5, abs=1e-2)}
+
+
+def test_who_computes_where():
+    big = Machines(128, 8)
+    assert workers(DEMO, "supervise", big) == 128 and workers(DEMO, "score", big) == 8
+    assert workers(DEMO, "proposals", big) == 128  # the demo has no trunk that draws contours
+    assert workers(DEMO, "train_hcp", Machines(128, 0)) == 16
+    assert workers(DEMO, "train_segmenter", Machines(128, 64)) == DEMO.segmentation.batch_size // 2
+
+
+def test_the_plan_names_the_widest_stage_and_what_to_add():
+    found = table(DEMO, COSTS, {"train": 10**6, "val": 50}, HERE)
+    assert found[0].split() == ["stage", "hours", "share", "machines"]
+    assert "widest stage: score" in found and found[-1].startswith("to add first: 16 more CPUs")
+    assert any("machine-hours" in line and "storage: 1.10 GB" in line for line in found)
+
+
+def test_what_was_not_measured_is_said():
+    assert "no GPU was measured" in cautions(DEMO, HERE, Machines(8, 1))[0]
+    assert cautions(DEMO, HERE, HERE) == []
+    frozen = recipe.load("demo", ["hcp.freeze=all"])
+    assert "computed in every epoch" in cautions(frozen, HERE, HERE)[0]
+
+
+def test_a_sample_larger_than_the_data_set(tiny):
+    with pytest.raises(RecipeError, match="--sample 64: the data set has 12 training photos"):
+        measure(recipe.load("demo", tiny), 64)

@@ -1,0 +1,182 @@
+"""What a run of many photos will take, from runs of a few of them: hours, machine-hours, storage, what to add first.
+
+Two small runs of the user's own photos give each stage a line: seconds = fixed + seconds a photo x photos. The line is
+carried to more photos, and the seconds a photo are shared out over more machines. What this leaves out is said by
+`cautions`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from wsseg_ray import pipeline
+from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe, RecipeError
+from wsseg_ray.tables import RunDirectory
+
+NODE_CPUS = 16  # a training without GPUs computes on one machine
+CPUS_STEP = 16  # what "more CPUs" means, beside one more GPU
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes on the machine that it was measured on.
+
+    Arguments:
+        fixed: seconds, whatever the number of photos.
+        seconds: for each unit of work, of all workers together.
+        work: units for each photo of its split: 1, or of trainings the photos seen over all epochs.
+        power: 2 where every photo meets every other one.
+        bytes: of the run directory, for each photo of its split.
+        workers: that it ran on: CPUs, GPUs or Train workers.
+    """
+
+    fixed: float
+    seconds: float
+    work: float
+    power: int
+    bytes: float
+    workers: float
+
+
+class Machines(NamedTuple):
+    cpus: float
+    gpus: float
+
+
+class Measured(NamedTuple):
+    """What a stage of a run took: seconds, units of work, photos of its split, bytes of its table."""
+
+    seconds: float
+    work: int
+    photos: int
+    bytes: int
+
+
+def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int]:
+    """Run a recipe on a quarter of `sample` photos a split and on all of them, in a folder that is deleted again.
+
+    Returns the cost of every stage, the machines that it was measured on, and how many val photos there are in all.
+    Raises RecipeError where the data set has too few photos.
+    """
+    with tempfile.TemporaryDirectory(prefix="wsseg-plan-") as folder:
+        everything = pipeline.prepare(recipe, RunDirectory.at(f"{folder}/all")).listing.photos
+        count = {split: sum(photo.split == split for photo in everything) for split in ("train", "val")}
+        if count["train"] < sample:
+            raise RecipeError(f"--sample {sample}: the data set has {count['train']} training photos")
+        runs, sizes = [], (sample // 4, sample)
+        for size in sizes:
+            limited = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"limit": size})})
+            run = RunDirectory.at(f"{folder}/{size}")
+            pipeline.run(limited, run.root)
+            runs.append({name: _entry(run, name) for name in pipeline.STAGES})
+            cluster = run.read_json("status.json")["cluster"]
+    here = Machines(cluster["CPU"], cluster["GPU"])
+    pairwise = recipe.refinement.engine == "faiss" or recipe.refinement.metric != "squared_l2"
+    costs = {}
+    for name in pipeline.STAGES:
+        power = 2 if name == "refine" and pairwise else 1
+        costs[name] = line(*(run[name] for run in runs), power, workers(recipe, name, here))
+    return costs, here, count["val"]
+
+
+def _entry(run: RunDirectory, name: str) -> Measured:
+    entry = run.read_json("stages", f"{name}.json")
+    photos = sum(name == "images" or row["split"] == _split(name) for row in run.rows("images", ["split"]))
+    folder = Path(run.root, pipeline.STAGES[name].folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Measured(entry["seconds"], entry["worked"], photos, size)
+
+
+def _split(stage: str) -> str:
+    """Whose photos a stage works on; `images` looks at both."""
+    return "val" if stage == "predict" else "train"
+
+
+def line(few: Measured, many: Measured, power: int, workers: float) -> Cost:
+    """The line through two measurements; where noise makes it fall, all of it is seconds a photo."""
+    units = [size.work * size.photos ** (power - 1) for size in (few, many)]
+    slope = (many.seconds - few.seconds) / (units[1] - units[0])
+    fixed = many.seconds - slope * units[1]
+    if slope <= 0 or fixed < 0:
+        slope, fixed = many.seconds / units[1], 0.0
+    return Cost(fixed, slope, many.work / many.photos, power, many.bytes / many.photos, workers)
+
+
+def workers(recipe: Recipe, stage: str, machines: Machines) -> float:
+    """On how many CPUs or GPUs a stage computes."""
+    if stage in TRAINING_STAGES:
+        batch = (recipe.hcp if stage == "train_hcp" else recipe.segmentation).batch_size
+        return min(machines.gpus, max(1, batch // 2)) if machines.gpus else min(machines.cpus, NODE_CPUS)
+    has_network = stage in ACTOR_STAGES and (stage != "proposals" or recipe.proposals.has_trunk)
+    return machines.gpus if has_network and machines.gpus else machines.cpus
+
+
+def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
+    """Seconds of every stage.
+
+    Arguments:
+        photos: of `train` and `val`.
+    """
+    found = {}
+    for name, cost in costs.items():
+        count = sum(photos.values()) if name == "images" else photos[_split(name)]
+        shared = cost.workers / workers(recipe, name, machines)
+        found[name] = cost.fixed + cost.seconds * cost.work * count**cost.power * shared
+    return found
+
+
+def bytes_of(costs: dict[str, Cost], photos: dict[str, int]) -> float:
+    """Bytes of the run directory. A checkpoint does not grow with the photos, so trainings are left out."""
+    return sum(
+        cost.bytes * (sum(photos.values()) if name == "images" else photos[_split(name)])
+        for name, cost in costs.items()
+        if name not in TRAINING_STAGES
+    )
+
+
+def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
+    """By which share the run gets shorter with one more GPU (where there is one) and with CPUS_STEP more CPUs."""
+    now = sum(seconds(recipe, costs, photos, machines).values())
+    more = {f"{CPUS_STEP} more CPUs": machines._replace(cpus=machines.cpus + CPUS_STEP)}
+    if machines.gpus:
+        more["one more GPU"] = machines._replace(gpus=machines.gpus + 1)
+    return {name: 1 - sum(seconds(recipe, costs, photos, then).values()) / now for name, then in more.items()}
+
+
+def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
+    """What the plan cannot know."""
+    found = []
+    if there.gpus and not here.gpus:
+        found.append("no GPU was measured: stages with a network are planned on the CPUs; plan again where a GPU is")
+    for name, section in (("hcp", recipe.hcp), ("segmentation", recipe.segmentation)):
+        if section.freeze == "all":
+            found.append(
+                f"{name}.freeze=all keeps the features of photos in 1 to 2 GB of a worker's memory: "
+                "of more photos than fit they are computed in every epoch, which takes longer than planned"
+            )
+    return found
+
+
+def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> list[str]:
+    """The plan as lines of text."""
+    found = seconds(recipe, costs, photos, machines)
+    total = sum(found.values())
+    lines = [f"{'stage':<16} {'hours':>9} {'share':>6} {'machines':>10}"]
+    hours = {"CPU": 0.0, "GPU": 0.0}
+    for name, own in found.items():
+        count = workers(recipe, name, machines)
+        is_gpu = machines.gpus > 0 and (name in TRAINING_STAGES or (name in ACTOR_STAGES and count == machines.gpus))
+        kind = "GPU" if is_gpu else "CPU"
+        hours[kind] += own / 3600 * count
+        lines.append(f"{name:<16} {own / 3600:9.2f} {own / total:6.0%} {f'{count:g} {kind}s':>10}")
+    lines.append(f"{'all':<16} {total / 3600:9.2f}")
+    used = ", ".join(f"{amount:.1f} {kind}-hours" for kind, amount in hours.items() if amount)
+    lines.append(f"machine-hours: {used}; storage: {bytes_of(costs, photos) / 1e9:.2f} GB")
+    lines.append(f"widest stage: {max(found, key=found.get)}")
+    best = gains(recipe, costs, photos, machines)
+    first = max(best, key=best.get)
+    lines.append(f"to add first: {first}: " + ", ".join(f"{name} -{gain:.0%}" for name, gain in best.items()))
+    return lines
