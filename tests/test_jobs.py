@@ -1,22 +1,79 @@
 import json
+import re
+import shlex
 from pathlib import Path
 
 import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
-from wsseg_ray import pipeline
+from wsseg_ray import pipeline, recipe
+from wsseg_ray.stages import meter
+from wsseg_ray.stages.resources import Node, check
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_cluster_yaml_is_what_ray_accepts():
+@pytest.fixture
+def cluster_yaml() -> dict:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.fixture
+def manifest() -> dict:
+    return yaml.safe_load((ROOT / "rayjob.yaml").read_text())
+
+
+def test_cluster_yaml_is_what_ray_accepts(cluster_yaml):
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    jsonschema.validate(cluster, schema)
-    assert cluster["head_node_type"] in cluster["available_node_types"]
-    assert cluster["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    jsonschema.validate(cluster_yaml, schema)
+    filled = prepare_config(cluster_yaml)  # Ray's own code, as `ray up` calls it
+    validate_config(filled)
+    kinds = filled["available_node_types"]
+    assert filled["head_node_type"] == "head" and kinds["head"]["resources"] == {"CPU": 0}
+    assert all(kinds[kind]["min_workers"] == 0 < kinds[kind]["max_workers"] for kind in ("cpu", "gpu"))
+    assert kinds["cpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_every_recipe_fits_on_the_cluster(cluster_yaml):
+    kinds = [kind for kind in cluster_yaml["available_node_types"].values() if "max_workers" in kind]
+    nodes = [Node(kind["resources"]["CPU"], kind["resources"].get("GPU", 0), 0, kind["max_workers"]) for kind in kinds]
+    for name in recipe.shipped():
+        check(recipe.load(name, ["dataset.root=/x"] if name != "demo" else []), list(pipeline.STAGES), nodes)
+
+
+def test_both_clusters_have_the_ray_of_the_project(cluster_yaml, manifest):
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        (wanted,) = [line for line in file.read().decode().splitlines() if '"ray[' in line]
+    version = ray.__version__
+    assert f">={version.rsplit('.', 1)[0]}," in wanted
+    assert version in cluster_yaml["docker"]["image"] and manifest["spec"]["rayClusterSpec"]["rayVersion"] == version
+
+
+def test_the_kuberay_manifest_has_the_same_machines(cluster_yaml, manifest):
+    spec = manifest["spec"]["rayClusterSpec"]
+    assert spec["enableInTreeAutoscaling"] and spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in spec["workerGroupSpecs"]:
+        kind = cluster_yaml["available_node_types"][group["groupName"]]
+        assert (group["minReplicas"], group["maxReplicas"]) == (kind["min_workers"], kind["max_workers"])
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        assert {"CPU": int(limits["cpu"]), "GPU": int(limits.get("nvidia.com/gpu", 0))} == {"GPU": 0} | kind[
+            "resources"
+        ]
+    words = shlex.split(manifest["spec"]["entrypoint"])
+    assert words[:3] == ["wsseg", "run", "paper-voc12"]
+
+
+def test_the_grafana_page_asks_for_metrics_that_there_are():
+    page = json.loads((ROOT / "monitoring" / "grafana.json").read_text())
+    queries = [panel["targets"][0]["expr"] for panel in page["panels"]]
+    asked = {name for query in queries for name in re.findall(r"ray_(wsseg_\w+)", query)}
+    counters, gauges = ({name for name, _ in part.values()} for part in (meter.COUNTERS, meter.GAUGES))
+    assert asked <= {f"{name}_total" for name in counters} | gauges
+    assert {name.removesuffix("_total") for name in asked} >= (counters | gauges) - {"wsseg_busy_seconds"}
 
 
 def test_one_job_a_stage_and_one_for_all():

@@ -45,15 +45,21 @@ def made(run: RunDirectory) -> dict[str, dict]:
     return {name: run.read_json("stages", f"{name}.json") for name in pipeline.STAGES}
 
 
-def kill_driver(run: RunDirectory, settings: list[str], until: str, reached: Callable[[], object]) -> None:
-    """Start the demo as a process of its own, and kill -9 it when it has come so far."""
+def kill_driver(
+    run: RunDirectory,
+    settings: list[str],
+    until: str,
+    reached: Callable[[], object],
+    how: signal.Signals = signal.SIGKILL,
+) -> None:
+    """Start the demo as a process of its own, and kill it when it has come so far."""
     command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root, "--until", until]
     command += [word for override in settings for word in ("--set", override)]
     with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.DEVNULL) as driver:
         while not reached():
             with suppress(subprocess.TimeoutExpired):  # a loop that never waits would take a core from the run
                 raise AssertionError(f"the run ended by itself, with exit code {driver.wait(0.1)}")
-        driver.send_signal(signal.SIGKILL)
+        driver.send_signal(how)
 
 
 def test_a_run_leaves_what_the_design_says(tiny_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 from tests.test_pipeline import copy, kill_driver, made, same_rows
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.stages import refine, score, train_segmenter, training
+from wsseg_ray.status import is_over
 from wsseg_ray.tables import RunDirectory
 
 SELF_TAUGHT = ["hcp.loss=binary_cross_entropy", "hcp.pooling=context", "hcp.region_rounds=2", "hcp.region_epochs=2"]
@@ -146,10 +148,13 @@ def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, ti
     same_training(run, trained)
 
 
-def test_a_killed_driver_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path):
+def test_a_stopped_job_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path):
+    """What `ray job stop` does to a driver: SIGTERM."""
     run = retrain(trained, tmp_path / "run")
     settings = [*tiny, *SEGMENTERS]
-    kill_driver(run, settings, "train_segmenter", lambda: run.exists("segmenters", "AN_A", "state.pt"))
+    begun = functools.partial(run.exists, "segmenters", "AN_A", "state.pt")
+    kill_driver(run, settings, "train_segmenter", begun, signal.SIGTERM)
+    assert run.read_json("status.json")["state"] == "stopped" and is_over(run)
     assert not run.exists("segmenters", "AN_A", "network.pt")
     pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
     same_training(run, trained)

@@ -49,7 +49,7 @@ def test_rounds_of_a_torchvision_network(tiny_run, tiny, tmp_path):
         "segmentation.model=lraspp_mobilenet_v3_large",
         "segmentation.weights=null",
         "segmentation.freeze=all",
-        "segmentation.epochs=2",
+        "segmentation.epochs=1",
         "segmentation.rounds=1",
         "prediction={scales: [0.5, 1], mirror: true}",
     ]
@@ -57,9 +57,9 @@ def test_rounds_of_a_torchvision_network(tiny_run, tiny, tmp_path):
     logs = {name: network["log"] for name, network in run.read_json("metrics.json")["networks"].items()}
     taught = {name: [(entry["round"], entry["epoch"]) for entry in log] for name, log in logs.items()}
     assert taught == {
-        "SN_B": [(0, 0), (0, 1), (1, 0), (1, 1)],
-        "CAM": [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)],
-        "FULL": [(0, 0), (0, 1)],
+        "SN_B": [(0, 0), (1, 0)],
+        "CAM": [(0, 0), (1, 0), (2, 0)],
+        "FULL": [(0, 0)],
     }
     assert all(0 <= entry["waited"] <= 1 for log in logs.values() for entry in log)
     assert run.names("segmenters") == ["CAM", "FULL", "SN_B", "progress.json"]

@@ -144,8 +144,7 @@ class _Actor:
     def __call__(self, item: Row) -> Row:
         rows, spent = pickle.loads(item["payload"])
         spent["waited"] = max(0.0, time.time() - item["at"])  # the clocks of two machines may differ
-        done = _each(self._job, (self._stage, item["shard"], "actor"), self._kernel, rows, spent)
-        return done
+        return _each(self._job, (self._stage, item["shard"], "actor"), self._kernel, rows, spent)
 
 
 def _write(job: Job, stage: str, target: str, finish: Callable | None, item: Row) -> Row:
