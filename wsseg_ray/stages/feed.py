@@ -79,6 +79,7 @@ def stream(job: Job, steps: Iterator[Step], device: torch.device) -> Iterator[tu
     while span := list(islice(steps, SPAN)):
         rows = [{"step": pickle.dumps(step)} for step in span]
         dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // STEPS_A_TASK))
+        dataset.set_name("train_segmenter")
         dataset.context.execution_options.preserve_order = True
         batches = iter(
             dataset.map_batches(partial(read_batches, job), batch_size=STEPS_A_TASK).iter_torch_batches(
