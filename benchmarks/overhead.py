@@ -95,7 +95,7 @@ def plain(root: str, settings: list[str]) -> dict[str, float]:
     patches: list[tuple[Any, str, Any]] = [
         *((module, "map_shards", plain_map_shards) for module in (images_stage, proposals, score, refine, supervise)),
         (predict, "map_shards", plain_map_shards),
-        (resources, "cluster", lambda: [node]),
+        (resources, "cluster", lambda recipe: [node]),
         (refine, "_reduce", plain_sums),
         (train_segmenter, "stream", plain_stream),
         (train_segmenter.training, "fit", plain_fit),

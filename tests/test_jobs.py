@@ -65,6 +65,8 @@ def test_the_kuberay_manifest_has_the_same_machines(cluster_yaml, manifest):
         ]
     words = shlex.split(manifest["spec"]["entrypoint"])
     assert words[:3] == ["wsseg", "run", "paper-voc12"]
+    grows = recipe.load("paper-voc12", [word for word in words if "=" in word]).runtime.cluster
+    assert [(kind.cpus, kind.gpus, kind.count) for kind in grows] == [(16, 0, 8), (8, 1, 4)]
 
 
 def test_the_grafana_page_asks_for_metrics_that_there_are():

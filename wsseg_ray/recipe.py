@@ -254,6 +254,15 @@ class StagesSection(Section):
     predict: ActorStage = ActorStage()  # and of the labelling between segmentation.rounds
 
 
+class MachineSection(Section):
+    """A kind of machine of an autoscaling cluster, as its worker node types have it."""
+
+    cpus: float = Field(gt=0)
+    gpus: float = Field(0, ge=0)
+    memory_gb: float | None = Field(None, gt=0)
+    count: int = Field(1, ge=1)  # there may be of it
+
+
 class RuntimeSection(Section):
     """How it runs. Nothing here changes a result, so nothing here re-runs a stage."""
 
@@ -262,6 +271,7 @@ class RuntimeSection(Section):
     checkpoint_minutes: float = Field(5, ge=0)  # segmentation training is kept this often, and after every epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
     no_progress_minutes: float = Field(30, gt=0)  # a stage that does nothing for so long fails; a new machine takes 5
+    cluster: list[MachineSection] | None = None  # what it may grow to; null: what is there, or what `ray up` was told
     stages: StagesSection = StagesSection()
 
 

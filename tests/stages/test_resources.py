@@ -1,11 +1,15 @@
 """What each stage asks for, from two cores to a thousand, and what a cluster can never give."""
 
+import math
+from pathlib import Path
+
 import pytest
 import yaml
 
 from wsseg_ray import recipe
 from wsseg_ray.recipe import RecipeError
-from wsseg_ray.stages.resources import GB, Needs, Node, check, cluster, needs
+from wsseg_ray.stages import resources
+from wsseg_ray.stages.resources import GB, Needs, Node, check, needs
 
 LAPTOP = [Node(2, 0, 8 * GB)]
 SERVER = [Node(64, 0, 256 * GB)]
@@ -96,14 +100,26 @@ def test_a_mistake_in_the_recipe_is_named(setting, message):
         recipe.load("demo", [f"runtime.stages.{setting}"])
 
 
-def test_this_cluster_is_seen_as_it_is(cluster_of_tests):
-    assert [(node.cpus, node.gpus, node.count) for node in cluster_of_tests] == [(2, 0, 1)]
+def test_this_cluster_is_seen_as_it_is(cluster):
+    found = resources.cluster(recipe.load("demo"))
+    assert [(node.cpus, node.gpus, node.count) for node in found] == [(2, 0, 1)]
 
 
-@pytest.fixture
-def cluster_of_tests(request):
-    request.getfixturevalue("cluster")
-    return cluster()
+def test_what_a_cluster_may_grow_to_is_what_the_recipe_says(cluster):
+    grown = recipe.load("demo", ["runtime.cluster=[{cpus: 16, count: 8}, {cpus: 8, gpus: 1, count: 4, memory_gb: 3}]"])
+    assert resources.cluster(grown) == [Node(16, 0, math.inf, 8), Node(8, 1, 3 * GB, 4)]
+    assert needs(grown, "score") == asked("score", CLOUD)
+
+
+def test_or_what_ray_up_was_told(cluster, monkeypatch):
+    monkeypatch.setattr(resources, "BOOTSTRAP", Path(__file__).parents[2] / "cluster.yaml")
+    assert resources.cluster(recipe.load("demo")) == [Node(16, 0, math.inf, 8), Node(8, 1, math.inf, 4)]
+
+
+def test_a_cluster_without_a_cpu_says_how_to_say_what_comes(monkeypatch):
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 0.0, "memory": 1e9}}])
+    with pytest.raises(RecipeError, match=r"no machine .* has a CPU .*runtime\.cluster="):
+        resources.cluster(recipe.load("demo"))
 
 
 def test_the_runtime_does_not_rerun_anything():

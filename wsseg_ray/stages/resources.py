@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import ray
+import yaml
 from ray.autoscaler.sdk import request_resources
 
 from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe, RecipeError
@@ -20,6 +21,7 @@ SMALL_NODE = 8  # CPUs; below it actors take half a CPU: two that ask for a whol
 ACTOR_CPUS = 4  # of an actor without a GPU on a larger node: its torch threads
 FEED_CPUS = 1  # of a task that feeds actors or trainers
 GB = 1e9
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,33 @@ class Needs:
         return {name: value for name, value in found.items() if value}
 
 
-def cluster() -> list[Node]:
-    """The machines of this Ray that are there, and those that its autoscaler may add."""
-    there = [
-        _node(node["Resources"], 1) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0
-    ]
-    # Ray has no public way to ask for the limits of its autoscaler.
-    config = ray._private.state.state.get_cluster_config()
-    groups = config.node_group_configs if config else []
-    may_come = [
-        _node(group.resources, 10**6 if group.max_count < 0 else group.max_count) for group in groups if group.max_count
-    ]
-    here = [_node(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
-    return max(there or here, may_come, key=lambda nodes: sum(node.cpus * node.count for node in nodes))
+def cluster(recipe: Recipe) -> list[Node]:
+    """The machines of this Ray: those that are there, or those that it may grow to where that is known and more.
+
+    Ray does not tell what its autoscaler may add. It is known from `runtime.cluster`, or, on the head of a cluster that
+    `ray up` made, from the file that it was made of.
+    Raises RecipeError where there is no CPU, and none is known to come.
+    """
+    there = [_node(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    if recipe.runtime.cluster:
+        may_be = [
+            Node(kind.cpus, kind.gpus, (kind.memory_gb or math.inf) * GB, kind.count) for kind in recipe.runtime.cluster
+        ]
+    else:
+        config = yaml.safe_load(BOOTSTRAP.read_text()) if BOOTSTRAP.is_file() else {}
+        kinds = config.get("available_node_types", {}).values()
+        may_be = [_node({"memory": math.inf, **kind["resources"]}, kind.get("max_workers", 0)) for kind in kinds]
+    nodes = max(there, may_be, key=lambda kinds: sum(node.cpus * node.count for node in kinds))
+    nodes = [node for node in nodes if node.cpus and node.count]
+    if not nodes:
+        raise RecipeError(
+            "no machine of this cluster has a CPU for work; where machines come when they are asked for, say which: "
+            "--set 'runtime.cluster=[{cpus: 16, count: 8}, {cpus: 8, gpus: 1, count: 4}]'"
+        )
+    return nodes
 
 
-def _node(resources: Any, count: int) -> Node:
+def _node(resources: dict[str, float], count: int) -> Node:
     return Node(*(float(resources.get(kind, 0)) for kind in ("CPU", "GPU", "memory")), count)
 
 
@@ -89,7 +102,7 @@ def needs(recipe: Recipe, stage: str, nodes: list[Node] | None = None) -> Needs:
     Arguments:
         nodes: of the cluster; None: of this Ray.
     """
-    nodes = cluster() if nodes is None else nodes
+    nodes = cluster(recipe) if nodes is None else nodes
     asked = getattr(recipe.runtime.stages, stage)
     memory = (asked.memory_gb or 0) * GB
     if stage not in (*ACTOR_STAGES, *TRAINING_STAGES) or (stage == "proposals" and not recipe.proposals.has_trunk):
@@ -114,15 +127,12 @@ def needs(recipe: Recipe, stage: str, nodes: list[Node] | None = None) -> Needs:
 
 def check(recipe: Recipe, stages: list[str], nodes: list[Node] | None = None) -> None:
     """Raise RecipeError where the cluster can never give a stage what it asks for; it would wait for ever."""
-    nodes = cluster() if nodes is None else nodes
+    nodes = cluster(recipe) if nodes is None else nodes
     for stage in stages:
         wanted = needs(recipe, stage, nodes)
         fitting = sum(node.count * _fits(wanted, node) for node in nodes)
         shape = _words(wanted.cpus, wanted.gpus, wanted.memory)
-        most = "; ".join(
-            f"{'any number' if node.count >= 10**6 else node.count} x {_words(node.cpus, node.gpus, node.memory)}"
-            for node in nodes
-        )
+        most = "; ".join(f"{node.count} x {_words(node.cpus, node.gpus, node.memory)}" for node in nodes)
         name = f"runtime.stages.{stage}"
         if not fitting:
             raise RecipeError(f"{name}: a worker asks for {shape}; no machine of the cluster has that: {most}")
@@ -151,9 +161,13 @@ def ask_for_nothing() -> None:
 def _fits(wanted: Needs, node: Node) -> int:
     """How many workers a machine holds."""
     pairs = [(wanted.cpus, node.cpus), (wanted.gpus, node.gpus), (wanted.memory, node.memory)]
-    return int(min(have / want + 1e-9 for want, have in pairs if want))
+    return int(min(1e6, *(have / want + 1e-9 for want, have in pairs if want)))
 
 
 def _words(cpus: float, gpus: float, memory: float) -> str:
-    parts = [f"{cpus:g} CPUs", f"{gpus:g} GPUs" if gpus else "", f"{memory / GB:.1f} GB" if memory else ""]
+    parts = [
+        f"{cpus:g} CPUs",
+        f"{gpus:g} GPUs" if gpus else "",
+        f"{memory / GB:.1f} GB" if 0 < memory < math.inf else "",
+    ]
     return ", ".join(part for part in parts if part)
