@@ -1,10 +1,16 @@
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from wsseg_ray.stages.training import WINDOW, epoch_order, step
+from wsseg_ray import recipe
+from wsseg_ray.datasets import Listing
+from wsseg_ray.stages import training
+from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.training import WINDOW, epoch_order, fit, step
+from wsseg_ray.tables import RunDirectory
 
 
 def shards(count: int, size: int) -> list[tuple[str, list[str]]]:
@@ -54,3 +60,27 @@ def test_a_loss_that_is_not_finite_changes_no_weight(factor):
     with pytest.raises(FloatingPointError, match="learning_rate"):
         step((factor * weight).sum(), 1.0, optimizer)
     assert weight.tolist() == [3, 0]
+
+
+def stuck(config):
+    while True:
+        threading.Event().wait(0.1)
+
+
+def test_a_training_that_stands_still_stops_with_a_word(cluster, tmp_path):
+    settings = ["runtime.no_progress_minutes=0.1"]
+    job = Job(RunDirectory.at(str(tmp_path)), recipe.load("demo", settings), Listing(["x"], [1], []))
+    with pytest.raises(RuntimeError, match=r"train_hcp: nothing was done for 0\.1 minutes .* after 0 of 100 photos"):
+        fit(job, "train_hcp", "hcp", stuck, 100)
+    assert job.run.read_json("status.json")["state"] == "stopped"
+
+
+def failing(config):
+    raise FloatingPointError("the loss is nan")
+
+
+def test_a_training_that_fails_says_why_in_a_line(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MAX_FAILURES", 0)
+    job = Job(RunDirectory.at(str(tmp_path)), recipe.load("demo"), Listing(["x"], [1], []))
+    with pytest.raises(RuntimeError, match=r"^train_hcp: FloatingPointError: the loss is nan$"):
+        fit(job, "train_hcp", "hcp", failing, 100)

@@ -66,7 +66,7 @@ def fit(job: Job, stage: str, folder: str, loop: Callable[[dict[str, Any]], None
         watch = _Watch(job, stage, folder, meter)
         try:
             trainer.fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ray Train answers an interrupt by the latter
             if watch.hung:
                 raise RuntimeError(
                     f"{stage}: nothing was done for {job.recipe.runtime.no_progress_minutes:g} minutes "
