@@ -62,6 +62,10 @@ CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
 ALL_NETWORKS = (*NETWORKS, *RIVALS, CAM, CEILING)
 
 
+# What the YAML reader raises: its own errors, and those of dates that there are not and of lists a thousand deep
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be used. The message names the key and the way out."""
 
@@ -343,7 +347,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
             ) from error
     try:
         data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise RecipeError(f"{name} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{name} must hold sections (dataset:, hcp:, ...), not {type(data).__name__}")
@@ -377,7 +381,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: write section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
     *sections, key = path.split(".")
     for section in sections:
