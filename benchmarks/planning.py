@@ -1,0 +1,42 @@
+"""How good is `wsseg plan`? What it says of runs of several sizes, beside what they then take.
+
+    python benchmarks/planning.py RECIPE [--photos 50 200 800] [--sample 64] [--set key=value]...
+
+Measures once, on this machine; plans each size for this machine; runs each size. Prints seconds planned and taken, of
+every stage and of all stages together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+
+from wsseg_ray import pipeline, plan, recipe
+from wsseg_ray.tables import RunDirectory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--photos", type=int, nargs="+", default=[50, 200, 800])
+    parser.add_argument("--sample", type=int, default=64)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    arguments = parser.parse_args()
+    loaded = recipe.load(arguments.recipe, arguments.settings)
+    costs, here, val = plan.measure(loaded, arguments.sample)
+    for name, cost in costs.items():
+        print(f"{name:<16} {cost.fixed:6.1f} s and {cost.seconds:.4f} s a unit, {cost.work:.2f} units a photo")
+    for count in arguments.photos:
+        planned = plan.seconds(loaded, costs, {"train": count, "val": min(count, val)}, here)
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunDirectory.at(f"{folder}/run")
+            pipeline.run(recipe.load(arguments.recipe, [*arguments.settings, f"dataset.limit={count}"]), run.root)
+            taken = {name: run.read_json("stages", f"{name}.json")["seconds"] for name in planned}
+        print(f"\n{count} photos: {'stage':<16} {'planned s':>10} {'taken s':>10} {'planned / taken':>16}")
+        for name, seconds in [*planned.items(), ("all", sum(planned.values()))]:
+            real = taken.get(name, sum(taken.values()))
+            print(f"{'':>11}{name:<16} {seconds:10.1f} {real:10.1f} {seconds / real:16.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
