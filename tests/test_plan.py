@@ -3,34 +3,42 @@
 import pytest
 
 from wsseg_ray import recipe
-from wsseg_ray.plan import Cost, Machines, Measured, bytes_of, cautions, gains, line, measure, seconds, table, workers
+from wsseg_ray.plan import Cost, Machines, Measured, bytes_of, cautions, fit, gains, measure, seconds, table, workers
 from wsseg_ray.recipe import RecipeError
+from wsseg_ray.tables import plan_shards
 
 HERE = Machines(2, 0)
 COSTS = {
-    "images": Cost(2.0, 0.01, 1, 1, 100, 2),
-    "train_hcp": Cost(10.0, 0.1, 3, 1, 5000, 2),
-    "score": Cost(4.0, 0.5, 1, 1, 1000, 2),
-    "predict": Cost(1.0, 0.2, 1, 1, 10, 2),
+    "images": Cost(2.0, 0.0, 0.01, 1, 1, 100, 2),
+    "train_hcp": Cost(10.0, 0.0, 0.1, 3, 1, 5000, 2),
+    "score": Cost(4.0, 0.0, 0.5, 1, 1, 1000, 2),
+    "predict": Cost(1.0, 0.0, 0.2, 1, 1, 10, 2),
 }
 PHOTOS = {"train": 100, "val": 50}
 DEMO = recipe.load("demo")
 
 
-def test_a_line_through_two_measurements():
-    found = line(Measured(12.0, 20, 10, 1000), Measured(24.0, 80, 40, 4000), 1, 2)
-    assert found == Cost(8.0, 0.2, 2.0, 1, 100.0, 2)
+def measured(photos: int, fixed: float, a_shard: float, each: float, power: int = 1) -> Measured:
+    shards = len(plan_shards(photos))
+    return Measured(fixed + a_shard * shards + each * 2 * photos**power, 2 * photos, photos, 100 * photos)
+
+
+def test_the_costs_of_three_runs_are_found_again():
+    found = fit([measured(n, 8.0, 0.25, 0.5) for n in (16, 64, 256)], 1, 2)
+    assert (found.fixed, found.a_shard, found.seconds) == pytest.approx((8.0, 0.25, 0.5))
+    assert (found.work, found.bytes, found.workers) == (2.0, 100.0, 2)
+    planned = seconds(DEMO, {"score": found}, {"train": 3200, "val": 0}, HERE)
+    assert planned["score"] == pytest.approx(8 + 0.25 * 100 + 3200)
 
 
 def test_where_every_photo_meets_every_other_one():
-    found = line(Measured(3.0, 10, 10, 0), Measured(18.0, 40, 40, 0), 2, 2)
-    assert (found.fixed, found.seconds) == pytest.approx((2.0, 0.01))
-    assert seconds(DEMO, {"refine": found}, {"train": 400, "val": 0}, HERE)["refine"] == pytest.approx(2 + 1600)
+    found = fit([measured(n, 2.0, 0.0, 0.01, power=2) for n in (16, 64, 256)], 2, 2)
+    assert seconds(DEMO, {"refine": found}, {"train": 400, "val": 0}, HERE)["refine"] == pytest.approx(2 + 3200)
 
 
-@pytest.mark.parametrize("few", [30.0, 1.0])
-def test_noise_gives_no_line_that_falls(few):
-    assert line(Measured(few, 10, 10, 0), Measured(20.0, 40, 40, 0), 1, 2) == Cost(0.0, 0.5, 1, 1, 0, 2)
+def test_noise_gives_no_cost_below_nothing():
+    found = fit([Measured(30.0, 16, 16, 0), Measured(20.0, 64, 64, 0), Measured(25.0, 256, 256, 0)], 1, 2)
+    assert min(found.fixed, found.a_shard, found.seconds) >= 0 and found.fixed > 10
 
 
 def test_more_photos_take_longer_by_the_line():

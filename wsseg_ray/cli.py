@@ -91,7 +91,7 @@ def plan(
     cpus: Annotated[float, typer.Option(min=1, help="of the cluster")],
     gpus: Annotated[float, typer.Option(min=0, help="of the cluster")] = 0,
     val: Annotated[float | None, typer.Option(min=0, help="val photos; default: all of the data set")] = None,
-    sample: Annotated[int, typer.Option(min=8, help="photos a split to measure with")] = 64,
+    sample: Annotated[int, typer.Option(min=64, help="photos a split to measure with")] = 256,
     overrides: Overrides = None,
 ) -> None:
     """What a run of many photos will take, measured on a few of yours: hours, storage, what to add first."""

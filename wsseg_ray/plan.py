@@ -1,20 +1,24 @@
 """What a run of many photos will take, from runs of a few of them: hours, machine-hours, storage, what to add first.
 
-Two small runs of the user's own photos give each stage a line: seconds = fixed + seconds a photo x photos. The line is
-carried to more photos, and the seconds a photo are shared out over more machines. What this leaves out is said by
-`cautions`.
+Three small runs of the user's own photos give each stage its costs: seconds = fixed + seconds a shard x shards +
+seconds a photo x photos. Few photos lie in small shards, so without the middle term many photos would be planned too
+dear. What grows is carried to more photos and shared out over more machines. `cautions` says what this leaves out.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from scipy.optimize import nnls
+
 from wsseg_ray import pipeline
 from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe, RecipeError
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.tables import RunDirectory, shard_size
 
 NODE_CPUS = 16  # a training without GPUs computes on one machine
 CPUS_STEP = 16  # what "more CPUs" means, beside one more GPU
@@ -26,6 +30,7 @@ class Cost:
 
     Arguments:
         fixed: seconds, whatever the number of photos.
+        a_shard: seconds for each shard, of all workers together.
         seconds: for each unit of work, of all workers together.
         work: units for each photo of its split: 1, or of trainings the photos seen over all epochs.
         power: 2 where every photo meets every other one.
@@ -34,6 +39,7 @@ class Cost:
     """
 
     fixed: float
+    a_shard: float
     seconds: float
     work: float
     power: int
@@ -56,7 +62,7 @@ class Measured(NamedTuple):
 
 
 def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int]:
-    """Run a recipe on a quarter of `sample` photos a split and on all of them, in a folder that is deleted again.
+    """Run a recipe on `sample` photos a split, a quarter and a sixteenth of them, in a folder that is deleted again.
 
     Returns the cost of every stage, the machines that it was measured on, and how many val photos there are in all.
     Raises RecipeError where the data set has too few photos.
@@ -66,7 +72,7 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
         count = {split: sum(photo.split == split for photo in everything) for split in ("train", "val")}
         if count["train"] < sample:
             raise RecipeError(f"--sample {sample}: the data set has {count['train']} training photos")
-        runs, sizes = [], (sample // 4, sample)
+        runs, sizes = [], (sample // 16, sample // 4, sample)
         for size in sizes:
             limited = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"limit": size})})
             run = RunDirectory.at(f"{folder}/{size}")
@@ -78,7 +84,7 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
     costs = {}
     for name in pipeline.STAGES:
         power = 2 if name == "refine" and pairwise else 1
-        costs[name] = line(*(run[name] for run in runs), power, workers(recipe, name, here))
+        costs[name] = fit([run[name] for run in runs], power, workers(recipe, name, here))
     return costs, here, count["val"]
 
 
@@ -95,14 +101,19 @@ def _split(stage: str) -> str:
     return "val" if stage == "predict" else "train"
 
 
-def line(few: Measured, many: Measured, power: int, workers: float) -> Cost:
-    """The line through two measurements; where noise makes it fall, all of it is seconds a photo."""
-    units = [size.work * size.photos ** (power - 1) for size in (few, many)]
-    slope = (many.seconds - few.seconds) / (units[1] - units[0])
-    fixed = many.seconds - slope * units[1]
-    if slope <= 0 or fixed < 0:
-        slope, fixed = many.seconds / units[1], 0.0
-    return Cost(fixed, slope, many.work / many.photos, power, many.bytes / many.photos, workers)
+def fit(runs: list[Measured], power: int, workers: float) -> Cost:
+    """The costs, none of them negative, that explain runs of several sizes best, relative to what each took."""
+    rows = np.array([[1, _shards(run.photos), run.work * run.photos ** (power - 1)] for run in runs])
+    taken = np.array([run.seconds for run in runs])
+    scale = np.abs(rows).max(axis=0)
+    (fixed, a_shard, each), _ = nnls(rows / scale / taken[:, None], np.ones(len(runs)))
+    fixed, a_shard, each = np.array([fixed, a_shard, each]) / scale
+    last = runs[-1]
+    return Cost(fixed, a_shard, each, last.work / last.photos, power, last.bytes / last.photos, workers)
+
+
+def _shards(photos: int) -> int:
+    return math.ceil(photos / shard_size(photos))
 
 
 def workers(recipe: Recipe, stage: str, machines: Machines) -> float:
@@ -124,7 +135,9 @@ def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mach
     for name, cost in costs.items():
         count = sum(photos.values()) if name == "images" else photos[_split(name)]
         shared = cost.workers / workers(recipe, name, machines)
-        found[name] = cost.fixed + cost.seconds * cost.work * count**cost.power * shared
+        found[name] = cost.fixed + shared * (
+            cost.a_shard * _shards(count) + cost.seconds * cost.work * count**cost.power
+        )
     return found
 
 

@@ -131,12 +131,17 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
+def shard_size(count: int) -> int:
+    """How many of `count` photos a shard holds: at most 32, and so few that there are 32 shards, but at least 4."""
+    return min(MAX_SHARD_ROWS, max(4, math.ceil(count / 32)))
+
+
 def plan_shards(count: int) -> list[range]:
-    """Cut `count` photos into shards of equal size, at most 32 photos, at least 32 shards where that leaves 4 photos.
+    """Cut `count` photos into shards of equal size.
 
     It depends on the number of photos alone, so every machine cuts the same way.
     """
-    size = min(MAX_SHARD_ROWS, max(4, math.ceil(count / 32)))
+    size = shard_size(count)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
