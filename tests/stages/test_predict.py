@@ -6,6 +6,7 @@ from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.segmentation.inference import photo_logits
 from wsseg_ray.stages import predict
 from wsseg_ray.stages.predict import Predictor, RememberingTrunk
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.segmenters import trained
 
 
@@ -22,7 +23,7 @@ def test_every_network_says_of_a_photo_what_it_says_alone(tiny_run):
     """With several views, of which some are other tensors and some are not."""
     job = pipeline.open_run(tiny_run[1].root)
     (shard, *_) = [shard for shard in job.run.shards("images") if shard.startswith("val")]
-    (row, *_) = predict.photo_rows(job, shard, 1)
+    row = add_photo(job, predict.photo_rows(job, shard, 1)[0])
     views = {"scales": [1.0, 0.5], "mirror": True}
     for freeze in ("none", "all"):
         frozen = recipe.validate(

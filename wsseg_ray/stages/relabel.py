@@ -37,7 +37,7 @@ def run(job: Job, names: list[str], round_: int) -> int:
     shards = dict.fromkeys(job.run.shards("supervision"), needs(job.recipe, "predict").threads)
     actor = partial(predict.Predictor, names=names, round_=round_ - 1)
     return map_shards(
-        job, "relabel", table, shards, predict.photo_rows, add_photo, actor, partial(_finish, names, round_)
+        job, "relabel", table, shards, predict.photo_rows, add_photo, actor, partial(_finish, names, round_), "predict"
     )
 
 
