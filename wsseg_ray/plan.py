@@ -17,7 +17,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from wsseg_ray import pipeline
-from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe, RecipeError
+from wsseg_ray.recipe import TRAINING_STAGES, Recipe, RecipeError
+from wsseg_ray.stages.resources import has_network
 from wsseg_ray.tables import RunDirectory, shard_size
 
 NODE_CPUS = 16  # a training without GPUs computes on one machine
@@ -121,8 +122,7 @@ def workers(recipe: Recipe, stage: str, machines: Machines) -> float:
     if stage in TRAINING_STAGES:
         batch = (recipe.hcp if stage == "train_hcp" else recipe.segmentation).batch_size
         return min(machines.gpus, max(1, batch // 2)) if machines.gpus else min(machines.cpus, NODE_CPUS)
-    has_network = stage in ACTOR_STAGES and (stage != "proposals" or recipe.proposals.has_trunk)
-    return machines.gpus if has_network and machines.gpus else machines.cpus
+    return machines.gpus if machines.gpus and has_network(recipe, stage) else machines.cpus
 
 
 def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
@@ -181,8 +181,7 @@ def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
     hours = {"CPU": 0.0, "GPU": 0.0}
     for name, own in found.items():
         count = workers(recipe, name, machines)
-        is_gpu = machines.gpus > 0 and (name in TRAINING_STAGES or (name in ACTOR_STAGES and count == machines.gpus))
-        kind = "GPU" if is_gpu else "CPU"
+        kind = "GPU" if machines.gpus and has_network(recipe, name) else "CPU"
         hours[kind] += own / 3600 * count
         lines.append(f"{name:<16} {own / 3600:9.2f} {own / total:6.0%} {f'{count:g} {kind}s':>10}")
     lines.append(f"{'all':<16} {total / 3600:9.2f}")

@@ -211,40 +211,33 @@ class PredictionSection(Section):
     mirror: bool = False  # and over the mirrored photo
 
 
-class TaskStage(Section):
-    """What a stage of tasks asks of the cluster; null: what suits it (`stages/resources.py`)."""
+class StageSection(Section):
+    """What a stage asks of the cluster; null: what suits it (`stages/resources.py`)."""
 
-    cpus: float | None = Field(None, gt=0)  # of each task; of each actor where there are actors
+    cpus: float | None = Field(None, gt=0)  # of each task; of each actor or trainer where there are some
     memory_gb: float | None = Field(None, gt=0)  # the same; counted by Ray, not enforced
-    batch_size: int | None = Field(None, ge=1)  # photos that a task takes at least; null: one shard, 4 to 32
-    max_workers: int | None = Field(None, ge=1)  # tasks or actors at once
+    max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
 
 
-class ActorStage(TaskStage):
-    """The same of a stage whose actors hold a network."""
-
-    gpus: float | None = Field(None, ge=0)  # of each actor; 0.5: two share one
-    min_workers: int | None = Field(None, ge=1)  # the pool shrinks to this
-
-    _workers = model_validator(mode="after")(lambda self: _least_and_most(self))
+class TaskStage(StageSection):
+    batch_size: int | None = Field(None, ge=1)  # photos that a task takes at most, but a shard (4 to 32) at least
 
 
-class TrainingStage(Section):
-    """The same of a training on Ray Train. Its batch is that of the sections `hcp` and `segmentation`."""
+class TrainingStage(StageSection):
+    """Of a training on Ray Train. Its batch is that of the sections `hcp` and `segmentation`."""
 
-    cpus: float | None = Field(None, gt=0)
-    gpus: float | None = Field(None, ge=0)
-    memory_gb: float | None = Field(None, gt=0)
-    min_workers: int | None = Field(None, ge=1)  # null: as max_workers; less: goes on with fewer when machines go
-    max_workers: int | None = Field(None, ge=1)
+    gpus: float | None = Field(None, ge=0)  # of each trainer or actor; 0.5: two share one
+    min_workers: int | None = Field(None, ge=1)  # null: actors 1, trainers max_workers; it goes on with so few
 
-    _workers = model_validator(mode="after")(lambda self: _least_and_most(self))
+    @model_validator(mode="after")
+    def _workers(self) -> TrainingStage:
+        if self.min_workers and self.max_workers and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than max_workers {self.max_workers}")
+        return self
 
 
-def _least_and_most(stage: Any) -> Any:
-    if stage.min_workers and stage.max_workers and stage.min_workers > stage.max_workers:
-        raise ValueError(f"min_workers {stage.min_workers} is more than max_workers {stage.max_workers}")
-    return stage
+class ActorStage(TaskStage, TrainingStage):
+    """Of a stage whose actors hold a network, fed by tasks."""
 
 
 class StagesSection(Section):

@@ -85,6 +85,12 @@ def test_what_a_cluster_can_never_give_is_said_at_once(settings, nodes, message)
         check(asked_for, STAGES, nodes)
 
 
+def test_tasks_need_no_second_cpu_beside_them():
+    check(recipe.load("demo"), ["images", "proposals", "refine", "supervise"], [Node(1, 0, GB)])
+    with pytest.raises(RecipeError, match=r"score: 1 workers hold 0\.5 of 1 CPUs"):
+        check(recipe.load("demo"), ["score"], [Node(1, 0, GB)])
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

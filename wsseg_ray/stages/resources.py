@@ -92,6 +92,11 @@ def use_gpu(recipe: Recipe, nodes: list[Node]) -> bool:
     return any(node.gpus > 0 for node in nodes) if wish == "auto" else wish
 
 
+def has_network(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage has actors or trainers that hold a network: `proposals` only where a trunk draws contours."""
+    return stage in TRAINING_STAGES or (stage in ACTOR_STAGES and (stage != "proposals" or recipe.proposals.has_trunk))
+
+
 def needs(recipe: Recipe, stage: str, nodes: list[Node] | None = None) -> Needs:
     """What a stage asks for: what its recipe says, else what suits the cluster.
 
@@ -105,7 +110,7 @@ def needs(recipe: Recipe, stage: str, nodes: list[Node] | None = None) -> Needs:
     nodes = cluster(recipe) if nodes is None else nodes
     asked = getattr(recipe.runtime.stages, stage)
     memory = (asked.memory_gb or 0) * GB
-    if stage not in (*ACTOR_STAGES, *TRAINING_STAGES) or (stage == "proposals" and not recipe.proposals.has_trunk):
+    if not has_network(recipe, stage):
         return Needs(asked.cpus or 1, 0, memory, 1, asked.max_workers, 1)
     trains = stage in TRAINING_STAGES
     largest = max(nodes, key=lambda node: node.cpus)
@@ -140,7 +145,7 @@ def check(recipe: Recipe, stages: list[str], nodes: list[Node] | None = None) ->
             raise RecipeError(f"{name}: asks for {wanted.least} workers of {shape}; {fitting} fit: {most}")
         cpus = sum(node.cpus * node.count for node in nodes)
         held = wanted.least * wanted.cpus
-        if stage in (*ACTOR_STAGES, *TRAINING_STAGES) and held + FEED_CPUS > cpus:
+        if has_network(recipe, stage) and held + FEED_CPUS > cpus:
             raise RecipeError(
                 f"{name}: {wanted.least} workers hold {held:g} of {cpus:g} CPUs, and a task that feeds them needs "
                 f"{FEED_CPUS}: it would wait for ever; ask for fewer cpus, or fewer workers"
