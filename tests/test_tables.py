@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from wsseg_ray import tables
-from wsseg_ray.tables import RunDirectory, StorageError, plan_shards
+from wsseg_ray.tables import RunDirectory, StorageError, plan_shards, shown
 
 
 @pytest.fixture
@@ -116,3 +116,9 @@ def test_json_and_delete(run):
     run.delete("d")
     run.delete("d")
     assert not run.exists("d", "m.json")
+
+
+@pytest.mark.parametrize("place", ["/a@b", "s3://bucket/a@b", "s3://bucket?endpoint_override=host:9000", "file:///a@b"])
+def test_credentials_are_not_shown(place):
+    assert shown(place) == place
+    assert shown(place.replace("s3://", "s3://key:secret@")) == place

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from wsseg_ray.recipe import RecipeError, StagesSection
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.tables import RunDirectory, shown
 
 SILENT = 60.0  # seconds without progress after which the last sign of life is told
 
@@ -17,7 +17,7 @@ def lines(run: RunDirectory) -> list[str]:
     Raises RecipeError where the folder is no run.
     """
     if not run.exists("recipe.yaml"):
-        raise RecipeError(f"{run.root} is no run: it holds no recipe.yaml")
+        raise RecipeError(f"{shown(run.root)} is no run: it holds no recipe.yaml")
     status = run.read_json("status.json") or {}
     return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in StagesSection.model_fields]
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -182,7 +183,12 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return stream.read()
 
-    return _patiently(filesystem, uri, read)
+    return _patiently(filesystem, shown(uri), read)
+
+
+def shown(uri: str) -> str:
+    """A path or URI as people may see it: without the user and password of `s3://user:password@bucket`."""
+    return re.sub(r"://[^/?]*@", "://", uri)
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,7 @@ class RunDirectory:
         except OSError as error:
             if error.errno in _NAMING:
                 raise
-            raise StorageError(f"{self.uri(*parts)} cannot be written: {error.strerror or error}") from error
+            raise StorageError(f"{shown(self.uri(*parts))} cannot be written: {error.strerror or error}") from error
 
     def read_json(self, *parts: str) -> Any:
         """The JSON of a file, or None where there is none."""

@@ -13,6 +13,7 @@ from tests.test_pipeline import made, same_rows
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets.pixels import photo_size
 from wsseg_ray.stages import score
+from wsseg_ray.status import lines
 from wsseg_ray.tables import RunDirectory, read_bytes
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -113,3 +114,5 @@ def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, 
     for table in ("images", "proposals", "scores", "refined", "supervision"):
         assert same_rows(run, tiny_run[1], table), table
     assert run.exists("report.html") and run.exists("hcp", "network.pt")
+    for shown in (run.read_bytes("report.html").decode(), outcome.report, *lines(run)):
+        assert "secret" not in shown

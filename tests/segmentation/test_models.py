@@ -72,7 +72,7 @@ def test_imagenet_asks_torchvision_for_the_right_classifier(monkeypatch):
         asked.append(model)
         raise KeyError("no download in a test")
 
-    monkeypatch.setattr("wsseg_ray.hcp.trunk.get_model_weights", weights)
+    monkeypatch.setattr("torchvision.models.get_model_weights", weights)
     for model in ("deeplabv3_resnet101", "lraspp_mobilenet_v3_large", "deeplab_small"):
         with pytest.raises(KeyError):
             load_weights(create(model, 2), "imagenet")

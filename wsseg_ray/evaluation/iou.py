@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from sklearn.metrics import average_precision_score
 
 from wsseg_ray.supervision.maps import background
 
@@ -121,6 +120,8 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
         positive: (n,) bool.
     Returns a number in [0, 1]; NaN without a positive. Costs n log n.
     """
+    from sklearn.metrics import average_precision_score  # a second of every process that starts: here alone
+
     return float(average_precision_score(positive, scores)) if positive.any() else float("nan")
 
 

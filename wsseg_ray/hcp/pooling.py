@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import sparse
-from torchvision.ops import roi_align
 
 from wsseg_ray.proposals.regions import RegionProposals
 
@@ -96,6 +95,8 @@ def _mean(feature_map: torch.Tensor, sums: np.ndarray, areas: np.ndarray) -> tor
 
 
 def _align(image: torch.Tensor, boxes: np.ndarray, size: int, scale: float, samples: int) -> torch.Tensor:
+    from torchvision.ops import roi_align  # with all of torchvision, a second and a half: here alone
+
     image = image.float()
     corners = torch.as_tensor(np.array(boxes, np.float32), device=image.device)
     return roi_align(image[None], [corners], size, spatial_scale=scale, sampling_ratio=samples, aligned=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.decomposition import PCA
 
 
 def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -18,6 +17,8 @@ def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, n
     Returns the mean (D,), the components (d, D) with orthonormal rows, both float32, and the energy they keep.
     Raises ValueError for an empty sample or values that are not finite.
     """
+    from sklearn.decomposition import PCA  # a second, and only who fits needs it: not the actors
+
     if sample.ndim != 2 or len(sample) == 0:
         raise ValueError(f"PCA needs at least one feature vector, got an array of shape {sample.shape}")
     sample = sample.astype(np.float32)

@@ -10,7 +10,6 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import get_model_weights
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of photos in 0..1
 STD = (0.229, 0.224, 0.225)
@@ -191,7 +190,18 @@ def learning_rate_at(epoch: int, base: float, decay_every: int, factor: float = 
     return base * factor ** (epoch // decay_every)
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where that is safe, on a GPU that has it; elsewhere nothing changes.
+
+    It has float32's range, so gradients need no scaling and no photo overflows.
+    """
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
+
+
 def _download(model: str) -> dict[str, torch.Tensor]:
+    from torchvision.models import get_model_weights  # with all its models, a second and a half: here alone
+
     weights = get_model_weights(model).IMAGENET1K_V1
     try:
         return weights.get_state_dict(progress=False, check_hash=True)

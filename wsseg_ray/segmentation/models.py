@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torchvision.models import get_model
 
 from wsseg_ray.hcp import trunk
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV
@@ -33,6 +32,8 @@ class TorchvisionSegmenter(nn.Module):
 
     def __init__(self, model: str, classes_with_background: int) -> None:
         super().__init__()
+        from torchvision.models import get_model  # with all its models, a second and a half: here alone
+
         network = get_model(model, weights=None, weights_backbone=None, num_classes=classes_with_background)
         self.stride = STRIDES.get(model, 8)
         self.imagenet = model.split("_", 1)[1]  # torchvision's name of the classifier with the same trunk

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-import torch
-
 from wsseg_ray.datasets import Listing
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.tables import RunDirectory
@@ -31,15 +29,6 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         # Every task is sent the job; a listing of a million photos must not travel with it.
         return {**self.__dict__, "listing": Listing(self.listing.classes, self.listing.mask_values, [])}
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where that is safe, on a GPU that has it; elsewhere nothing changes.
-
-    It has float32's range, so gradients need no scaling and no photo overflows.
-    """
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
 
 
 def photo_number(image_id: str) -> int:

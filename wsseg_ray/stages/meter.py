@@ -14,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 from wsseg_ray.console import Progress
 from wsseg_ray.stages.job import Job
+from wsseg_ray.tables import shown
 
 STATUS = "status.json"
 STATUS_EVERY = 2.0  # seconds between two writings of it
@@ -49,7 +50,7 @@ class Meter:
         self._counters = {key: Counter(*about, tag_keys=TAGS) for key, about in COUNTERS.items()}
         self._gauges = {key: Gauge(*about, tag_keys=TAGS) for key, about in GAUGES.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
-            metric.set_default_tags({"run": job.run.root.partition("?")[0], "stage": stage})
+            metric.set_default_tags({"run": shown(job.run.root.partition("?")[0]), "stage": stage})
 
     def add(self, done: int, amounts: dict[str, float], note: str) -> None:
         """Count what was done since the last call.

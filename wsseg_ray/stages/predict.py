@@ -18,14 +18,13 @@ from torch import nn
 
 from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.evaluation.iou import confusion
-from wsseg_ray.hcp.trunk import normalise
-from wsseg_ray.proposals.generate import generate
+from wsseg_ray.hcp.trunk import mixed_precision, normalise
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.segmentation.inference import photo_logits
 from wsseg_ray.segmentation.objectives.ilp import ILP, SMOOTHERS, image_prior
-from wsseg_ray.stages.job import Job, mixed_precision
+from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.segmenters import networks, trained
@@ -129,7 +128,10 @@ def segment(recipe: Recipe, name: str, photo: np.ndarray, logits: torch.Tensor) 
     probabilities = upsample(logits[None], *photo.shape[:2])[0].softmax(dim=0).numpy()
     if name in ILP:
         probabilities = image_prior(logits, torch.from_numpy(probabilities)).numpy()
-    if name in SMOOTHERS:  # with regions of `generate` whatever the training photos' source
+    if name in SMOOTHERS:
+        from wsseg_ray.proposals.generate import generate  # with its libraries half a second: for these alone
+
+        # our own regions, whatever the training photos' source
         probabilities = SMOOTHERS[name](probabilities, generate(photo, recipe.proposals.count)[0])
     found = [probabilities.argmax(axis=0).astype(np.uint8)]
     if recipe.crf.enabled:

@@ -14,7 +14,7 @@ from wsseg_ray.report import Strip, render
 from wsseg_ray.stages import evaluate, predict, supervise
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.rows import superpixels_of, truth_of
-from wsseg_ray.tables import read_bytes
+from wsseg_ray.tables import read_bytes, shown
 
 PAGE = "report.html"
 STRIPS = 7  # photos of each split; a prime, so that data sets that go round the classes show them all
@@ -32,10 +32,10 @@ def write(job: Job, metrics: dict[str, Any]) -> str:
         strips,
         evaluate.failures(job, stages),
         dump(job.recipe),
-        f"wsseg run recipe.yaml --run-dir {job.run.root}",
+        f"wsseg run recipe.yaml --run-dir {shown(job.run.root)}",
     )
     job.run.write_bytes(page.encode(), PAGE)
-    return job.run.uri(PAGE)
+    return shown(job.run.uri(PAGE))
 
 
 def _chosen(job: Job, table: str, prefix: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -15,10 +15,10 @@ import torch
 
 from wsseg_ray.hcp.reduction import fit_pca, project
 from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_proposals
-from wsseg_ray.hcp.trunk import normalise
+from wsseg_ray.hcp.trunk import mixed_precision, normalise
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import train_hcp, training
-from wsseg_ray.stages.job import Job, mixed_precision
+from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.rows import add_photo, regions_of
 from wsseg_ray.stages.shards import Row, guard, map_shards

@@ -25,11 +25,11 @@ from wsseg_ray.hcp.loss import LOSSES, hypothesis_max, label_targets, region_los
 from wsseg_ray.hcp.mining import region_targets, sample_regions
 from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
 from wsseg_ray.hcp.scoring import choose_candidates, pool_map, pool_photo, pool_regions, score_proposals
-from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, normalise
+from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, mixed_precision, normalise
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
 from wsseg_ray.stages import training
-from wsseg_ray.stages.job import Job, mixed_precision, photo_number
+from wsseg_ray.stages.job import Job, photo_number
 from wsseg_ray.stages.rows import regions_of
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import read_bytes

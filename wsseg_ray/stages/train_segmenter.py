@@ -19,7 +19,7 @@ import numpy as np
 import ray.train
 import torch
 
-from wsseg_ray.hcp.trunk import learning_rate_at, normalise
+from wsseg_ray.hcp.trunk import learning_rate_at, mixed_precision, normalise
 from wsseg_ray.recipe import CEILING
 from wsseg_ray.segmentation.deeplab import parameter_groups
 from wsseg_ray.segmentation.dropout import number_photos
@@ -29,7 +29,7 @@ from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.segmentation.objectives.ilp import ILP, MAX_GRADIENT
 from wsseg_ray.stages import relabel, train_hcp, training
 from wsseg_ray.stages.feed import OWN_LABELS, Batch, Step, stream, target_kind
-from wsseg_ray.stages.job import Job, mixed_precision
+from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.segmenters import FOLDER, build, file_of, networks, rounds
 
 KEPT_BYTES = 2 * 2**30  # of a frozen trunk's feature maps, a worker
