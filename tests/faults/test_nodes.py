@@ -14,7 +14,7 @@ from tests.test_pipeline import same_rows
 from wsseg_ray.tables import RunDirectory
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes(cluster):
     with three_nodes() as made:
         yield made

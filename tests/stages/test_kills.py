@@ -71,9 +71,9 @@ def test_a_killed_actor_and_a_killed_worker_cost_no_row(tiny_run, tiny, tmp_path
         assert len(list(run.rows(table))) == 12 and same_rows(run, undisturbed, table), table
 
 
-def test_a_driver_killed_while_regions_learn_changes_no_weight(cluster, tiny, tmp_path):
+def test_a_driver_killed_while_regions_learn_changes_no_weight(tiny_run, tiny, tmp_path):
     """kill -9 in the first epochs of the region rounds; the second run goes on with the same teacher."""
-    whole, killed = (RunDirectory.at(str(tmp_path / name)) for name in ("whole", "killed"))
+    whole, killed = (copy(tiny_run[1], tmp_path / name) for name in ("whole", "killed"))
     settings = [*tiny, *SELF_TAUGHT]
     pipeline.run(recipe.load("demo", settings), whole.root, "train_hcp")
     kill_driver(killed, settings, "train_hcp", lambda: "region" in steps(killed))
