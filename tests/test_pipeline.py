@@ -71,6 +71,8 @@ def test_a_run_leaves_what_the_design_says(tiny_run):
     }
     assert list(metrics["stages"]) == list(pipeline.STAGES)
     assert all(entry["failed"] == 0 and entry["rows"] > 0 for entry in metrics["stages"].values())
+    busy = {name for name, entry in made(run).items() if 0 < entry["busy"] < entry["seconds"]}
+    assert busy == {"train_hcp", "score", "train_segmenter", "predict"}
     assert set(metrics["networks"]) == {"AN_A", "SN_B", "FULL", "AN_A_unrefined", "SN_B_unrefined"}
     for network in metrics["networks"].values():
         assert 0 <= network["val"]["miou"] <= 100 and set(network["val"]["iou_crf"]) == {"background", *demo.CLASSES}

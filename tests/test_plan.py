@@ -20,7 +20,7 @@ DEMO = recipe.load("demo")
 
 def measured(photos: int, fixed: float, a_shard: float, each: float, power: int = 1) -> Measured:
     shards = len(plan_shards(photos))
-    return Measured(fixed + a_shard * shards + each * 2 * photos**power, 2 * photos, photos, 100 * photos)
+    return Measured(fixed + a_shard * shards + each * 2 * photos**power, 0.0, 2 * photos, photos, 100 * photos)
 
 
 def test_the_costs_of_three_runs_are_found_again():
@@ -37,8 +37,20 @@ def test_where_every_photo_meets_every_other_one():
 
 
 def test_noise_gives_no_cost_below_nothing():
-    found = fit([Measured(30.0, 16, 16, 0), Measured(20.0, 64, 64, 0), Measured(25.0, 256, 256, 0)], 1, 2)
+    found = fit([Measured(30.0, 0, 16, 16, 0), Measured(20.0, 0, 64, 64, 0), Measured(25.0, 0, 256, 256, 0)], 1, 2)
     assert min(found.fixed, found.a_shard, found.seconds) >= 0 and found.fixed > 10
+
+
+def test_a_photo_costs_what_was_computed_for_it():
+    """All that grows in these runs could be the shards'; but the actors computed 0.1 s a photo."""
+    runs = [Measured(5 + 0.5 * len(plan_shards(n)), 0.1 * n, n, n, 0) for n in (16, 64, 256)]
+    assert fit([run._replace(busy=0) for run in runs], 1, 2).seconds == pytest.approx(0, abs=1e-6)
+    assert fit(runs, 1, 2).seconds >= 0.1 - 1e-9
+
+
+def test_trainings_have_no_cost_a_shard():
+    found = fit([measured(n, 8.0, 0.0, 0.01) for n in (16, 64, 256)], 1, 2, by_shard=False)
+    assert (found.fixed, found.a_shard, found.seconds) == pytest.approx((8.0, 0.0, 0.01), abs=1e-6)
 
 
 def test_more_photos_take_longer_by_the_line():

@@ -219,6 +219,8 @@ def _run_stage(job: Job, name: str, stage: Stage, inputs: list[str]) -> str:
     # Seconds and rows a second speak of the session that finished the stage: what a kill interrupted is not known.
     entry |= {"state": "done", "rows": rows, "failed": len(failures), "worked": worked}
     entry["seconds"] = time.monotonic() - start
+    status = job.run.read_json("status.json") or {}
+    entry["busy"] = (status.get("busy_share") or 0) * status["seconds"] if status.get("stage") == name else 0.0
     job.run.write_json(entry, "stages", f"{name}.json")
     return mark
 

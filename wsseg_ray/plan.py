@@ -2,7 +2,9 @@
 
 Three small runs of the user's own photos give each stage its costs: seconds = fixed + seconds a shard x shards +
 seconds a photo x photos. Few photos lie in small shards, so without the middle term many photos would be planned too
-dear. What grows is carried to more photos and shared out over more machines. `cautions` says what this leaves out.
+dear; and as so few runs tell the two last terms apart badly, a photo costs no less than what actors or trainers were
+seen to compute for it. Trainings read shards ahead, so they have no middle term. What grows is carried to more photos
+and shared out over more machines. `cautions` says what this leaves out.
 """
 
 from __future__ import annotations
@@ -54,9 +56,18 @@ class Machines(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a stage of a run took: seconds, units of work, photos of its split, bytes of its table."""
+    """What a stage of a run took.
+
+    Arguments:
+        seconds: from its start to its end.
+        busy: of them, what its actors or trainers computed; 0 where it has none.
+        work: units.
+        photos: of its split.
+        bytes: of its table.
+    """
 
     seconds: float
+    busy: float
     work: int
     photos: int
     bytes: int
@@ -85,7 +96,8 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
     costs = {}
     for name in pipeline.STAGES:
         power = 2 if name == "refine" and pairwise else 1
-        costs[name] = fit([run[name] for run in runs], power, workers(recipe, name, here))
+        own = [run[name] for run in runs]
+        costs[name] = fit(own, power, workers(recipe, name, here), by_shard=name not in TRAINING_STAGES)
     return costs, here, count["val"]
 
 
@@ -94,7 +106,7 @@ def _entry(run: RunDirectory, name: str) -> Measured:
     photos = sum(name == "images" or row["split"] == _split(name) for row in run.rows("images", ["split"]))
     folder = Path(run.root, pipeline.STAGES[name].folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Measured(entry["seconds"], entry["worked"], photos, size)
+    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, size)
 
 
 def _split(stage: str) -> str:
@@ -102,14 +114,19 @@ def _split(stage: str) -> str:
     return "val" if stage == "predict" else "train"
 
 
-def fit(runs: list[Measured], power: int, workers: float) -> Cost:
-    """The costs, none of them negative, that explain runs of several sizes best, relative to what each took."""
-    rows = np.array([[1, _shards(run.photos), run.work * run.photos ** (power - 1)] for run in runs])
+def fit(runs: list[Measured], power: int, workers: float, by_shard: bool = True) -> Cost:
+    """The costs that explain runs of several sizes best, relative to what each took.
+
+    None is negative, and a unit of work costs what it was computed for in the last run, or more.
+    """
+    units = np.array([run.work * run.photos ** (power - 1) for run in runs], float)
+    rows = np.stack([np.ones(len(runs)), units, [_shards(run.photos) * by_shard for run in runs]], axis=1)
     taken = np.array([run.seconds for run in runs])
-    scale = np.abs(rows).max(axis=0)
-    (fixed, a_shard, each), _ = nnls(rows / scale / taken[:, None], np.ones(len(runs)))
-    fixed, a_shard, each = np.array([fixed, a_shard, each]) / scale
+    scale = rows.max(axis=0).clip(min=1)
     last = runs[-1]
+    least = last.busy / units[-1]
+    (fixed, more, a_shard), _ = nnls(rows / scale / taken[:, None], 1 - least * units / taken)
+    fixed, each, a_shard = np.array([fixed, more, a_shard]) / scale + [0, least, 0]
     return Cost(fixed, a_shard, each, last.work / last.photos, power, last.bytes / last.photos, workers)
 
 
