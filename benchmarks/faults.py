@@ -96,9 +96,11 @@ class Trial:
             time.sleep(0.02)
         return found
 
-    def under_way(self) -> bool:
-        """Whether the stage has done something."""
+    def under_way(self, fault: str = "") -> bool:
+        """Whether the stage has done something; where a training is fed by tasks, they have worked by then."""
         table = TABLES[self.stage]
+        if fault.startswith("worker") and self.stage == "train_segmenter":
+            return bool(self.processes(TASKS))
         if self.stage in ("train_hcp", "train_segmenter"):
             return bool((self.run.read_json(table, PROGRESS) or {}).get("seen"))
         return bool(self.run.shards(table))
@@ -249,7 +251,7 @@ def disturbed(
                 code = trial.end()
         else:
             trial.start()
-            if fault in STRIKES and trial.wait_until(trial.under_way):
+            if fault in STRIKES and trial.wait_until(lambda: trial.under_way(fault)):
                 STRIKES[fault](trial)
             code = trial.end()
         seconds = time.monotonic() - begin
