@@ -1,8 +1,8 @@
 """What grows on the driver with the number of photos: time and memory of the metadata path, without any photo.
 
-    python benchmarks/metadata.py [--photos 1e5 1e6 1e7] [--files 1e6]
+    python benchmarks/metadata.py [--photos 1e5 1e6 1e7] [--files 1e6] [--step STEP]...
 
-For each number of photos, each step in a fresh process:
+For each number of photos, each step (`list` and `count` need `write`) in a fresh process:
 
     listing     the data set's photos as the driver holds them, and the duplicates' check
     shards      cut into shards, and what a Dataset is told of each
@@ -116,12 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=float, nargs="+", default=[1e5, 1e6, 1e7])
     parser.add_argument("--files", type=float, default=1e6, help="no table is written for more photos than this")
+    parser.add_argument("--step", action="append", choices=STEPS, dest="steps")
     arguments = parser.parse_args()
     print(f"{'step':<10} {'photos':>10} {'found':>10} {'seconds':>9} {'GB':>7}")
     for count in map(int, arguments.photos):
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            for step, (_, needs_files) in STEPS.items():
-                if needs_files and count > arguments.files:
+            for step in arguments.steps or STEPS:
+                if STEPS[step][1] and count > arguments.files:
                     continue
                 with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
                     found, seconds, memory = fresh.submit(measured, step, count, folder).result()
