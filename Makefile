@@ -1,5 +1,5 @@
 # Every target makes what it needs: a virtual environment beside this file, with everything installed. Of what is
-# installed Python compiles what it uses, when it uses it: a minute less than all at once.
+# installed Python compiles what it uses, when it uses it: half a minute less than all at once.
 # Another Python: make PYTHON=python3.12 test. CUDA: make EXTRA=gpu demo.
 PYTHON ?= python3
 EXTRA ?= cpu

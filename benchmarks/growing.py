@@ -4,7 +4,7 @@
 
 Starts a head without CPUs whose autoscaler may add two nodes of one CPU (Ray's provider for one machine), runs the demo
 on 24 photos up to the rough masks, and prints what the run said, what the autoscaler did, and what it is asked for
-afterwards. Takes two minutes on two cores.
+afterwards. Takes a minute on two cores.
 """
 
 from __future__ import annotations
