@@ -1,6 +1,7 @@
 # Every target makes what it needs: a virtual environment beside this file, with everything installed. Of what is
 # installed Python compiles what it uses, when it uses it: half a minute less than all at once.
-# Another Python: make PYTHON=python3.12 test. CUDA: make EXTRA=gpu demo.
+# Another Python: make PYTHON=python3.12 test, or all: tools/pythons.sh. CUDA: make EXTRA=gpu demo.
+# Some tests: make PYTEST_ARGS=tests/hcp test.
 PYTHON ?= python3
 EXTRA ?= cpu
 VENV ?= .venv
@@ -15,7 +16,7 @@ demo: $(VENV)/installed-$(EXTRA)
 test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 install: $(VENV)/installed-$(EXTRA)
 

@@ -38,7 +38,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from wsseg_ray import pipeline
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.evaluation import iou
 from wsseg_ray.hcp.loss import binary_cross_entropy_loss, cross_entropy_loss, label_targets
@@ -49,7 +48,7 @@ from wsseg_ray.refinement.distance import METRICS, moments_distance, pairwise_su
 from wsseg_ray.refinement.selection import select
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
-from wsseg_ray.stages.job import Job, photo_number
+from wsseg_ray.stages.job import Job, open_run, photo_number
 from wsseg_ray.stages.refine import groups
 from wsseg_ray.stages.rows import regions_of, truth_of
 from wsseg_ray.supervision.maps import localization_maps, normalize_max
@@ -374,7 +373,7 @@ def main() -> None:
     place = RunDirectory.at(options.run)
     if not place.shards("scores"):
         sys.exit(f"{options.run} holds no scores: wsseg run RECIPE --run-dir {options.run} --until refine")
-    job = pipeline.open_run(options.run)
+    job = open_run(options.run)
     candidates, photos = read(job)
     if not photos:
         sys.exit(f"{options.run}: no training photo has a true mask to measure with")

@@ -33,13 +33,13 @@ import numpy as np
 import ray
 import torch
 
-from wsseg_ray import pipeline
 from wsseg_ray.hcp.trunk import learning_rate_at
 from wsseg_ray.recipe import dump, load
 from wsseg_ray.segmentation.deeplab import parameter_groups
 from wsseg_ray.stages import segmenters, train_segmenter, training
+from wsseg_ray.stages.checkpoints import restore
 from wsseg_ray.stages.feed import Batch, Step, read_batches
-from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.job import Job, open_run
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
 
 def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
     """A run with some of the photos of another, up to its supervision."""
-    run = pipeline.open_run(source).run
+    run = open_run(source).run
     overrides = [
         *arguments.set,
         f"segmentation.networks=[{arguments.network}]",
@@ -86,15 +86,15 @@ def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
     if run.exists("hcp", "network.pt"):
         (place / "hcp").mkdir()
         shutil.copy(Path(run.root, "hcp", "network.pt"), place / "hcp")
-    return pipeline.open_run(str(place))
+    return open_run(str(place))
 
 
 def plain_loop(run: str, name: str) -> dict:
     """Seconds of every epoch and the weights of a loop without Ray, its batches in memory."""
-    job = pipeline.open_run(run)
+    job = open_run(run)
     settings, device = job.recipe.segmentation, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    hcp = training.restore(job.run, "hcp", "network.pt") if settings.weights == "hcp" else None
+    hcp = restore(job.run, "hcp", "network.pt") if settings.weights == "hcp" else None
     network, fresh = segmenters.build(job.recipe, len(job.classes), hcp)
     network.to(device).train()
     groups = parameter_groups(network, settings.learning_rate, fresh)
@@ -136,7 +136,7 @@ def staged(job: Job, name: str, workers: int) -> dict:
         "seconds": [entry["seconds"] for entry in log],
         "waited": [entry["waited"] for entry in log],
         "all_seconds": everything,
-        "weights": training.restore(job.run, segmenters.FOLDER, name, "network.pt"),
+        "weights": restore(job.run, segmenters.FOLDER, name, "network.pt"),
     }
 
 

@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from wsseg_ray import cli, pipeline
-from wsseg_ray.datasets import DatasetError
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.pipeline import Outcome
 
 
@@ -112,3 +115,9 @@ def test_what_proposals_cannot_use_is_one_line(monkeypatch, tmp_path, photo, cap
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1
     assert not (tmp_path / "page.html").exists()
+
+
+def test_help_imports_nothing_heavy():
+    """`wsseg --help` answers at once: torch alone takes two seconds to import."""
+    code = "import sys, wsseg_ray.cli; print(*sorted({'torch', 'ray', 'numpy', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

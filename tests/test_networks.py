@@ -1,5 +1,7 @@
 """Trained networks without Ray: the same labels as the stage `predict`, and programs that say what the network says."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,8 @@ import torch
 from PIL import Image
 
 from wsseg_ray import networks
-from wsseg_ray.datasets import DatasetError
 from wsseg_ray.datasets.demo import CLASSES
-from wsseg_ray.recipe import RecipeError
+from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.segmentation.models import create
 
 SIZES = [(1, 97, 64), (3, 50, 81)]
@@ -114,3 +115,16 @@ def test_onnx_says_what_it_needs(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(RecipeError, match="onnxscript"):
         networks.export(tiny_run[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
+
+
+def test_prediction_needs_no_ray(tiny_run, photos, tmp_path):
+    """In a process where Ray cannot be imported."""
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from pathlib import Path\n"
+        "from wsseg_ray import networks\n"
+        "networks.predict(sys.argv[1], 'SN_B', Path(sys.argv[2]), Path(sys.argv[3]), print)"
+    )
+    folder, expected = photos
+    subprocess.run([sys.executable, "-c", code, tiny_run[1].root, folder, tmp_path / "out"], check=True)
+    assert {file.stem: file.read_bytes() for file in (tmp_path / "out").iterdir()} == expected

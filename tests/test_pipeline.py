@@ -20,8 +20,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.conftest import TINY
 from wsseg_ray import pipeline, recipe
-from wsseg_ray.datasets import DatasetError, demo
-from wsseg_ray.hcp.trunk import WeightsError
+from wsseg_ray.datasets import demo
+from wsseg_ray.errors import DatasetError, WeightsError
 from wsseg_ray.recipe import RIVALS
 from wsseg_ray.segmentation.objectives.ilp import ILP
 from wsseg_ray.tables import SCHEMAS, RunDirectory
@@ -80,7 +80,7 @@ def test_a_run_leaves_what_the_design_says(tiny_run):
     assert set(metrics["supervision"]["ablation"]) == {"none", "nearest", "farthest", "norm", "score", "area", "random"}
     in_use = metrics["supervision"]["ablation"][metrics["supervision"]["keep"]]
     assert in_use["localization_miou"] == metrics["supervision"]["localization_miou"]
-    for table, count in (("images", 24), ("proposals", 12), ("scores", 12), ("supervision", 12), ("predictions", 12)):
+    for table, count in (("images", 24), ("proposals", 12), ("scores", 24), ("supervision", 12), ("predictions", 12)):
         rows = list(run.rows(table))
         assert len(rows) == count == len({row["image_id"] for row in rows}), table
 

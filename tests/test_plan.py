@@ -3,8 +3,8 @@
 import pytest
 
 from wsseg_ray import recipe
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.plan import Cost, Machines, Measured, bytes_of, cautions, fit, gains, measure, seconds, table, workers
-from wsseg_ray.recipe import RecipeError
 from wsseg_ray.tables import plan_shards
 
 HERE = Machines(2, 0)

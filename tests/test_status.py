@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from wsseg_ray.recipe import RecipeError
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.status import is_over, lines
 from wsseg_ray.tables import RunDirectory
 

@@ -1,6 +1,8 @@
 """The command line `wsseg`: parse, call, print.
 
 Exit codes: 0 done, 1 failed, 2 unusable input, 3 done, but some photos could not be processed.
+
+Each command imports what it needs when it is called, so that `wsseg --help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,9 +15,7 @@ from typing import Annotated
 
 import typer
 
-from wsseg_ray import recipe as recipes
-from wsseg_ray.datasets import DatasetError
-from wsseg_ray.hcp.trunk import WeightsError
+from wsseg_ray.errors import DatasetError, RecipeError, WeightsError
 
 app = typer.Typer(
     name="wsseg",
@@ -37,15 +37,14 @@ Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="sto
 def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None, until: Until = None) -> None:
     """Run a recipe, or go on with it where it stopped."""
     from wsseg_ray import pipeline
+    from wsseg_ray.recipe import load
 
     if until is not None and until not in pipeline.STAGES:
-        raise recipes.RecipeError(f"--until {until}: no such stage; there are {', '.join(pipeline.STAGES)}")
+        raise RecipeError(f"--until {until}: no such stage; there are {', '.join(pipeline.STAGES)}")
     place = run_dir or f"runs/{Path(recipe).stem}"
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in place and not Path(place).is_absolute():
-        raise recipes.RecipeError(
-            f"--run-dir {place}: a job runs in a copy of this folder; give an absolute path or URI"
-        )
-    outcome = pipeline.run(recipes.load(recipe, overrides), place, until)
+        raise RecipeError(f"--run-dir {place}: a job runs in a copy of this folder; give an absolute path or URI")
+    outcome = pipeline.run(load(recipe, overrides), place, until)
     print(f"report: {outcome.report}")
     if outcome.failed:
         found = ", ".join(f"{count} in {stage}" for stage, count in outcome.failed.items())
@@ -63,8 +62,9 @@ def demo(run_dir: RunDir = None, overrides: Overrides = None) -> None:
 def doctor(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Look for what a recipe needs: data, weights, GPUs, CRF, disk."""
     from wsseg_ray.doctor import examine
+    from wsseg_ray.recipe import load
 
-    findings = examine(recipes.load(recipe, overrides))
+    findings = examine(load(recipe, overrides))
     for finding in findings:
         print(f"{'ok     ' if finding.good else 'MISSING'}  {finding.name:<10} {finding.text}")
     if not all(finding.good for finding in findings):
@@ -96,8 +96,9 @@ def plan(
 ) -> None:
     """What a run of many photos will take, measured on a few of yours: hours, storage, what to add first."""
     from wsseg_ray import plan as planning
+    from wsseg_ray.recipe import load
 
-    loaded, there = recipes.load(recipe, overrides), planning.Machines(cpus, gpus)
+    loaded, there = load(recipe, overrides), planning.Machines(cpus, gpus)
     costs, here, known = planning.measure(loaded, sample)
     count = {"train": int(photos), "val": known if val is None else int(val)}
     print(
@@ -149,7 +150,7 @@ def proposals(
     from wsseg_ray.report.proposals import write
 
     if out.is_dir() or not out.parent.is_dir():
-        raise recipes.RecipeError(f"--out {out}: must be a file in a folder that exists")
+        raise RecipeError(f"--out {out}: must be a file in a folder that exists")
     write(photo, out, weights, count)
     print(f"page: {out}")
 
@@ -185,7 +186,9 @@ def export(
 @app.command("recipes")
 def list_recipes() -> None:
     """List the shipped recipes."""
-    for name, description in recipes.shipped().items():
+    from wsseg_ray.recipe import shipped
+
+    for name, description in shipped().items():
         print(f"{name:<14} {description}")
 
 
@@ -193,7 +196,7 @@ def main() -> None:
     """Run the command line; what a person can mend is one message, not a traceback."""
     try:
         app()
-    except (recipes.RecipeError, DatasetError, WeightsError) as error:
+    except (RecipeError, DatasetError, WeightsError) as error:
         print(f"wsseg: {error}", file=sys.stderr)
         sys.exit(2)
     except (OSError, RuntimeError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wsseg_ray import datasets
-from wsseg_ray.hcp.trunk import WeightsError
+from wsseg_ray.errors import DatasetError, WeightsError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.stages import proposals, segmenters, train_hcp
@@ -36,7 +36,7 @@ def _data(recipe: Recipe) -> list[Finding]:
     with tempfile.TemporaryDirectory() as demo:
         try:
             listing = datasets.list_photos(recipe.dataset, demo, recipe.seed)
-        except datasets.DatasetError as error:
+        except DatasetError as error:
             return [Finding("data", False, str(error))]
         good = [photo for photo in listing.photos if not photo.error]
         counts = {split: sum(photo.split == split for photo in good) for split in ("train", "val")}

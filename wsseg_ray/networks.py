@@ -9,17 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wsseg_ray.datasets import DatasetError
 from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_photo
+from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.hcp.trunk import MEAN, STD, normalise
-from wsseg_ray.pipeline import open_run
-from wsseg_ray.recipe import RecipeError
 from wsseg_ray.segmentation.deeplab import upsample
-from wsseg_ray.segmentation.inference import photo_logits
+from wsseg_ray.segmentation.inference import fill_cells, photo_views
 from wsseg_ray.segmentation.models import SegmentationNetwork
 from wsseg_ray.stages import segmenters
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.predict import enlarge, segment
+from wsseg_ray.stages.job import Job, open_run
+from wsseg_ray.stages.labels import enlarge, segment
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("state_dict", "torchscript", "onnx")
@@ -42,7 +40,7 @@ def open_network(run: str, name: str) -> tuple[Job, SegmentationNetwork]:
 def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], None]) -> int:
     """Label every pixel of new photos: a palette PNG each, 0 background, i + 1 the run's class i, named like the photo.
 
-    A photo is shrunk as the run's were, goes through the network (`inference.photo_logits`), then through the CRF if
+    A photo is shrunk as the run's were, goes through the network (`inference.photo_views`), then through the CRF if
     the run has one, and its labels are enlarged to the photo's size. A photo that cannot be read is told of, and the
     others go on.
 
@@ -66,8 +64,8 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
             tell(f"{file}: {error}")
             failed += 1
             continue
-        logits = photo_logits(network, normalise(photo), **job.recipe.prediction.model_dump())
-        labels = segment(job.recipe, name, photo, logits)[-1]
+        views = photo_views([network], normalise(photo), **job.recipe.prediction.model_dump())
+        labels = segment(job.recipe, [name], photo, views)[0][-1]
         target.write_bytes(encode_mask(enlarge(labels, photo_size(data))))
         seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
         tell(f"{target}: {', '.join(seen) or 'background alone'}")
@@ -98,8 +96,10 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
-        logits = self.network((photos - self.mean) / self.std)
-        return functional.softmax(upsample(logits, photos.shape[2], photos.shape[3]), dim=1)
+        height, width = photos.shape[2:]
+        filled = fill_cells((photos - self.mean) / self.std, self.network.stride)
+        logits = upsample(self.network(filled), filled.shape[2], filled.shape[3])
+        return functional.softmax(logits[:, :, :height, :width], dim=1)
 
 
 def export(run: str, name: str, form: str, out: Path) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 
 from wsseg_ray import datasets
 from wsseg_ray.console import chatter_to, say
-from wsseg_ray.recipe import Recipe, RecipeError, dump, fingerprint, validate
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.recipe import Recipe, dump, fingerprint
 from wsseg_ray.stages import (
     evaluate,
     images,
@@ -37,14 +37,14 @@ from wsseg_ray.stages import (
     train_hcp,
     train_segmenter,
 )
-from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.job import Job, open_run
 from wsseg_ray.tables import SCHEMAS, RunDirectory
 
-FORMAT = 2  # of the tables; a new one re-runs everything
+FORMAT = 3  # of the tables; a new one re-runs everything
 
-HCP_SELECTION = {"hypotheses", "min_area", "max_aspect"}
+HCP_SELECTION = {"hypotheses", "clustered_boxes", "min_area", "max_aspect"}
 HCP_CANDIDATES = {"threshold", "min_candidates"}
-PCA = {"pca_energy", "pca_dims"}
+PCA = {"pca_energy", "pca_dims", "pca_photos", "pca_candidates"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,11 @@ STAGES: dict[str, Stage] = {
     ),
     "train_hcp": Stage(
         train_hcp.run,
-        lambda job: [_part(job.recipe.hcp, exclude=HCP_CANDIDATES | HCP_SELECTION), job.recipe.seed],
+        lambda job: [
+            # The region rounds learn from candidates.
+            _part(job.recipe.hcp, exclude=HCP_SELECTION | (set() if job.recipe.hcp.region_rounds else HCP_CANDIDATES)),
+            job.recipe.seed,
+        ],
         ("proposals",),
         train_hcp.FOLDER,
     ),
@@ -155,18 +159,6 @@ def write_report(run_dir: str) -> str:
     return _conclude(job, [name for name, entry in entries.items() if entry.get("state") == "done"])[1]
 
 
-def open_run(run_dir: str) -> Job:
-    """A run that is there, to read from: its listing holds no photos.
-
-    Raises RecipeError where the folder is no run.
-    """
-    place = RunDirectory.at(run_dir)
-    if not place.exists("recipe.yaml") or not place.exists("classes.json"):
-        raise RecipeError(f"{run_dir} is no run: it holds no recipe.yaml and classes.json")
-    recipe = validate(yaml.safe_load(place.read_bytes("recipe.yaml")))
-    return Job(place, recipe, datasets.Listing(**place.read_json("classes.json"), photos=[]))
-
-
 def _conclude(job: Job, stages: list[str]) -> tuple[dict[str, Any], str]:
     metrics = evaluate.metrics(job, stages)
     job.run.write_json(metrics, "metrics.json")
@@ -180,7 +172,7 @@ def prepare(recipe: Recipe, place: RunDirectory) -> Job:
     if recipe.dataset.layout == "demo" and not place.is_local:
         listing = replace(listing, photos=[_uploaded(photo, place) for photo in listing.photos])
     if not any(photo.split == "train" and not photo.error for photo in listing.photos):
-        raise datasets.DatasetError("no training photo can be used: every one failed or has none of the classes")
+        raise DatasetError("no training photo can be used: every one failed or has none of the classes")
     proposals.check_weights(recipe)
     train_hcp.check_weights(recipe)
     segmenters.check_weights(recipe)

@@ -19,7 +19,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from wsseg_ray import pipeline
-from wsseg_ray.recipe import TRAINING_STAGES, Recipe, RecipeError
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import TRAINING_STAGES, Recipe
 from wsseg_ray.stages.resources import has_network
 from wsseg_ray.tables import RunDirectory, shard_size
 

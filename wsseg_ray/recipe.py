@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from wsseg_ray.errors import RecipeError
+
 VOC_CLASSES = [
     "aeroplane",
     "bicycle",
@@ -38,10 +40,11 @@ VOC_CLASSES = [
     "tvmonitor",
 ]
 NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
-# Table 4: they learn from the labels themselves, without maps; ILP's four differ in how predictions are smoothed
+# Table 4: they learn from the labels alone, without maps; the four of ILP differ in how predictions are smoothed
 RIVALS = ("MIL_FCN", "EM_ADAPT", "CCNN", "ILP", "ILP_SPPXL", "ILP_BB", "ILP_SEG")
 CAM = "CAM"  # class activation maps as labels: what most people would try first
-CONV_LAYERS = {"vgg16": 13, "small": 5}  # of the trunks
+START = "START"  # not a network of its own: the classifier that the rivals begin with
+CONV_LAYERS = {"vgg16": 13, "small": 5}  # per trunk
 TRUNKS = {"deeplab_largefov": "vgg16", "deeplab_small": "small"}
 TORCHVISION = (
     "deeplabv3_mobilenet_v3_large",
@@ -52,22 +55,18 @@ TORCHVISION = (
     "lraspp_mobilenet_v3_large",
 )
 MODELS = (*TRUNKS, *TORCHVISION)
-# Stages that hold a network in actors, and those that run on Ray Train; the others are tasks
+# Stages whose actors hold a network, and stages that run on Ray Train; all other stages are tasks
 ACTOR_STAGES = ("proposals", "score", "predict")
 TRAINING_STAGES = ("train_hcp", "train_segmenter")
-UNREFINED = "_unrefined"  # a network that learned without the refinement is named after its twin
-# ways to keep candidates, `none` for all of them
+UNREFINED = "_unrefined"  # name suffix of a network that was trained without the refinement
+# Ways to choose the candidates that are kept; `none` keeps all of them
 KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")
-CEILING = "FULL"  # trained on the true masks: not weak supervision, a yardstick
+CEILING = "FULL"  # trained on the true masks: not weakly supervised; shows how much is possible
 ALL_NETWORKS = (*NETWORKS, *RIVALS, CAM, CEILING)
 
 
-# What the YAML reader raises: its own errors, and those of dates that there are not and of lists a thousand deep
+# What the YAML reader raises: its own errors, ValueError on impossible dates, RecursionError on very deep nesting
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used. The message names the key and the way out."""
 
 
 class Section(BaseModel):
@@ -80,7 +79,7 @@ class DatasetSection(Section):
     classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or what the labels name
     train_split: str = "train_aug"
     val_split: str = "val"
-    limit: int | None = Field(None, ge=1)  # photos a split, an evenly spread subset
+    limit: int | None = Field(None, ge=1)  # photos per split: an evenly spread subset; null: all
     max_side: int | None = Field(None, ge=16)  # shrink photos so that the longer side fits; null: full size
 
     @field_validator("classes")
@@ -94,8 +93,9 @@ class DatasetSection(Section):
 class ProposalsSection(Section):
     source: Literal["generate", "mcg", "masks"] = "generate"
     root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
-    count: int = Field(2000, ge=1)  # Sec. 3.1: "about 2,000 proposals per image"
-    weights: str | None = None  # generate: an ImageNet VGG-16 (a file, or `imagenet`) draws the contours; null: colour
+    count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
+    # generate: an ImageNet VGG-16 (a file, or `imagenet`) finds the contours; null: colour and texture do
+    weights: str | None = None
 
     @model_validator(mode="after")
     def _root(self) -> ProposalsSection:
@@ -105,31 +105,39 @@ class ProposalsSection(Section):
 
     @property
     def has_trunk(self) -> bool:
-        """Whether a VGG-16 trunk draws the contours."""
+        """Whether a VGG-16 trunk finds the contours."""
         return self.source == "generate" and self.weights is not None
 
 
 class HcpSection(Section):
     backbone: Literal["vgg16", "small"] = "vgg16"  # Sec. 4.2: VGG-16
     weights: str | None = "imagenet"  # a file, `imagenet` (downloaded by torchvision), or null: at random
-    pooling: Literal["warp", "roi", "segment", "context"] = "segment"  # context: and how it differs from the rest
-    freeze: Literal["none", "all"] | int = "none"  # the number of conv layers, from the photo up, that are not trained
+    # context: the segment's mean and its difference from the rest of the photo
+    pooling: Literal["warp", "roi", "segment", "context"] = "segment"
+    # Where weights hold the conv layers alone, fc6 starts at random and learns so much faster than fc7 that the maps
+    # get worse (RESULTS.md); its input is multiplied by this. 1: off
+    random_fc6_scale: float = Field(0.1, gt=0)
+    freeze: Literal["none", "all"] | int = "none"  # how many conv layers are not trained, counted from the photo
     image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
     hypothesis_epochs: int = Field(15, ge=0)
     region_rounds: int = Field(0, ge=0)  # how often regions learn from the maps of the round before; the paper: never
-    region_epochs: int = Field(4, ge=1)  # of each round
+    region_epochs: int = Field(4, ge=1)  # per round
     hypotheses: int = Field(10, ge=1)  # Sec. 3.1: "only 10 specific proposals are selected"
-    min_area: int = Field(900, ge=0)  # boxes under 900 px are dropped
-    max_aspect: float = Field(4.0, gt=1)  # boxes over 4:1 are dropped
+    # How many of the best-ranked boxes normalized cut groups into clusters: 300 take 0.03 s per photo, 2,000 take 3 s
+    clustered_boxes: int = Field(300, ge=1)
+    min_area: int = Field(900, ge=0)  # HCP [30]: boxes under 900 square pixels are dropped
+    max_aspect: float = Field(4.0, gt=1)  # HCP [30]: boxes whose longer side is over 4 times the shorter are dropped
     batch_size: int = Field(30, ge=1)  # Sec. 4.2: mini-batches of 30
     learning_rate: float = Field(1e-4, gt=0)  # Sec. 4.2, all layers but the last
     image_last_learning_rate: float = Field(1e-2, gt=0)  # Sec. 4.2, image-fine-tuning
     hypothesis_last_learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2, hypothesis-fine-tuning
     decay_every: int = Field(10, ge=1)  # Sec. 4.2: x 0.1 every 10 epochs
-    # [30]: squared loss on the softmax; binary: every class by itself, so that a region may be none of them
+    momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
+    weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2
+    # HCP [30]: squared loss on the softmax; binary: each class on its own, so that a region may belong to no class
     loss: Literal["squared", "cross_entropy", "binary_cross_entropy"] = "squared"
     threshold: float = Field(0.5, ge=0, lt=1)  # Sec. 3.1: confidence above 0.5 makes a candidate
-    min_candidates: int = Field(10, ge=1)  # served to a label without any candidate
+    min_candidates: int = Field(10, ge=1)  # a label without a candidate gets so many of its best proposals
 
     @field_validator("freeze")
     @classmethod
@@ -137,6 +145,12 @@ class HcpSection(Section):
         if isinstance(value, int) and not 0 <= value <= 13:
             raise ValueError("is none, all, or a number of conv layers, 0 to 13")
         return value
+
+    @model_validator(mode="after")
+    def _clustered_boxes(self) -> HcpSection:
+        if self.clustered_boxes < self.hypotheses:
+            raise ValueError(f"clustered_boxes {self.clustered_boxes} is less than hypotheses {self.hypotheses}")
+        return self
 
     @model_validator(mode="after")
     def _region_rounds(self) -> HcpSection:
@@ -154,7 +168,11 @@ class RefinementSection(Section):
     keep: Literal["nearest", "farthest", "norm", "score", "area", "random"] = "farthest"  # Sec. 3.2: "descending order"
     fraction: float = Field(0.5, gt=0, le=1)  # Sec. 3.2: "the top half"
     pca_energy: float = Field(0.98, gt=0, le=1)  # Sec. 3.2
-    pca_dims: int = Field(512, ge=1)  # Sec. 3.2
+    pca_dims: int = Field(512, ge=1)  # Sec. 3.2: "from 4,096 to 512"
+    # PCA is fitted on a sample, so that its memory does not grow with the data set: 64 x 64 are 4,096 features,
+    # eight for each of 512 dimensions
+    pca_photos: int = Field(64, ge=1)  # evenly spread over the training photos
+    pca_candidates: int = Field(64, ge=1)  # per photo of the sample, at most
 
     @model_validator(mode="after")
     def _engine(self) -> RefinementSection:
@@ -165,10 +183,24 @@ class RefinementSection(Section):
 
 class SupervisionSection(Section):
     regions: int = Field(10, ge=1)  # Sec. 3.3.2: the top 10 regions
+    # The regions that are ranked for a class. all: "the region proposals generated by MCG" (Sec. 3.3.2); candidates:
+    # the "selected proposals" (Sec. 3.3), those over hcp.threshold, whether the refinement keeps them or not
+    pool: Literal["all", "candidates"] = "all"
     normalize: Literal["none", "max"] = "none"  # none: the paper; max: each map divided by its maximum in the photo
     min_area: float = Field(0.0, ge=0, lt=1)  # regions under this share of the photo are not ranked
     ranking: Literal["sum", "map_iou"] = "sum"  # sum: Eq. (5); map_iou: IoU with the thresholded map
     threshold: float = Field(0.3, gt=0, lt=1)  # map_iou's threshold, as a share of the map's maximum
+
+
+class RivalsSection(Section):
+    """How the rivals of Table 4 begin; they learn from the labels alone."""
+
+    # First the whole network learns for so many epochs to classify photos, as CAM does. The authors of the rivals start
+    # from a full ImageNet classifier; a rival that starts with a random fc6 and fc7 settles on whatever cell came
+    # first. 0: no start
+    start_epochs: int = Field(4, ge=0)
+    # Of MIL_FCN and ILP, where few cells, those with the highest score, get all of the gradient; Pathak et al. use 1e-4
+    max_learning_rate: float = Field(1e-4, gt=0)
 
 
 class SegmentationSection(Section):
@@ -179,10 +211,14 @@ class SegmentationSection(Section):
     freeze: Literal["none", "all"] | int = "none"
     epochs: int = Field(15, ge=1)  # Sec. 4.2
     batch_size: int = Field(8, ge=1)  # Sec. 4.2
-    crop: int = Field(321, ge=33)  # DeepLab's crop, in pixels
-    learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2; ten times this for the last layer
+    # DeepLab [7]: side of the square crop, in pixels; rounded up to stride k + 1
+    crop: int = Field(321, ge=33)
+    learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2; the last layer has ten times this
     decay_every: int = Field(5, ge=1)  # Sec. 4.2: / 10 every 5 epochs
-    rounds: int = Field(0, ge=0)  # how often a network learns again, from its own labels of the training photos
+    momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
+    weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2; DeepLab [7]: not of biases
+    rounds: int = Field(0, ge=0)  # how often a network is trained again, on its own labels of the training photos
+    rivals: RivalsSection = RivalsSection()
 
     _freeze = field_validator("freeze")(HcpSection._freeze.__func__)
 
@@ -207,27 +243,28 @@ class CrfSection(Section):
 
 
 class PredictionSection(Section):
-    scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)  # the mean of the logits over these
-    mirror: bool = False  # and over the mirrored photo
+    # Factors of the photo's size; logits are averaged over them
+    scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
+    mirror: bool = False  # average over the mirrored photo too
 
 
 class StageSection(Section):
     """What a stage asks of the cluster; null: what suits it (`stages/resources.py`)."""
 
-    cpus: float | None = Field(None, gt=0)  # of each task; of each actor or trainer where there are some
-    memory_gb: float | None = Field(None, gt=0)  # the same; counted by Ray, not enforced
+    cpus: float | None = Field(None, gt=0)  # per task; in a stage with actors or trainers, per actor or trainer
+    memory_gb: float | None = Field(None, gt=0)  # likewise; Ray counts it and does not enforce it
     max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
 
 
 class TaskStage(StageSection):
-    batch_size: int | None = Field(None, ge=1)  # photos that a task takes at most, but a shard (4 to 32) at least
+    batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 32)
 
 
 class TrainingStage(StageSection):
-    """Of a training on Ray Train. Its batch is that of the sections `hcp` and `segmentation`."""
+    """Of a training on Ray Train. Its batch size stands in the sections `hcp` and `segmentation`."""
 
-    gpus: float | None = Field(None, ge=0)  # of each trainer or actor; 0.5: two share one
-    min_workers: int | None = Field(None, ge=1)  # null: actors 1, trainers max_workers; it goes on with so few
+    gpus: float | None = Field(None, ge=0)  # per trainer or actor; 0.5: two share one
+    min_workers: int | None = Field(None, ge=1)  # fewest that the stage runs with; null: actors 1, trainers max_workers
 
     @model_validator(mode="after")
     def _workers(self) -> TrainingStage:
@@ -248,27 +285,28 @@ class StagesSection(Section):
     refine: TaskStage = TaskStage()
     supervise: TaskStage = TaskStage()
     train_segmenter: TrainingStage = TrainingStage()
-    predict: ActorStage = ActorStage()  # and of the labelling between segmentation.rounds
+    predict: ActorStage = ActorStage()  # also used between segmentation.rounds, to label the training photos
 
 
 class MachineSection(Section):
-    """A kind of machine of an autoscaling cluster, as its worker node types have it."""
+    """A kind of machine of an autoscaling cluster: one of its worker node types."""
 
     cpus: float = Field(gt=0)
     gpus: float = Field(0, ge=0)
     memory_gb: float | None = Field(None, gt=0)
-    count: int = Field(1, ge=1)  # there may be of it
+    count: int = Field(1, ge=1)  # the most that the cluster may have
 
 
 class RuntimeSection(Section):
-    """How it runs. Nothing here changes a result, so nothing here re-runs a stage."""
+    """How a recipe runs. Nothing here changes a result, so nothing here re-runs a stage."""
 
     num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: what suits the cluster
     use_gpu: Literal["auto"] | bool = "auto"
-    checkpoint_minutes: float = Field(5, ge=0)  # segmentation training is kept this often, and after every epoch
+    checkpoint_minutes: float = Field(5, ge=0)  # how often segmentation training is saved, besides after every epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
-    no_progress_minutes: float = Field(30, gt=0)  # a stage that does nothing for so long fails; a new machine takes 5
-    cluster: list[MachineSection] | None = None  # what it may grow to; null: what is there, or what `ray up` was told
+    no_progress_minutes: float = Field(30, gt=0)  # a stage without progress for so long fails; a new machine takes 5
+    # What the cluster may grow to; null: the machines that are there, or what `ray up` was told
+    cluster: list[MachineSection] | None = None
     stages: StagesSection = StagesSection()
 
 
@@ -327,7 +365,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     Arguments:
         name: one of `shipped()`, or the path of a YAML file.
         overrides: `section.key=value` strings; the value is read as YAML.
-    Raises RecipeError that names the key, what is wrong with it and what would be right.
+    Raises RecipeError, which names the key, what is wrong with it and what would be right.
     """
     if name in shipped():
         text = (resources.files("wsseg_ray") / "recipes" / f"{name}.yaml").read_text()
@@ -350,7 +388,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def validate(data: dict[str, Any]) -> Recipe:
-    """A recipe from plain data. Raises RecipeError with one line a problem."""
+    """A recipe from plain data. Raises RecipeError, with one line per problem."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -358,7 +396,7 @@ def validate(data: dict[str, Any]) -> Recipe:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of plain data; equal data, equal hash."""
+    """A short hash of plain data: equal data have equal hashes."""
     text = json.dumps(parts, sort_keys=True, default=lambda part: part.model_dump())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from wsseg_ray.recipe import RecipeError, StagesSection
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import StagesSection
 from wsseg_ray.tables import RunDirectory, shown
 
 SILENT = 60.0  # seconds without progress after which the last sign of life is told

@@ -92,6 +92,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("norm", _floats),  # (n,) length of the candidate's CNN feature
             ("features", _halfs),  # (n, D) PCA features
             ("fallback", _ints),  # (K,) 1 where no proposal passed the threshold
+            ("photo_logits", _floats),  # (C,) of a val photo as the one hypothesis: all that its row holds
         ]
     ),
     "refined": pa.schema(
@@ -270,9 +271,10 @@ class RunDirectory:
             return []
         return sorted(info.base_name for info in infos)
 
-    def shards(self, table: str) -> list[str]:
-        """The shards that a table has, sorted."""
-        return [name.removesuffix(".parquet") for name in self.names(table) if name.endswith(".parquet")]
+    def shards(self, table: str, split: str = "") -> list[str]:
+        """The shards that a table has, sorted: all, or those of the split `train` or `val`."""
+        files = [name for name in self.names(table) if name.startswith(split) and name.endswith(".parquet")]
+        return [name.removesuffix(".parquet") for name in files]
 
     def write_shard(self, table: str, shard: str, rows: list[dict[str, Any]]) -> None:
         sink = pa.BufferOutputStream()

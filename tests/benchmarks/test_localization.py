@@ -3,13 +3,13 @@ import pytest
 from scipy import sparse
 
 from benchmarks.localization import Photo, count_part, held_out, keep_part, measure, read, superpixel_means, table
-from wsseg_ray import pipeline
 from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.stages.job import open_run
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    job = pipeline.open_run(tiny_run[1].root)
+    job = open_run(tiny_run[1].root)
     return job, *read(job)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from wsseg_ray.datasets import DatasetError, download, list_photos
+from wsseg_ray.datasets import download, list_photos
 from wsseg_ray.datasets.download import augment, voc2012
 from wsseg_ray.datasets.pixels import encode_mask, read_mask
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
 
 OWN, SBD = np.full((2, 3), 8, np.uint8), np.array([[0, 12, 12], [0, 0, 8]], np.uint8)
@@ -54,12 +55,37 @@ def test_augment(tmp_path):
     masks = {path.stem: path.read_bytes() for path in (voc / "SegmentationClassAug").iterdir()}
     assert masks == {"t": encode_mask(OWN), "v": encode_mask(OWN), "s": encode_mask(SBD), "n": encode_mask(SBD)}
     assert (read_mask(masks["s"], 2, 3, list(range(1, 21))) == SBD).all()
-    assert said == ["converting 2 masks of SBD", "split train_aug: 3 photos", "split paper: 2 photos"]
+    assert said == [
+        "converting 2 masks of SBD",
+        "split train_aug: 3 photos; the paper has 10,582",
+        "split paper: 2 photos; the paper has 10,269",
+    ]
 
-    listing = list_photos(DatasetSection(root=str(voc)))
     cat, dog = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
-    labels = {photo.image_id: photo.labels for photo in listing.photos}
-    assert labels == {"n": (dog,), "s": (cat,), "t": (cat,), "v": (dog,)}
+    expected = {"n": (dog,), "s": (cat,), "t": (cat,), "v": (dog,)}
+    for split, ids in (("train_aug", "nstv"), ("paper", "stv")):
+        listing = list_photos(DatasetSection(root=str(voc), train_split=split))
+        assert {photo.image_id: photo.labels for photo in listing.photos} == {i: expected[i] for i in ids}
+
+
+def test_the_number_of_photos_is_said_alone_where_it_is_the_papers(monkeypatch, tmp_path):
+    voc, said = lay_voc(tmp_path), []
+    lay_sbd(tmp_path / "sbd")
+    monkeypatch.setattr(download, "DOWNLOADED", {"train_aug": 3, "paper": 2})
+    augment(voc, tmp_path / "sbd", said.append)
+    assert said[1:] == ["split train_aug: 3 photos", "split paper: 2 photos"]
+
+
+@pytest.mark.parametrize("split", ["paper", "train_aug"])
+def test_who_has_voc_without_the_list_is_told_how_to_get_it(tmp_path, split):
+    voc = lay_voc(tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        list_photos(DatasetSection(root=str(voc), train_split=split))
+    message = str(caught.value)
+    assert (
+        message.startswith("dataset.train_split: ") and f"no split '{split}'; there are train, trainval, val" in message
+    )
+    assert "wsseg download voc2012 --root DIR" in message and "--set dataset.train_split=NAME" in message
 
 
 def test_augment_again_changes_nothing_and_finishes_what_is_missing(tmp_path):

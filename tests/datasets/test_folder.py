@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from wsseg_ray.datasets import DatasetError, Photo, list_photos
+from wsseg_ray.datasets import Photo, list_photos
 from wsseg_ray.datasets.folder import read
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
 PHOTOS = ("a.jpg", "sub/b.PNG", "c.webp", "unlabelled.jpg", "masks/a.png", "masks/sub/b.png")

@@ -1,7 +1,8 @@
 import pytest
 
 from wsseg_ray import datasets
-from wsseg_ray.datasets import DatasetError, Listing, Photo, demo, list_photos, voc
+from wsseg_ray.datasets import Listing, Photo, demo, list_photos, voc
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
 SECTION = DatasetSection(root="anywhere")

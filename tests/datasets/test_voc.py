@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from wsseg_ray.datasets import DatasetError, Photo, list_photos
+from wsseg_ray.datasets import Photo, list_photos
 from wsseg_ray.datasets.voc import read, read_annotation
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
 
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")

@@ -20,8 +20,9 @@ from PIL import Image
 
 from tests.proposals import test_masks, test_mcg
 from wsseg_ray import datasets, recipe
-from wsseg_ray.datasets import DatasetError, Listing, demo
-from wsseg_ray.recipe import DatasetSection, RecipeError
+from wsseg_ray.datasets import Listing, demo
+from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.stages import images, proposals
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.shards import guard

@@ -3,8 +3,9 @@ import io
 import pytest
 import torch
 
+from wsseg_ray.errors import WeightsError
 from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
-from wsseg_ray.hcp.trunk import WeightsError, freeze, load_weights
+from wsseg_ray.hcp.trunk import freeze, load_weights
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_vgg16_shapes(pooling, pooled, parameters):
         maps = network.features(torch.empty(2, 3, 224, 224))
     assert maps.shape == (2, 512, 14, 14) and 224 // network.stride == 14
     assert network.pool_whole(maps).shape == pooled
-    embedding = network.embed(network.pool_whole(maps))
+    embedding = network.eval().embed(network.pool_whole(maps))
     assert embedding.shape == (2, network.embedding_dims) == (2, 4096)
     assert network.classify(embedding).shape == (2, 20)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters

@@ -4,7 +4,15 @@ import torch
 from scipy import sparse
 
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, pool_photo, pool_regions, score_proposals
+from wsseg_ray.hcp.scoring import (
+    choose_candidates,
+    flatten_candidates,
+    pool_map,
+    pool_photo,
+    pool_photos,
+    pool_regions,
+    score_proposals,
+)
 from wsseg_ray.proposals.regions import RegionProposals
 
 
@@ -116,3 +124,44 @@ def test_training_is_told_that_memory_ran_out(regions, monkeypatch):
     out_of_memory_once(network, monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         pool_regions(network, torch.randn(3, 40, 48), regions)
+
+
+SIZES = [(40, 48), (48, 40), (40, 48), (33, 64)]
+
+
+@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_photo_pools_the_same_alone_and_in_any_batch(pooling, whole):
+    """Filled up to the largest photo of a batch, a photo would have other features near its border."""
+    torch.manual_seed(0)
+    network = HypothesisNetwork("small", 2, pooling).eval()
+    for layer in network.trunk:  # biases that are not zero, as in a network that has learned
+        if getattr(layer, "bias", None) is not None:
+            torch.nn.init.normal_(layer.bias)
+    photos = [torch.randn(3, *size) for size in SIZES]
+    regions = [None if whole else quarters(*size) for size in SIZES]
+    with torch.no_grad():
+        together = pool_photos(network, photos, None if whole else regions)
+        for photo, own, pooled in zip(photos, regions, together, strict=True):
+            (alone,) = pool_photos(network, [photo], None if whole else [own])
+            torch.testing.assert_close(pooled, alone, rtol=1e-4, atol=1e-5)
+            if not whole:
+                torch.testing.assert_close(pooled, pool_regions(network, photo, own), rtol=1e-4, atol=1e-5)
+
+
+def quarters(height: int, width: int) -> RegionProposals:
+    rows, columns = np.arange(height) * 2 // height, np.arange(width) * 2 // width
+    membership = sparse.csr_array(np.array([[1, 1, 0, 0], [0, 0, 0, 1]], np.float32))
+    return RegionProposals(2 * rows[:, None] + columns, membership)
+
+
+def test_classes_and_means_of_regions_are_float32_under_half_precision(regions):
+    """In bfloat16 a logit near 8 has steps of 0.06: laptop and cluster would choose other candidates at 0.5."""
+    torch.manual_seed(0)
+    network = HypothesisNetwork("small", 3, "context").eval()
+    embedding, feature_map = torch.rand(4, network.embedding_dims) * 20, torch.rand(96, 10, 12)
+    with torch.no_grad():
+        logits, pooled = network.classify(embedding), pool_map(network, feature_map, regions)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(network.classify(embedding), logits)
+            assert torch.equal(pool_map(network, feature_map, regions), pooled)

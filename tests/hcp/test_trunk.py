@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torchvision.models import vgg16
 
+from wsseg_ray.errors import WeightsError
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.trunk import WeightsError, conv_layers, freeze, learning_rate_at, load_weights, normalise
+from wsseg_ray.hcp.trunk import ChannelNorm, conv_layers, freeze, learning_rate_at, load_weights, normalise
 
 
 def saved(state: object) -> bytes:
@@ -51,24 +52,22 @@ def test_normalise_refuses(photo):
         normalise(photo)
 
 
-def test_freeze_stops_the_first_conv_layers_and_their_batch_norm():
+def test_freeze_stops_the_first_conv_layers_and_their_norms():
     trunk = conv_layers("small").train()
     freeze(trunk, 2)
-    convs = [layer for layer in trunk if isinstance(layer, nn.Conv2d)]
-    norms = [layer for layer in trunk if isinstance(layer, nn.BatchNorm2d)]
-    assert [conv.weight.requires_grad for conv in convs] == [False, False, True, True, True]
-    assert [norm.training for norm in norms] == [False, False, True, True, True]
-    assert [norm.training for norm in trunk.eval().train() if isinstance(norm, nn.BatchNorm2d)] == [
-        False,
-        False,
-        True,
-        True,
-        True,
-    ]
-    before = norms[0].running_mean.clone()
-    trunk(torch.rand(2, 3, 8, 8))
-    assert torch.equal(norms[0].running_mean, before)
-    assert not torch.equal(norms[2].running_mean, torch.zeros(96))
+    for kind in (nn.Conv2d, ChannelNorm):
+        layers = [layer for layer in trunk if isinstance(layer, kind)]
+        assert [layer.weight.requires_grad for layer in layers] == [False, False, True, True, True]
+
+
+def test_channel_norm_by_hand():
+    pixels = torch.tensor([1.0, 3.0, 5.0, 5.0]).reshape(1, 2, 1, 2)  # two pixels: channels (1, 5) and (3, 5)
+    torch.testing.assert_close(ChannelNorm(2)(pixels).flatten(), torch.tensor([-1.0, -1, 1, 1]), atol=1e-4, rtol=0)
+
+
+def test_a_photo_has_the_same_features_alone_and_in_a_batch():
+    trunk, photos = conv_layers("small").train(), torch.rand(3, 3, 16, 20)
+    torch.testing.assert_close(trunk(photos)[1:2], trunk(photos[1:2]))
 
 
 def test_freeze_none_and_all():

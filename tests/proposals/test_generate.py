@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,13 +95,17 @@ def test_is_deterministic(boundary):
     assert (regions.membership != again.membership).nnz == 0
 
 
-def test_the_memory_layout_of_the_photo_does_not_matter():
+@pytest.mark.parametrize("boundary", [None, TRUE_BOUNDARY])
+def test_the_memory_layout_of_the_photo_does_not_matter(boundary):
     photo = squares(8)
-    read_only = np.asfortranarray(photo)
-    read_only.flags.writeable = False
-    regions, objectness = generate(photo, 50)
-    again, same = generate(read_only, 50)
-    assert (regions.superpixels == again.superpixels).all() and (objectness == same).all()
+    regions, objectness = generate(photo, 50, boundary)
+    for axes in permutations(range(3)):
+        stored = photo.transpose(axes)[:, ::-1].copy()
+        same_photo = stored[:, ::-1].transpose(np.argsort(axes))
+        same_photo.flags.writeable = False
+        again, same = generate(same_photo, 50, None if boundary is None else np.asfortranarray(boundary))
+        assert (regions.superpixels == again.superpixels).all() and (objectness == same).all()
+        assert (regions.membership != again.membership).nnz == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 8), (40, 60)])

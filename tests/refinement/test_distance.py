@@ -213,6 +213,25 @@ def test_refuses_an_unknown_metric():
         pairwise_sums(features, photo, features, photo, "manhattan")
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_refuses_features_that_are_not_finite_or_too_large_to_square(value, kind):
+    good = np.array([[1, 2], [3, 4], [5, 6]], kind)
+    bad, starts, classes, photo = good.copy(), np.array([0, 2]), np.array([0, 0]), np.array([7, 7, 8])
+    bad[1, 1] = value
+    own = photo_moments(good, starts)
+    sums = sum_moments(classes, *own, 1)
+    with pytest.raises(ValueError, match="features must be finite"):
+        photo_moments(bad, starts)
+    with pytest.raises(ValueError, match="features must be finite"):
+        moments_distance(bad, starts, classes, own, sums)
+    # Unit vectors and the nearest candidate bear a number that is too large to square.
+    for metric in ("squared_l2", "l2") if np.isfinite(value) else METRICS:
+        for features, block in ((bad, good), (good, bad)):
+            with pytest.raises(ValueError, match="features must be finite"):
+                pairwise_sums(features, photo, block, photo + 5, metric)
+
+
 def test_the_gpu_serves_where_faiss_finds_one(monkeypatch):
     calls = []
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsseg_ray.datasets import DatasetError
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.hcp.trunk import conv_layers
 from wsseg_ray.proposals.hierarchies import Partition
 from wsseg_ray.proposals.regions import from_masks

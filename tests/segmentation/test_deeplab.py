@@ -15,7 +15,7 @@ from wsseg_ray.segmentation.targets import soft_target
 @pytest.fixture(scope="module")
 def large() -> DeepLabLargeFOV:
     with torch.device("meta"):
-        return DeepLabLargeFOV("deeplab_largefov", 21)
+        return DeepLabLargeFOV("deeplab_largefov", 21).eval()
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_fc_layers_are_decimated(large):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (33, 32), (97, 100), (375, 500)])
 def test_any_size(large, height, width):
     with torch.device("meta"):
-        small, photos = DeepLabLargeFOV("deeplab_small", 21), torch.empty(2, 3, height, width)
+        small, photos = DeepLabLargeFOV("deeplab_small", 21).eval(), torch.empty(2, 3, height, width)
     for model, network in (("deeplab_largefov", large), ("deeplab_small", small)):
         assert network(photos).shape == (2, 21, grid_size(model, height), grid_size(model, width))
 

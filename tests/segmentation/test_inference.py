@@ -3,7 +3,19 @@ import torch
 from torch import nn
 
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, upsample
-from wsseg_ray.segmentation.inference import HALO, TILE, photo_logits, tiled_logits
+from wsseg_ray.segmentation.inference import HALO, TILE, View, at_pixels, fill_cells, photo_views, tiled_logits
+
+SIZES = [(33, 65), (40, 57), (10, 7), (1, 4), (5, 5)]  # stride k + 1 or not
+
+
+class Compass(nn.Module):
+    """Each cell says where it lies: row and column of its pixel."""
+
+    stride = 4
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        rows, columns = (torch.arange(0, side, self.stride).float() for side in photos.shape[2:])
+        return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
 
 
 @pytest.fixture(scope="module")
@@ -12,33 +24,88 @@ def small() -> DeepLabLargeFOV:
     return DeepLabLargeFOV("deeplab_small", 3).eval()
 
 
-def test_one_scale_is_the_network(small):
-    photo = torch.rand(1, 3, 40, 57)
-    with torch.no_grad():
-        assert torch.equal(photo_logits(small, photo), small(photo)[0])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_each_pixel_is_read_off_where_it_lies_among_the_cells(height, width):
+    (views,) = photo_views([Compass()], torch.zeros(1, 3, height, width))
+    rows, columns = at_pixels(views, height, width)
+    assert torch.equal(rows, torch.arange(height)[:, None].float().expand(height, width))
+    assert torch.equal(columns, torch.arange(width).float().expand(height, width))
 
 
-def test_scales_and_mirror_are_averaged(small):
-    photo = torch.rand(1, 3, 41, 57)
-    with torch.no_grad():
-        double = small(nn.functional.interpolate(photo, (82, 114), mode="bilinear"))
-        expected = (double + upsample(small(photo), *double.shape[2:]))[0] / 2
-        torch.testing.assert_close(photo_logits(small, photo, [1, 2]), expected)
-        mirrored = (small(photo) + small(photo.flip(3)).flip(3))[0] / 2
-        torch.testing.assert_close(photo_logits(small, photo, mirror=True), mirrored)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_a_mirrored_view_is_read_off_at_the_mirrored_pixel(height, width):
+    (views,) = photo_views([Compass()], torch.zeros(1, 3, height, width), mirror=True)
+    assert [view.mirrored for view in views] == [False, True]
+    columns = at_pixels(views[1:], height, width)[1]
+    assert torch.equal(columns, torch.arange(width - 1, -1, -1).float().expand(height, width))
 
 
-def test_a_mirrored_photo_gets_mirrored_logits(small):
+def test_a_scaled_view_is_read_off_at_the_scaled_pixel():
+    (views,) = photo_views([Compass()], torch.zeros(1, 3, 10, 6), scales=[2])
+    rows, columns = at_pixels(views, 10, 6)
+    assert rows[:, 0].tolist() == [2 * y + 0.5 for y in range(10)]  # pixel y is pixels 2y and 2y + 1 of the view
+    assert columns[0].tolist() == [2 * x + 0.5 for x in range(6)]
+
+
+def test_a_smaller_copy_of_the_photo_is_read_off_at_its_own_pixels():
+    (views,) = photo_views([Compass()], torch.zeros(1, 3, 12, 8))
+    assert at_pixels(views, 6, 4)[0][:, 0].tolist() == [2 * y + 0.5 for y in range(6)]
+
+
+def test_a_photo_of_whole_cells_is_upsampled_with_its_corners_aligned(small):
     photo = torch.rand(1, 3, 33, 65)
-    answer = photo_logits(small, photo, mirror=True)
-    torch.testing.assert_close(photo_logits(small, photo.flip(3), mirror=True).flip(2), answer)
+    with torch.no_grad():
+        expected = upsample(small(photo), 33, 65)[0]
+    torch.testing.assert_close(at_pixels(photo_views([small], photo)[0], 33, 65), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(96, 96), (97, 64), (61, 130), (193, 99), (5, 65)])
-def test_tiles_are_the_whole(small, size):
+def test_any_other_photo_is_filled_up_with_the_mean_and_cut(small):
+    photo = torch.rand(1, 3, 30, 62)
+    filled = fill_cells(photo, 4)
+    assert filled.shape == (1, 3, 33, 65) and torch.equal(filled[..., :30, :62], photo)
+    assert not filled[..., 30:, :].any() and not filled[..., 62:].any()
+    with torch.no_grad():
+        expected = upsample(small(filled), 33, 65)[0, :, :30, :62]
+    torch.testing.assert_close(at_pixels(photo_views([small], photo)[0], 30, 62), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_views_are_averaged(small):
+    photo = torch.rand(1, 3, 30, 57)
+    views = photo_views([small], photo, [1, 0.5], mirror=True)[0]
+    assert [(view.size, view.mirrored) for view in views] == [
+        ((30, 57), False),
+        ((30, 57), True),
+        ((15, 28), False),
+        ((15, 28), True),
+    ]
+    alone = torch.stack([at_pixels([view], 30, 57) for view in views])
+    torch.testing.assert_close(at_pixels(views, 30, 57), alone.mean(dim=0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_mirrored_photo_gets_mirrored_logits(small, size):
+    photo = torch.rand(1, 3, *size)
+    answer, mirrored = (at_pixels(photo_views([small], view, mirror=True)[0], *size) for view in (photo, photo.flip(3)))
+    torch.testing.assert_close(mirrored.flip(2), answer, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_see_the_same_tensor_in_turn(small):
+    seen = []
+    networks = [Compass(), Compass()]
+    for network in networks:
+        network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    found = photo_views(networks, torch.zeros(1, 3, 9, 9), [1, 2])
+    assert [len(views) for views in found] == [2, 2] and isinstance(found[0][0], View)
+    assert seen[0] is seen[1] and seen[2] is seen[3] and seen[0] is not seen[2]
+
+
+@pytest.mark.parametrize("size", [(96, 96), (97, 64), (61, 130), (193, 99), (5, 65), (65, 65)])
+def test_tiles_are_the_whole(size):
+    torch.manual_seed(0)
+    network = DeepLabLargeFOV("deeplab_small", 3).eval()
     photo = torch.rand(1, 3, *size)
     with torch.no_grad():
-        torch.testing.assert_close(tiled_logits(small, photo, tile=32, halo=40), small(photo), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tiled_logits(network, photo, tile=32, halo=40), network(photo), rtol=1e-4, atol=1e-5)
 
 
 def test_the_halo_covers_what_a_cell_of_largefov_sees():

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from wsseg_ray.hcp.trunk import WeightsError, load_weights
+from wsseg_ray.errors import WeightsError
+from wsseg_ray.hcp.trunk import load_weights
 from wsseg_ray.recipe import MODELS, TORCHVISION
 from wsseg_ray.segmentation.deeplab import parameter_groups
 from wsseg_ray.segmentation.models import create, freeze, grid_size

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
+from wsseg_ray.hcp.trunk import STD, normalise
+from wsseg_ray.segmentation.targets import PAD, crop_and_mirror, hard_target, soft_target
 
 
 def test_soft_target_by_hand():
@@ -91,7 +92,8 @@ def test_crops_are_windows_of_the_photo(height, width):
     for seed in range(200):
         cut, (superpixels,), valid = crop_and_mirror(np.random.default_rng(seed), photo, [index], 4)
         assert cut.shape == (4, 4, 3) and cut.dtype == np.uint8 and superpixels.dtype == np.uint8
-        assert (cut == superpixels[..., None]).all() and (valid == (superpixels > 0)).all()
+        assert (cut == np.where(valid[..., None], superpixels[..., None], PAD)).all()
+        assert (valid == (superpixels > 0)).all()
         inside = superpixels[: min(height, 4), : min(width, 4)]
         assert valid.sum() == inside.size and (inside > 0).all()
         mirrored = width > 1 and inside[0, 1] < inside[0, 0]
@@ -100,6 +102,16 @@ def test_crops_are_windows_of_the_photo(height, width):
         assert (window == index[top : top + 4, left : left + 4]).all()
         seen.add((top, left, mirrored))
     assert len(seen) == max(height - 3, 1) * max(width - 3, 1) * (2 if width > 1 else 1)
+
+
+def test_a_photo_is_padded_with_the_mean_colour():
+    photo, over = np.full((2, 3, 3), 200, np.uint8), np.full((2, 3), 7)
+    cut, (over,), valid = crop_and_mirror(np.random.default_rng(0), photo, [over], 4)
+    assert valid.tolist() == [[True] * 3 + [False]] * 2 + [[False] * 4] * 2
+    assert cut[~valid].tolist() == [[124, 116, 104]] * 10 and (cut[valid] == 200).all()
+    assert over.tolist() == [[7, 7, 7, 0]] * 2 + [[0] * 4] * 2
+    # what is left once the mean is subtracted is the rounding to whole grey levels
+    assert normalise(cut)[0][:, ~valid].abs().max() <= 0.5 / 255 / min(STD)
 
 
 def test_the_same_generator_gives_the_same_crop():

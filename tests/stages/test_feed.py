@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from wsseg_ray import pipeline
 from wsseg_ray.datasets.pixels import encode_mask, read_photo
 from wsseg_ray.segmentation.models import grid_size
 from wsseg_ray.segmentation.targets import crop_and_mirror, soft_target
 from wsseg_ray.stages import feed
 from wsseg_ray.stages.feed import OWN_LABELS, Step, target_kind
-from wsseg_ray.stages.job import Job, photo_number
+from wsseg_ray.stages.job import Job, open_run, photo_number
 from wsseg_ray.stages.rows import superpixels_of
 from wsseg_ray.tables import RunDirectory, read_bytes
 
 
 @pytest.fixture(scope="module")
 def job(tiny_run):
-    return pipeline.open_run(tiny_run[1].root)
+    return open_run(tiny_run[1].root)
 
 
 def photos(job) -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
 import torch
 from torch import nn
 
-from wsseg_ray import pipeline, recipe
+from wsseg_ray import recipe
 from wsseg_ray.hcp.trunk import normalise
-from wsseg_ray.segmentation.inference import photo_logits
+from wsseg_ray.segmentation.inference import photo_views
 from wsseg_ray.stages import predict
+from wsseg_ray.stages.job import open_run
 from wsseg_ray.stages.predict import Predictor, RememberingTrunk
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.segmenters import trained
@@ -21,8 +22,8 @@ def test_a_shared_trunk_looks_once_at_a_photo():
 
 def test_every_network_says_of_a_photo_what_it_says_alone(tiny_run):
     """With several views, of which some are other tensors and some are not."""
-    job = pipeline.open_run(tiny_run[1].root)
-    (shard, *_) = [shard for shard in job.run.shards("images") if shard.startswith("val")]
+    job = open_run(tiny_run[1].root)
+    (shard, *_) = job.run.shards("images", "val")
     row = add_photo(job, predict.photo_rows(job, shard, 1)[0])
     views = {"scales": [1.0, 0.5], "mirror": True}
     for freeze in ("none", "all"):
@@ -30,6 +31,8 @@ def test_every_network_says_of_a_photo_what_it_says_alone(tiny_run):
             job.recipe.model_dump() | {"segmentation": job.recipe.segmentation.model_dump() | {"freeze": freeze}}
         )
         names = ["SN_B"] if freeze == "none" else ["SN_B", "SN_B"]
-        answers = Predictor(type(job)(job.run, frozen, job.listing), names, **views)(row)["logits"]
-        alone = photo_logits(trained(job, "SN_B"), normalise(row["photo"]), **views)
-        assert len(answers) == len(names) and all(torch.equal(answer, alone) for answer in answers)
+        answers = Predictor(type(job)(job.run, frozen, job.listing), names, **views)(row)["views"]
+        (alone,) = photo_views([trained(job, "SN_B")], normalise(row["photo"]), **views)
+        assert len(answers) == len(names)
+        for answer in answers:
+            assert all(torch.equal(view.logits, own.logits) for view, own in zip(answer, alone, strict=True))

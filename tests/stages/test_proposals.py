@@ -6,7 +6,8 @@ import torch
 
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets.pixels import read_photo
-from wsseg_ray.hcp.trunk import WeightsError, conv_layers
+from wsseg_ray.errors import WeightsError
+from wsseg_ray.hcp.trunk import conv_layers
 from wsseg_ray.proposals import ProposalFileError, contours, generate
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import proposals

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from wsseg_ray import recipe
-from wsseg_ray.recipe import RecipeError
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.stages import resources
 from wsseg_ray.stages.resources import GB, Needs, Node, check, needs
 

@@ -7,9 +7,9 @@ import torch
 
 from wsseg_ray import recipe
 from wsseg_ray.datasets import Listing
-from wsseg_ray.stages import training
+from wsseg_ray.stages import train_segmenter, training
 from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.training import WINDOW, epoch_order, fit, step
+from wsseg_ray.stages.training import WINDOW, Member, epoch_order, fit, step
 from wsseg_ray.tables import RunDirectory
 
 
@@ -48,18 +48,38 @@ def test_a_step_by_hand():
     assert step(None, 0, optimizer) == 0 and weight.tolist() == [0, 0]
 
 
-def test_a_long_gradient_is_scaled_down():
-    weight, optimizer = one_weight(3.0)
-    step((weight**2).sum(), 1.0, optimizer, max_norm=2.0)
-    assert weight.tolist() == pytest.approx([1, 0], abs=1e-5)
-
-
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_changes_no_weight(factor):
     weight, optimizer = one_weight(3.0)
     with pytest.raises(FloatingPointError, match="learning_rate"):
         step((factor * weight).sum(), 1.0, optimizer)
     assert weight.tolist() == [3, 0]
+
+
+def test_an_index_reads_each_table_once(tmp_path, monkeypatch):
+    """Before, each network read both tables in the driver twice and once in each worker."""
+    run = RunDirectory.at(str(tmp_path))
+    images = [
+        {"image_id": "a", "labels": [0], "mask_uri": "a.png"},
+        {"image_id": "b", "labels": [0, 2], "mask_uri": ""},
+        {"image_id": "c", "labels": [1], "mask_uri": ""},
+        {"image_id": "broken", "error": "not a photo"},
+    ]
+    run.write_shard("images", "train-00000", images)
+    run.write_shard(
+        "supervision", "train-00000", [{"image_id": "b"}, {"image_id": "a"}, {"image_id": "c", "error": "x"}]
+    )
+    run.write_shard("images", "val-00000", [{"image_id": "v", "labels": [1]}])
+    run.write_shard("supervision", "val-00000", [{"image_id": "v"}])
+    reads, read = [], RunDirectory.read_shard
+    monkeypatch.setattr(RunDirectory, "read_shard", lambda self, *place: reads.append(place[:2]) or read(self, *place))
+    photos = training.index(run, "supervision")
+    assert photos == [("train-00000", [Member("a", 1, True), Member("b", 2, False)])]
+    assert sorted(reads) == [("images", "train-00000"), ("supervision", "train-00000")]
+    names = {"AN_B": ["a", "b"], "SN_B_unrefined": ["a"], "FULL": ["a"], "CCNN": ["a", "b"]}
+    for name, expected in names.items():
+        assert train_segmenter.members(photos, name) == [("train-00000", expected)], name
+    assert training.chosen(photos, lambda member: member.labels > 2) == []
 
 
 def stuck(config):

@@ -43,6 +43,37 @@ def test_small_regions_are_not_ranked():
     assert rough_mask(REGIONS, maps, scores, [0], count=1, min_area=5 / 8).tolist() == [1, 0, 0, 0]
 
 
+def test_pools_limit_what_each_class_ranks():
+    maps = np.array([[1.0, 0.25, 0.25, 0.0]])
+    # means inside: 1, 0.5, 0.25, 0
+    for pool in (np.array([3, 2, 1]), np.array([False, True, True, True])):
+        assert rough_mask(REGIONS, maps, np.zeros((1, 4)), [4], 1, pools=[pool]).tolist() == [5, 5, 0, 0]
+        assert rough_mask(REGIONS, maps, np.array([[9, 0, 0.5, 0]]), [4], 1, pools=[pool]).tolist() == [0, 5, 5, 0]
+        assert rough_mask(REGIONS, maps, np.zeros((1, 4)), [4], 10, pools=[pool]).tolist() == [5, 5, 5, 5]
+    both = np.array([[1.0, 0.25, 0.25, 0.0], [0.5, 0.5, 0.5, 0.5]])
+    pools = [np.array([0]), np.array([3])]
+    assert rough_mask(REGIONS, both, np.zeros((2, 4)), [4, 1], 1, pools=pools).tolist() == [5, 0, 0, 2]
+
+
+def test_equal_regions_of_a_pool_rank_in_the_order_of_the_proposals():
+    maps, scores = np.full((1, 4), 0.5), np.zeros((1, 4))
+    assert rough_mask(REGIONS, maps, scores, [0], 1, pools=[np.array([3, 2])]).tolist() == [0, 1, 1, 0]
+
+
+def test_small_regions_of_a_pool_are_ranked_where_it_has_no_larger_one():
+    maps, scores = np.array([[1.0, 0.25, 0.25, 0.0]]), np.zeros((1, 4))
+    # areas: 1, 3, 3 and 4 of 8 pixels
+    assert rough_mask(REGIONS, maps, scores, [0], 1, 3 / 8, pools=[np.array([0, 2])]).tolist() == [0, 1, 1, 0]
+    assert rough_mask(REGIONS, maps, scores, [0], 1, 4 / 8, pools=[np.array([0, 2])]).tolist() == [1, 0, 0, 0]
+
+
+def test_a_class_with_an_empty_pool_has_no_part():
+    maps, pools = np.ones((2, 4)), [np.array([], int), np.array([1])]
+    assert rough_mask(REGIONS, maps, np.ones((2, 4)), [0, 1], pools=pools).tolist() == [2, 2, 0, 0]
+    with pytest.raises(ValueError, match="shorter"):
+        rough_mask(REGIONS, maps, np.ones((2, 4)), [0, 1], pools=pools[:1])
+
+
 def test_map_iou():
     maps, scores = np.array([[0.5, 0.25, 0.1, 0.0]]), np.array([[0, 0, 0, 1.0]])
     # at half of the maximum: superpixels 0 and 1; at 0.6: superpixel 0 alone
@@ -64,12 +95,12 @@ def test_refuses_an_unknown_ranking():
         rough_mask(REGIONS, np.ones((1, 4)), np.ones((1, 4)), [0], ranking="score")
 
 
-def brute(masks, maps, scores, labels, count, min_area, ranking, threshold):
+def brute(masks, maps, scores, labels, count, min_area, ranking, threshold, pools):
     """Sec. 3.3.2 on pixels: masks (N, H, W), maps (K, H, W)."""
-    ranked = [n for n, mask in enumerate(masks) if mask.mean() >= min_area] or range(len(masks))
     rough = np.zeros(masks.shape[1:], int)
     best = np.full(masks.shape[1:], -1.0)
-    for p, s, label in zip(maps, scores, labels, strict=True):
+    for p, s, label, pool in zip(maps, scores, labels, pools, strict=True):
+        ranked = [n for n in pool if masks[n].mean() >= min_area] or pool
         located = (p >= threshold * p.max()) & (p > 0)
         if ranking == "sum":
             value = {n: s[n] + p[masks[n]].mean() for n in ranked}
@@ -90,14 +121,18 @@ def brute(masks, maps, scores, labels, count, min_area, ranking, threshold):
     st.integers(1, 4),
     st.sampled_from([0.0, 0.3, 0.9]),
     st.sampled_from(["sum", "map_iou"]),
+    st.booleans(),
 )
-def test_equals_dense_pixels(masks, seed, count, min_area, ranking):
+def test_equals_dense_pixels(masks, seed, count, min_area, ranking, limited):
     masks[0, 0, 0] = True
     masks = masks[masks.any(axis=(1, 2))]
     regions = from_masks(masks)
     rng = np.random.default_rng(seed)
     maps = rng.integers(0, 5, (2, len(regions.areas))) / 4
     scores = rng.random((2, len(masks)))
-    expected = brute(masks, maps[:, regions.superpixels], scores, [6, 1], count, min_area, ranking, 0.5)
-    found = rough_mask(regions, maps, scores, [6, 1], count, min_area, ranking, 0.5)
+    pools = [rng.permutation(len(masks))[: rng.integers(len(masks) + 1)] for _ in range(2)] if limited else None
+    everything = [np.arange(len(masks))] * 2
+    dense = maps[:, regions.superpixels]
+    expected = brute(masks, dense, scores, [6, 1], count, min_area, ranking, 0.5, pools or everything)
+    found = rough_mask(regions, maps, scores, [6, 1], count, min_area, ranking, 0.5, pools)
     assert (found[regions.superpixels] == expected).all()

@@ -9,13 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
 MAX_ID_BYTES = 240  # an image_id names files; file systems take 255 bytes, suffix included
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used. The message names the path or the recipe's key, and the way out."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 from scipy.io import loadmat
 from torchvision.datasets import SBDataset, VOCSegmentation
 
-from wsseg_ray.datasets import DatasetError, names_in
+from wsseg_ray.datasets import names_in
 from wsseg_ray.datasets.pixels import encode_mask
-from wsseg_ray.datasets.voc import read_annotation, read_ids
+from wsseg_ray.datasets.voc import DOWNLOADED, read_annotation, read_ids
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES
 
 
@@ -19,11 +20,11 @@ def voc2012(root: Path, say: Callable[[str], None]) -> Path:
     """Download VOC 2012 and SBD into `root` and add the splits `train_aug` and `paper`. What is there is kept.
 
     Arguments:
-        root: gets VOCdevkit/VOC2012 and sbd.
-        say: told what happens, a line at a time.
-    Returns the folder VOCdevkit/VOC2012, ready for `dataset.root`.
-    Costs 3.4 GB of download (2.0 VOC, 1.4 SBD) and twice that on the disk.
-    Raises DatasetError where a download fails; it says how to place the files by hand.
+        root: the folder that gets VOCdevkit/VOC2012 and sbd.
+        say: called with each line of progress.
+    Returns the folder VOCdevkit/VOC2012, which is the value for `dataset.root`.
+    Costs a download of 3.4 GB (VOC 2.0, SBD 1.4) and twice that on the disk.
+    Raises DatasetError where a download fails; the message says how to place the files by hand.
     """
     voc, sbd = root / "VOCdevkit" / "VOC2012", root / "sbd"
     if not _voc_complete(voc):
@@ -36,7 +37,7 @@ def voc2012(root: Path, say: Callable[[str], None]) -> Path:
         )
     if not (sbd / "val.txt").is_file():  # the last file that torchvision puts into place
         say("downloading SBD (1.4 GB)")
-        # Every image set unpacks all masks; `train_noval` would also ask for a list whose server is gone.
+        # Any image set unpacks all masks; `train_noval` would also need a list whose server is gone.
         _fetch(
             "SBD",
             lambda: SBDataset(sbd, image_set="train", mode="segmentation", download=True),
@@ -51,14 +52,15 @@ def augment(voc: Path, sbd: Path, say: Callable[[str], None]) -> None:
     """Add SBD's masks and the splits `train_aug` and `paper` to a VOC folder.
 
     `train_aug` is VOC's train and all of SBD, without VOC's val (10,582 photos); `paper` is its intersection with the
-    trainval of the classification task (Sec. 4.1: 10,269 photos).
+    trainval of the classification task (Sec. 4.1: 10,269 photos). Each split's number of photos is said, and the
+    paper's beside it where they differ.
 
     Arguments:
         voc: a VOC folder; gets SegmentationClassAug, ImageSets/Segmentation/{train_aug,paper}.txt and
             ImageSets/Main/<class>_{train_aug,paper}.txt.
-        sbd: holds cls/<id>.mat.
-        say: told what happens, a line at a time.
-    Costs some minutes for all of VOC; masks that are there already are kept.
+        sbd: the folder that holds cls/<id>.mat.
+        say: called with each line of progress.
+    Costs some minutes for all of VOC; masks that are there are kept.
     Raises DatasetError where a mask or an annotation cannot be read.
     """
     lists, main = voc / "ImageSets" / "Segmentation", voc / "ImageSets" / "Main"
@@ -74,7 +76,8 @@ def augment(voc: Path, sbd: Path, say: Callable[[str], None]) -> None:
             lines = [f"{image_id} {values[present[image_id].get(label)]:2d}\n" for image_id in ids]
             _write(main / f"{label}_{split}.txt", "".join(lines).encode())
         _write(lists / f"{split}.txt", "".join(f"{image_id}\n" for image_id in ids).encode())
-        say(f"split {split}: {len(ids)} photos")
+        note = "" if len(ids) == DOWNLOADED[split] else f"; the paper has {DOWNLOADED[split]:,}"
+        say(f"split {split}: {len(ids):,} photos{note}")
 
 
 def _voc_complete(voc: Path) -> bool:
@@ -126,7 +129,7 @@ def _annotation(path: Path) -> dict[str, bool]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write through a second name, so that what was interrupted is not taken for finished."""
+    """Write to a temporary name and rename, so that an interrupted write leaves no file that looks finished."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(data)
     part.replace(path)

@@ -21,17 +21,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from wsseg_ray.datasets import (
-    DatasetError,
-    Listing,
-    Photo,
-    choose_classes,
-    id_problem,
-    names_in,
-    read_classes,
-    read_text,
-    root_of,
-)
+from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes, read_text, root_of
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

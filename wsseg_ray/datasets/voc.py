@@ -3,12 +3,13 @@
     JPEGImages/<id>.jpg
     ImageSets/Segmentation/<split>.txt      the split's ids, one a line
     ImageSets/Main/<class>_<split>.txt      `<id> 1`, `<id> 0` (difficult objects alone: not counted) or `<id> -1`
-    Annotations/<id>.xml                    asked where no ImageSets/Main file names the photo
+    Annotations/<id>.xml                    read where no ImageSets/Main file names the photo
     SegmentationClassAug/<id>.png           or SegmentationClass/<id>.png; optional
     classes.txt                             line i names mask value i; without it, VOC's 20 classes
 
-A split's ids are those of ImageSets/Segmentation, else of ImageSets/Main/<split>.txt, else of the class files: VOC's
-own `val` has 5,823 photos in its class files, and only the 1,449 of ImageSets/Segmentation have a mask.
+A split's ids are those of ImageSets/Segmentation/<split>.txt. Without it they are those of ImageSets/Main/<split>.txt,
+and without that too, those of the class files. The order matters: VOC's own `val` has 5,823 photos in its class files,
+and only the 1,449 of ImageSets/Segmentation have a mask.
 """
 
 from __future__ import annotations
@@ -17,20 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from wsseg_ray.datasets import (
-    DatasetError,
-    Listing,
-    Photo,
-    choose_classes,
-    id_problem,
-    names_in,
-    read_classes,
-    read_text,
-    root_of,
-)
+from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes, read_text, root_of
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
 
-MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # the first that has the mask serves
+# Splits that `wsseg download voc2012` writes, and how many photos they have in the paper (Sec. 4.1)
+DOWNLOADED = {"train_aug": 10_582, "paper": 10_269}
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # the mask is taken from the first that has it
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Segmentation", "ImageSets/Main", *MASK_FOLDERS)
 
 
@@ -61,7 +55,7 @@ def read(section: DatasetSection) -> Listing:
 
 
 def read_annotation(path: Path) -> dict[str, bool]:
-    """The classes in an annotation file, each with whether any of its objects is not difficult.
+    """The classes in an annotation file, each with True where at least one of its objects is not marked difficult.
 
     Raises ValueError where the file cannot be read.
     """
@@ -85,10 +79,10 @@ def read_ids(path: Path) -> list[str]:
 
 
 def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, str]]:
-    """The labels of every photo that a split's class files name, and what is wrong with malformed lines, by photo."""
+    """The labels of every photo in a split's class files, and per photo what is wrong with its malformed lines."""
     rows: dict[str, set[str]] = {}
     errors: dict[str, str] = {}
-    for label in tree.known:  # a photo with a line of a class that is not wanted is labelled all the same
+    for label in tree.known:  # not the wanted classes alone: a line of any class says that the photo is labelled here
         if f"{label}_{name}.txt" not in tree.files["ImageSets/Main"]:
             continue
         path = tree.root / "ImageSets" / "Main" / f"{label}_{name}.txt"
@@ -119,9 +113,19 @@ def _ids(tree: Tree, split: str, name: str, rows: dict[str, set[str]], errors: d
     splits = {file.removesuffix(".txt") for file in tree.files["ImageSets/Segmentation"]}
     splits |= {stem.removeprefix(f"{label}_") for label in tree.known for stem in stems if stem.startswith(f"{label}_")}
     raise DatasetError(
-        f"dataset.{split}_split: {tree.root / 'ImageSets'} has no split {name!r}; there are {_some(splits)}. It needs "
-        f"Segmentation/{name}.txt (ids) or Main/<class>_{name}.txt (ids with 1, 0 or -1)"
+        f"dataset.{split}_split: {tree.root / 'ImageSets'} has no split {name!r}; there are {_some(splits)}. "
+        f"{_remedy(split, name)}"
     )
+
+
+def _remedy(split: str, name: str) -> str:
+    """What a user can do about a missing split."""
+    if name in DOWNLOADED:
+        return (
+            f"`wsseg download voc2012 --root DIR` writes {name!r} into DIR/VOCdevkit/VOC2012 and keeps what is there; "
+            f"or choose a split that is there: --set dataset.{split}_split=NAME"
+        )
+    return f"It needs Segmentation/{name}.txt (ids) or Main/<class>_{name}.txt (ids with 1, 0 or -1)"
 
 
 def _photo(tree: Tree, split: str, image_id: str, rows: dict[str, set[str]], errors: dict[str, str]) -> Photo:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import SpectralClustering
+from scipy import linalg
 
-CANDIDATES = 300  # boxes that are clustered; the eigenvectors cost the cube of their number
 LINK = 1e-3  # affinity of boxes that do not touch
+# Boxes that are alike, all apart or on a grid leave the clusters to rounding, which differs between machines. So every
+# affinity is raised by a share of its own, up to this one. From 1e-10 on, noise of 1e-14 on the affinities changed no
+# choice; up to 1e-4, no choice on 40 real photos and 60 sets of random boxes changed, and at 1e-3 one did.
+TIE_BREAK = 1e-4
 
 
 def select_hypotheses(
@@ -16,33 +19,58 @@ def select_hypotheses(
     min_area: int = 900,
     max_aspect: float = 4.0,
     seed: int = 0,
+    clustered: int = 300,
 ) -> np.ndarray:
     """The best-scored box of each of `count` clusters of boxes, found by normalized cut on their IoU.
 
-    Boxes that are too small or too long are dropped; where that drops all, all stay. The first 300 of what is left
-    take part: proposals come best first. With at most `count` boxes there is nothing to choose. Boxes that repeat can
-    leave clusters empty: then fewer than `count` are returned.
+    Boxes that are too small or too long are dropped; where that drops all, all stay. The first `clustered` of what is
+    left take part: proposals come best first. With at most `count` boxes there is nothing to choose. Clusters can be
+    empty: then fewer than `count` are returned. The same boxes give the same choice on every machine.
 
     Arguments:
         boxes: (N, 4) px: x0, y0, x1, y1, the end exclusive.
         scores: (N,), higher is better; the first of equals wins.
         min_area: px, of the box.
         max_aspect: longer side by shorter side.
-    Returns sorted indices, at most `count`. Costs 0.2 s for 300 boxes.
+        seed: of the pattern that breaks ties between clusters.
+        clustered: boxes that normalized cut clusters, best first.
+    Returns sorted indices, at most `count`. Costs the cube of `clustered`, 0.02 s for 300 boxes and 1.2 s for 2,000.
     """
     width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
     fits = (width * height >= min_area) & (np.maximum(width, height) <= max_aspect * np.minimum(width, height))
-    candidates = np.flatnonzero(fits if fits.any() else np.ones(len(boxes), bool))[:CANDIDATES]
+    candidates = np.flatnonzero(fits if fits.any() else np.ones(len(boxes), bool))[:clustered]
     if len(candidates) <= count:
         return candidates
-    # Without a link, boxes apart from each other are separate graphs, whose eigenvectors are not determined.
-    affinity = box_iou(boxes[candidates]) + LINK
-    clusters = SpectralClustering(
-        n_clusters=count, affinity="precomputed", assign_labels="cluster_qr", random_state=seed
-    ).fit_predict(affinity)
+    # Without a link, boxes apart from each other are separate graphs, among which a cut has nothing to weigh.
+    clusters = normalized_cut(box_iou(boxes[candidates]) + LINK, count, seed)
     best_first = np.argsort(-scores[candidates], kind="stable")
     _, best = np.unique(clusters[best_first], return_index=True)
     return np.sort(candidates[best_first[best]])
+
+
+def normalized_cut(affinity: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Clusters of a graph's vertices by normalized cut (Shi and Malik, PAMI 2000).
+
+    The eigenvectors of the normalized affinity with the largest eigenvalues become clusters by a pivoted QR and the
+    rotation nearest to its pivots (Damle, Minden and Ying, Information and Inference 2019). Ties are broken by a fixed
+    pattern, see `TIE_BREAK`.
+
+    Arguments:
+        affinity: (N, N) symmetric, positive off the diagonal, which does not count.
+        count: clusters, less than N.
+        seed: of the pattern.
+    Returns the cluster of every vertex, (N,) in 0..count-1; not every cluster need occur. Costs N^3.
+    """
+    pattern = np.random.default_rng(seed).random(affinity.shape)
+    affinity = affinity * (1 + TIE_BREAK / 2 * (pattern + pattern.T))
+    np.fill_diagonal(affinity, 0)
+    root = np.sqrt(affinity.sum(axis=0))
+    # Only the broken ties make this work: LAPACK finds no eigenvectors at the end of a range among equal eigenvalues.
+    wanted = [len(affinity) - count, len(affinity) - 1]
+    vectors = linalg.eigh(affinity / np.outer(root, root), subset_by_index=wanted)[1] / root[:, None]
+    pivots = linalg.qr(vectors.T, mode="r", pivoting=True)[1][:count]
+    left, _, right = linalg.svd(vectors[pivots].T)
+    return np.abs(vectors @ (left @ right)).argmax(axis=1)
 
 
 def box_iou(boxes: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wsseg_ray.hcp.trunk import BACKBONES, conv_layers, initialise
+from wsseg_ray.hcp.dropout import PhotoDropout
+from wsseg_ray.hcp.trunk import BACKBONES, conv_layers, full_precision, initialise
 
 
 class HypothesisNetwork(nn.Module):
@@ -39,7 +40,7 @@ class HypothesisNetwork(nn.Module):
         self.register_buffer("feature_scale", torch.ones(()))
         self.fc6 = nn.Linear(self.trunk.channels * cells, spec.hidden)
         self.fc7 = nn.Linear(spec.hidden, spec.hidden)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout6, self.dropout7 = PhotoDropout(spec.dropout), PhotoDropout(spec.dropout)
         self.classifier = nn.Linear(spec.hidden, classes)
         initialise(self.fc6)
         initialise(self.fc7)
@@ -70,12 +71,16 @@ class HypothesisNetwork(nn.Module):
         Arguments:
             pooled: (N, C, grid, grid), or (N, C) for `segment` and (N, 2 C) for `context`.
         """
-        hidden = self.dropout(functional.relu(self.fc6(pooled.flatten(1) * self.feature_scale)))
-        return self.dropout(functional.relu(self.fc7(hidden)))
+        hidden = self.dropout6(functional.relu(self.fc6(pooled.flatten(1) * self.feature_scale)))
+        return self.dropout7(functional.relu(self.fc7(hidden)))
 
     def classify(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes) of embeddings (N, embedding_dims)."""
-        return self.classifier(embedding)
+        """Logits (N, classes) of embeddings (N, embedding_dims), always in float32.
+
+        A candidate is chosen at 0.5; near a logit of 8 bfloat16 has steps of 0.06, so a GPU would choose others.
+        """
+        with full_precision(embedding.device):
+            return self.classifier(embedding.float())
 
     def convert_fc(
         self, fc6_weight: torch.Tensor, fc6_bias: torch.Tensor, fc7_weight: torch.Tensor, fc7_bias: torch.Tensor

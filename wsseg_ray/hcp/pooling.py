@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from wsseg_ray.hcp.trunk import full_precision
 from wsseg_ray.proposals.regions import RegionProposals
 
 
@@ -90,8 +91,9 @@ def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.T
 
 def _mean(feature_map: torch.Tensor, sums: np.ndarray, areas: np.ndarray) -> torch.Tensor:
     """Mean features of N regions from how much every cell contributes to their sums (N, h*w), and their pixels (N,)."""
-    weights = np.divide(sums, areas[:, None], dtype=np.float32)
-    return torch.from_numpy(weights).to(feature_map.device) @ feature_map.float().flatten(1).T
+    weights = torch.from_numpy(np.divide(sums, areas[:, None], dtype=np.float32)).to(feature_map.device)
+    with full_precision(feature_map.device):  # a mean of bfloat16 weights is off by up to 0.4 %
+        return weights @ feature_map.float().flatten(1).T
 
 
 def _align(image: torch.Tensor, boxes: np.ndarray, size: int, scale: float, samples: int) -> torch.Tensor:

@@ -16,6 +16,38 @@ CHUNK = 64  # warped crops a forward pass: 40 MB of photos and 1 GB of VGG-16's 
 ROWS = 512  # proposals a pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB behind each of the two
 
 
+def pool_photos(
+    network: HypothesisNetwork, photos: Sequence[torch.Tensor], regions: Sequence[RegionProposals] | None
+) -> list[torch.Tensor]:
+    """What is pooled of several photos: of the whole photo, or of its regions, for each.
+
+    Photos of equal size go through the trunk together. Photos of different sizes do not: filled up to one size, a photo
+    would have other features near its border, since a bias and a ReLU make the filling non-zero. So a photo pools the
+    same alone and in any batch, up to the rounding of sums.
+
+    Arguments:
+        photos: (3, H, W) each, normalised, on the device of the network.
+        regions: of each photo; None: the whole photo is the one hypothesis, as in image-fine-tuning.
+    Returns (n, C, grid, grid) for each photo, or (n, C) for `segment` and (n, 2 C) for `context`.
+    """
+    whole = regions is None
+    if network.pooling == "warp":
+        if whole:
+            return [pool_photo(network, photo) for photo in photos]
+        return [pool_regions(network, photo, own) for photo, own in zip(photos, regions, strict=True)]
+    pooled: list[torch.Tensor] = [torch.empty(0)] * len(photos)
+    by_size: dict[torch.Size, list[int]] = {}
+    for place, photo in enumerate(photos):
+        by_size.setdefault(photo.shape, []).append(place)
+    for places in by_size.values():
+        maps = network.features(torch.stack([photos[place] for place in places]))
+        for place, feature_map in zip(places, maps, strict=True):
+            pooled[place] = (
+                network.pool_whole(feature_map[None]) if whole else pool_map(network, feature_map, regions[place])
+            )
+    return pooled
+
+
 def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
     """What is pooled of every proposal, with the network's pooling; input of `network.embed`.
 

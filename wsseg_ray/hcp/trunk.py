@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from wsseg_ray.errors import WeightsError
+
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of photos in 0..1
 STD = (0.229, 0.224, 0.225)
 
@@ -24,15 +26,11 @@ VGG16_FC = {  # the fully connected layers below the 1000-way classifier
 }
 
 
-class WeightsError(ValueError):
-    """Weights that cannot be used. The message names the file, what is wrong with it and the way out."""
-
-
 class Backbone(NamedTuple):
     """A VGG-style trunk: 3x3 conv layers of so many channels, `pool` halves the map."""
 
     layers: tuple[int | Literal["pool"], ...]
-    batch_norm: bool
+    norm: bool  # whether a ChannelNorm stands behind each conv layer
     stride: int  # photo pixels a feature cell
     grid: int  # cells a side of a pooled box
     crop: int  # pixels a side of a warped box
@@ -43,18 +41,19 @@ class Backbone(NamedTuple):
 BACKBONES = {
     "vgg16": Backbone(
         (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512),
-        batch_norm=False,
+        norm=False,
         stride=16,
         grid=7,
         crop=224,
         hidden=4096,
         dropout=0.5,
     ),
-    # For drawn photos of about 100 px: 34 px receptive field, learns from scratch, 4 ms a 96x96 photo on one core.
+    # For drawn photos of about 100 px: 34 px receptive field, learns from scratch, 4 ms per 96x96 photo on one core.
+    # ChannelNorm sees one pixel alone: BatchNorm would tie a photo to its batch, and so to the worker that has it.
     # No dropout: half of 128 channels is too few to start from (8 epochs on true masks: 37 % mIoU without, 24 % with).
     "small": Backbone(
         (24, "pool", 48, "pool", 96, 96, 96),
-        batch_norm=True,
+        norm=True,
         stride=4,
         grid=3,
         crop=96,
@@ -64,20 +63,20 @@ BACKBONES = {
 }
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al., 2016) over the channels of each pixel of (B, C, H, W), as ConvNeXt has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class Trunk(nn.Sequential):
-    """Conv layers in a row, of which the first may be frozen: their BatchNorm then keeps its statistics in training."""
+    """Conv layers in a row."""
 
     @property
     def channels(self) -> int:
         """Channels of the feature map."""
         return [layer for layer in self if isinstance(layer, nn.Conv2d)][-1].out_channels
-
-    def train(self, mode: bool = True) -> Trunk:
-        super().train(mode)
-        for layer in self:
-            if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
-                layer.eval()
-        return self
 
 
 def conv_layers(backbone: Literal["vgg16", "small"]) -> Trunk:
@@ -93,8 +92,8 @@ def conv_layers(backbone: Literal["vgg16", "small"]) -> Trunk:
             layers.append(nn.MaxPool2d(2))
             continue
         layers.append(nn.Conv2d(channels, width, 3, padding=1))
-        if spec.batch_norm:
-            layers.append(nn.BatchNorm2d(width))
+        if spec.norm:
+            layers.append(ChannelNorm(width))
         layers.append(nn.ReLU(inplace=True))
         channels = width
     trunk = Trunk(*layers).to(memory_format=torch.channels_last)  # convolves up to three times as fast
@@ -170,7 +169,7 @@ def load_weights(
 def freeze(trunk: Trunk, count: Literal["none", "all"] | int) -> None:
     """Train the first `count` conv layers no further, counted from the photo up; the others train.
 
-    BatchNorm behind a frozen conv layer is frozen with it, and keeps its statistics also after `train()`.
+    ChannelNorm behind a frozen conv layer is frozen with it.
 
     Raises ValueError where the trunk has fewer conv layers.
     """
@@ -182,7 +181,6 @@ def freeze(trunk: Trunk, count: Literal["none", "all"] | int) -> None:
     for layer in trunk:
         seen += isinstance(layer, nn.Conv2d)
         layer.requires_grad_(seen > frozen)
-    trunk.train(trunk.training)
 
 
 def learning_rate_at(epoch: int, base: float, decay_every: int, factor: float = 0.1) -> float:
@@ -197,6 +195,11 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     """
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """float32 inside a block of `mixed_precision`, for what must not be rounded."""
+    return torch.autocast("cuda" if device.type == "cuda" else "cpu", enabled=False)
 
 
 def _download(model: str) -> dict[str, torch.Tensor]:

@@ -31,8 +31,9 @@ XYZ_OF_RGB = np.array(  # linear sRGB to XYZ over the D65 white
 def lab(photo: np.ndarray) -> np.ndarray:
     """CIE L*a*b* (D65) of sRGB: (H, W, 3) uint8 to (H, W, 3) float32."""
     rgb = np.arange(256) / 255
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4).astype(np.float32)[photo]
-    xyz = linear @ XYZ_OF_RGB.T
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    # Indexing keeps the photo's memory layout, and with it numpy chooses how the product is summed and rounded.
+    xyz = linear[np.ascontiguousarray(photo)] @ XYZ_OF_RGB.T
     f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)

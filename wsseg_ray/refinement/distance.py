@@ -35,7 +35,7 @@ def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray,
         features: (n, D) floats, computed in float32; a group's rows are contiguous.
         starts: (G,) increasing integers, the first row of each group; the first is 0.
     Returns mu (G, D) and m (G,), float64. Costs n D: two passes over `features`.
-    Raises ValueError where a group has no candidate.
+    Raises ValueError where a group has no candidate, and on features that are not finite.
     """
     counts = np.diff(starts, append=len(features))
     if (counts < 1).any():
@@ -46,8 +46,11 @@ def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray,
     ones = np.ones(len(features), np.float32)
     groups = sparse.csr_array((ones, np.arange(len(ones)), np.append(starts, len(ones))), (len(starts), len(ones)))
     means = _on_grid((groups @ features) / counts[:, None])
+    _refuse_non_finite(means)
     scatter = np.add.reduceat(_squared_l2(features, means, np.repeat(np.arange(len(starts)), counts)), starts) / counts
-    return means, _on_grid(np.einsum("gd,gd->g", means, means) + scatter)
+    squares = _on_grid(np.einsum("gd,gd->g", means, means) + scatter)
+    _refuse_non_finite(squares)
+    return means, squares
 
 
 def sum_moments(
@@ -88,6 +91,7 @@ def moments_distance(
         sums: what `sum_moments` returns for all photos, these included.
     Returns (n,) float64, squared feature units, never negative; zeros where the class has this photo alone: there
     is no distance. Costs n D: one pass over `features`.
+    Raises ValueError on features or moments that are not finite.
     """
     photos, mean_sums, square_sums = sums
     others = photos[classes] - 1
@@ -96,8 +100,16 @@ def moments_distance(
     spread = (square_sums[classes] - own[1]) / divisor - np.einsum("gd,gd->g", centers, centers)
     group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(features)))
     distance = _squared_l2(features.astype(np.float32, copy=False), centers, group) + np.maximum(spread, 0)[group]
+    _refuse_non_finite(distance)
     distance[others[group] == 0] = 0
     return distance
+
+
+def _refuse_non_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "features must be finite, and so must their squares in float32: some are infinite, NaN or huge"
+        )
 
 
 def _on_grid(values: np.ndarray) -> np.ndarray:
@@ -133,7 +145,7 @@ def pairwise_sums(
     Returns, of the photos of the block other than the candidate's own, the sum of their mean distances (n,) float64
     and their number (n,) int64. Accurate to float32. Costs n m D; the memory is two copies of the arguments and one
     tile of TILE x TILE pairs (wider where a photo alone has more candidates).
-    Raises ValueError on an unknown metric, ImportError where FAISS is not installed.
+    Raises ValueError on an unknown metric and on features that are not finite, ImportError where FAISS is missing.
     """
     if metric not in METRICS:
         raise ValueError(f"metric '{metric}' is none of {', '.join(METRICS)}")
@@ -141,6 +153,8 @@ def pairwise_sums(
     total, others = np.zeros(len(features)), np.zeros(len(features), np.int64)
     if len(features) == 0 or len(block) == 0:
         return total, others
+    _refuse_non_finite(features)
+    _refuse_non_finite(block)
     reduce = np.minimum.reduceat if metric == "nearest" else np.add.reduceat
     center = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     queries = _prepare(features, center, metric)
@@ -158,6 +172,7 @@ def pairwise_sums(
             other = photo[part, None] != ids[tile]
             total[part] += by_photo.sum(axis=1, where=other)
             others[part] += other.sum(axis=1)
+    _refuse_non_finite(total)
     return total, others
 
 

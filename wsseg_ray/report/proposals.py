@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from wsseg_ray.datasets import DatasetError
 from wsseg_ray.datasets.pixels import PixelError, read_photo
+from wsseg_ray.errors import DatasetError
 from wsseg_ray.hcp.trunk import Trunk
 from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
 from wsseg_ray.proposals.generate import cut, generate, shrink

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from wsseg_ray.hcp.dropout import PhotoDropout
 from wsseg_ray.hcp.trunk import BACKBONES, conv_layers, initialise
-from wsseg_ray.segmentation.dropout import PhotoDropout
 
 
 class DeepLabLargeFOV(nn.Module):

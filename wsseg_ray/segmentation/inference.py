@@ -1,48 +1,94 @@
-"""A trained network on whole photos: several scales, mirrored, and in tiles where a photo is large."""
+"""Trained networks on whole photos: several scales, mirrored, and in tiles where a photo is large.
+
+A network says something of its cells, and cell (i, j) looks at the photo around pixel (stride i, stride j). So a photo
+is filled up to stride k + 1 pixels, until its last pixel lies between two cells, and what a network says of a pixel is
+read off between the cells around it, at the place where the pixel is in that view of the photo.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from wsseg_ray.segmentation.deeplab import upsample
-
 TILE = 1024  # photo pixels a side; bounds the memory that feature maps take, whatever the photo's size
 HALO = 224  # pixels around a tile that its cells may look at: DeepLab-LargeFOV's cells see 217 to each side
 
 
+class View(NamedTuple):
+    """What a network says of one view of a photo: the photo at some scale, maybe mirrored."""
+
+    logits: torch.Tensor  # (C, h, w), of the cells
+    size: tuple[int, int]  # height and width of the view in pixels
+    stride: int  # pixels from cell to cell; the first cell lies on the first pixel
+    mirrored: bool
+
+
 @torch.no_grad()
-def photo_logits(
-    network: nn.Module, photo: torch.Tensor, scales: Sequence[float] = (1.0,), mirror: bool = False
-) -> torch.Tensor:
-    """Logits of a photo: the mean over scales and, if asked, over the photo and its mirror image.
+def photo_views(
+    networks: Sequence[nn.Module], photo: torch.Tensor, scales: Sequence[float] = (1.0,), mirror: bool = False
+) -> list[list[View]]:
+    """What each network says of a photo at each scale and, if asked, of the mirrored photo at each scale.
 
     Arguments:
-        network: has a `stride` and maps (1, 3, H, W) to (1, C, h, w).
+        networks: have the same `stride` and map (1, 3, H, W) to (1, C, h, w). They see the same tensor one after the
+            other.
         photo: (1, 3, H, W), normalised.
         scales: factors of the photo's sides.
-    Returns (C, h, w) float32, the grid of the largest scale. Costs the sum of the squared scales, twice with `mirror`.
+    Returns the views of each network. Costs the sum of the squared scales, twice with `mirror`.
     """
-    found = []
+    stride = networks[0].stride
+    found: list[list[View]] = [[] for _ in networks]
     for scale in scales:
         size = [max(1, round(side * scale)) for side in photo.shape[2:]]
         scaled = photo if scale == 1 else functional.interpolate(photo, size, mode="bilinear", antialias=scale < 1)
-        found.append(tiled_logits(network, scaled).float())
-        if mirror:
-            found.append(tiled_logits(network, scaled.flip(3)).float().flip(3))
-    height, width = (max(logits.shape[axis] for logits in found) for axis in (2, 3))
-    return torch.stack([upsample(logits, height, width)[0] for logits in found]).mean(dim=0)
+        for mirrored in (False, True)[: 1 + mirror]:
+            filled = fill_cells(scaled.flip(3) if mirrored else scaled, stride)
+            for views, network in zip(found, networks, strict=True):
+                logits = tiled_logits(network, filled)[0].float().cpu()
+                views.append(View(logits, tuple(size), stride, mirrored))
+    return found
+
+
+def fill_cells(photo: torch.Tensor, stride: int) -> torch.Tensor:
+    """A normalised photo (..., H, W) filled up with zeros, the mean colour, to stride k + 1 pixels on each side."""
+    height, width = photo.shape[-2:]
+    return functional.pad(photo, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
+
+
+def at_pixels(views: Sequence[View], height: int, width: int) -> torch.Tensor:
+    """The mean over views of their logits, bilinearly at the pixels of a photo: (C, height, width) float32.
+
+    Arguments:
+        height, width: of the photo, or of a larger or smaller copy of it.
+    Costs C height (h w + w width) multiplications per view.
+    """
+    total = 0
+    for logits, (view_height, view_width), stride, mirrored in views:
+        rows = _between_cells(height, view_height, logits.shape[1], stride)
+        columns = _between_cells(width, view_width, logits.shape[2], stride, mirrored)
+        total = total + rows @ logits @ columns.T
+    return total / len(views)
+
+
+def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirrored: bool = False) -> torch.Tensor:
+    """Bilinear weights (pixels, cells) along one axis: where each pixel of a photo lies among the cells of a view."""
+    place = (torch.arange(pixels, dtype=torch.float64) + 0.5) * view_pixels / pixels - 0.5
+    if mirrored:
+        place = view_pixels - 1 - place
+    place = (place.clamp(0, view_pixels - 1) / stride).clamp(max=cells - 1)
+    return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp(min=0).float()
 
 
 @torch.no_grad()
 def tiled_logits(network: nn.Module, photo: torch.Tensor, tile: int = TILE, halo: int = HALO) -> torch.Tensor:
     """The network's answer for a photo of any size, in memory bounded by the tile.
 
-    Where cells see no farther than the halo, as DeepLab's do, it is the answer for the whole photo. torchvision's
-    networks see farther, and take what they pool over a photo from the tile.
+    Where cells see no farther than the halo, as those of DeepLab do, it is the answer for the whole photo. The networks
+    of torchvision see farther, and take what they pool over a photo from the tile.
 
     Arguments:
         photo: (1, 3, H, W), normalised.
@@ -50,16 +96,22 @@ def tiled_logits(network: nn.Module, photo: torch.Tensor, tile: int = TILE, halo
     Returns (1, C, h, w).
     """
     height, width = photo.shape[2:]
-    if max(height, width) <= tile:
+    if max(height, width) <= tile + 1:
         return network(photo)
     stride, rows = network.stride, []
-    for top in range(0, height, tile):
+    for top, bottom in _tiles(height, tile):
         row = []
-        for left in range(0, width, tile):
-            ys, xs = (slice(max(0, start - halo), start + tile + halo) for start in (top, left))
+        for left, right in _tiles(width, tile):
+            ys, xs = slice(max(0, top - halo), bottom + halo), slice(max(0, left - halo), right + halo)
             logits = network(photo[:, :, ys, xs])
             skip_y, skip_x = (top - ys.start) // stride, (left - xs.start) // stride
-            cells = [-(-min(tile, size - start) // stride) for size, start in ((height, top), (width, left))]
-            row.append(logits[:, :, skip_y : skip_y + cells[0], skip_x : skip_x + cells[1]])
+            cells_y, cells_x = -(-(bottom - top) // stride), -(-(right - left) // stride)
+            row.append(logits[:, :, skip_y : skip_y + cells_y, skip_x : skip_x + cells_x])
         rows.append(torch.cat(row, dim=3))
     return torch.cat(rows, dim=2)
+
+
+def _tiles(size: int, tile: int) -> list[tuple[int, int]]:
+    """Where tiles begin and end along one axis; the last one also holds the pixel behind a whole number of tiles."""
+    starts = range(0, max(1, size - 1), tile)
+    return list(zip(starts, [*starts[1:], size], strict=True))

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from wsseg_ray.hcp import trunk
+from wsseg_ray.hcp.dropout import dropouts_by_photo
 from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV
-from wsseg_ray.segmentation.dropout import dropouts_by_photo
 
 STRIDES = {"deeplab_small": 4, "deeplabv3_mobilenet_v3_large": 16}  # of the others: 8
 
@@ -72,6 +72,12 @@ def create(model: str, classes_with_background: int) -> SegmentationNetwork:
 def grid_size(model: str, pixels: int) -> int:
     """Cells of a network's output along a side of so many pixels: DeepLab-LargeFOV makes 41 of 321."""
     return -(-pixels // STRIDES.get(model, 8))
+
+
+def whole_cells(model: str, pixels: int) -> int:
+    """So many pixels a side, or a few more: stride k + 1, where the outer cells lie on the outer pixels."""
+    stride = STRIDES.get(model, 8)
+    return pixels + -(pixels - 1) % stride
 
 
 def freeze(network: SegmentationNetwork, count: Literal["none", "all"] | int) -> None:

@@ -1,7 +1,7 @@
-"""What a segmentation network is shown: a crop of the photo, and the supervision on the network's output grid.
+"""What a segmentation network is trained on: a crop of the photo, and the supervision on the network's output grid.
 
-Supervision is constant on superpixels; a crop's superpixels say where it lies. Cell i of h cells over H pixels is
-centred on pixel i (H - 1) / (h - 1), as in `deeplab`.
+Supervision has one value per superpixel, so the crop of the superpixels says where each value belongs. Cell i of h
+cells over H pixels is centred on pixel i (H - 1) / (h - 1), as in `deeplab`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,41 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wsseg_ray.hcp.trunk import MEAN
 from wsseg_ray.segmentation.losses import IGNORE
 
-SLIVER = 1e-9  # pixels: what rounding leaves in a cell that only touches a pixel
+PAD = np.rint(255 * np.array(MEAN)).astype(np.uint8)  # near 0 once the mean is subtracted, as in DeepLab
+SLIVER = 1e-9  # pixels: the rounding error of the overlap of a cell and a pixel that only touch
 
 
 def crop_and_mirror(
     rng: np.random.Generator, photo: np.ndarray, arrays: Sequence[np.ndarray], crop: int
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """A random square of the photo, mirrored every other time, never rescaled; the same of arrays that lie over it.
+    """A random square of the photo, mirrored with probability 1/2, never rescaled; the same square of other arrays.
 
-    What a small photo does not fill, at the bottom and on the right, is zero.
+    A photo smaller than the crop is padded at the bottom and on the right: the photo with ImageNet's mean colour, the
+    arrays with zeros.
 
     Arguments:
-        photo: (H, W, 3).
-        arrays: (H, W) each: superpixels, masks.
-    Returns the photo (crop, crop, 3), the arrays (crop, crop), and which pixels are the photo's (crop, crop) bool.
+        photo: (H, W, 3) uint8, RGB.
+        arrays: (H, W) each, such as superpixels or masks.
+        crop: side of the square, in pixels.
+    Returns the photo (crop, crop, 3), the arrays (crop, crop), and (crop, crop) bool, True where the photo is and False
+    in the padding.
     """
     height, width = photo.shape[:2]
     top, left = (int(rng.integers(max(size - crop, 0) + 1)) for size in (height, width))
     mirror = bool(rng.integers(2))
 
-    def cut(array: np.ndarray) -> np.ndarray:
+    def cut(array: np.ndarray, padding: np.ndarray | int = 0) -> np.ndarray:
         piece = array[top : top + crop, left : left + crop]
         if mirror:
             piece = piece[:, ::-1]
-        padded = np.zeros((crop, crop, *array.shape[2:]), array.dtype)
+        padded = np.full((crop, crop, *array.shape[2:]), padding, array.dtype)
         padded[: piece.shape[0], : piece.shape[1]] = piece
         return padded
 
-    return cut(photo), [cut(array) for array in arrays], cut(np.ones((height, width), bool))
+    return cut(photo, PAD), [cut(array) for array in arrays], cut(np.ones((height, width), bool))
 
 
 def soft_target(
@@ -55,11 +60,11 @@ def soft_target(
 
     Arguments:
         superpixels: (H, W) of the crop, values 0..S-1.
-        valid: (H, W) bool, the photo's own pixels; others count nowhere.
+        valid: (H, W) bool, the photo's own pixels; the others do not count.
         maps: (K, S), the localization map of each label, 0..1.
         labels: K classes, 0..classes - 1; class k goes to channel k + 1, background is channel 0.
         h, w: the grid, at most (H, W).
-    Returns (classes + 1, h, w) float32, each cell a distribution; zeros where a cell has no valid pixel.
+    Returns (classes + 1, h, w) float32, a distribution per cell; zeros where a cell has no valid pixel.
     Costs (K + 1) H W h multiplications.
     """
     maps = maps.astype(np.float64)
@@ -78,12 +83,12 @@ def soft_target(
 def hard_target(mask: np.ndarray, superpixels: np.ndarray, valid: np.ndarray, h: int, w: int) -> np.ndarray:
     """Network_B's target: the mask at the pixel on which each cell is centred.
 
-    A mask of pixels is its own superpixels: `hard_target(np.arange(256), pixels, valid, h, w)`.
+    A mask that has a class per pixel instead of per superpixel: `hard_target(np.arange(256), pixels, valid, h, w)`.
 
     Arguments:
         mask: (S,) uint8, the class of each superpixel, 0 for background, 255 to ignore it.
-        superpixels, valid, h, w: as `soft_target`.
-    Returns (h, w) int64, 255 where the pixel is not the photo's.
+        superpixels, valid, h, w: as in `soft_target`.
+    Returns (h, w) int64, 255 where the pixel lies in the padding.
     """
     grid = np.ix_(
         *(np.rint(_centres(size, cells)).astype(int) for size, cells in zip(valid.shape, (h, w), strict=True))
@@ -93,12 +98,12 @@ def hard_target(mask: np.ndarray, superpixels: np.ndarray, valid: np.ndarray, h:
 
 
 def _centres(pixels: int, cells: int) -> np.ndarray:
-    """Where cells are centred along one axis, in pixels, (cells,); one cell lies in the middle."""
+    """Centres of the cells along one axis, in pixels, (cells,); a single cell is centred in the middle."""
     return np.linspace(0, pixels - 1, cells) if cells > 1 else np.array([(pixels - 1) / 2])
 
 
 def _cell_areas(pixels: int, cells: int) -> np.ndarray:
-    """Length of every pixel inside every cell along one axis, (cells, pixels); cells meet half-way of their centres."""
+    """Length of each pixel inside each cell along one axis, (cells, pixels); cells meet half-way between centres."""
     centres = _centres(pixels, cells)
     edges = np.concatenate([[-0.5], (centres[1:] + centres[:-1]) / 2, [pixels - 0.5]])
     pixel = np.arange(pixels)

@@ -28,7 +28,7 @@ def metrics(job: Job, stages: list[str]) -> dict[str, Any]:
     }
     found = {key: measure(job) for stage, (key, measure) in parts.items() if stage in stages}
     if "score" in stages:
-        found["hcp"]["pca"] = score.read_pca(job)[2]
+        found["hcp"] |= _val_precision(job) | {"pca": score.read_pca(job)[2]}
     return _plain({"classes": job.classes, "stages": {name: _stage(job, name) for name in stages}, **found})
 
 
@@ -55,7 +55,13 @@ def _data(job: Job) -> dict[str, int]:
 
 
 def _hcp(job: Job) -> dict[str, Any]:
-    return train_hcp.read_log(job)
+    return {"log": train_hcp.read_log(job)}
+
+
+def _val_precision(job: Job) -> dict[str, Any]:
+    precision = score.val_precision(job)
+    found = [ap for ap in precision.values() if not math.isnan(ap)]
+    return {"ap": precision, "val_map": float(np.mean(found)) if found else math.nan}
 
 
 def _candidates(job: Job) -> dict[str, dict[str, int]]:

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 from wsseg_ray.datasets.pixels import read_photo
-from wsseg_ray.recipe import CEILING, UNREFINED
+from wsseg_ray.recipe import CEILING, START, UNREFINED
 from wsseg_ray.segmentation.losses import IGNORE
-from wsseg_ray.segmentation.models import grid_size
+from wsseg_ray.segmentation.models import grid_size, whole_cells
 from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
 from wsseg_ray.stages.job import Job, photo_number
@@ -64,7 +64,7 @@ def target_kind(network: str, round_: int) -> str:
         return "own"
     if network == CEILING:
         return "truth"
-    if network in OBJECTIVES:
+    if network in OBJECTIVES or network == START:
         return "labels"
     return "maps" if network.removesuffix(UNREFINED).endswith("_A") else "mask"
 
@@ -107,7 +107,7 @@ def read_batches(job: Job, rows: dict[str, np.ndarray]) -> Iterator[dict[str, np
         for shard, image_id in step.photos:
             wanted.setdefault((*_source(step), shard), set()).add(image_id)
     read = {key: _read(job, *key, ids) for key, ids in wanted.items()}
-    crop = job.recipe.segmentation.crop
+    crop = whole_cells(job.recipe.segmentation.model, job.recipe.segmentation.crop)
     for step in steps:
         samples = [_sample(job, step, read[(*_source(step), shard)][i], i) for shard, i in step.photos]
         photos, targets, numbers = zip(*samples, strict=True) if samples else ([], [], [])
@@ -160,7 +160,7 @@ def _sample(job: Job, step: Step, row: dict[str, Any], image_id: str) -> tuple[n
     settings = job.recipe.segmentation
     rng = np.random.default_rng([job.recipe.seed, photo_number(image_id), step.epoch])
     over = row.get("over", np.zeros(row["photo"].shape[:2], np.uint8))
-    photo, (over,), valid = crop_and_mirror(rng, row["photo"], [over], settings.crop)
+    photo, (over,), valid = crop_and_mirror(rng, row["photo"], [over], whole_cells(settings.model, settings.crop))
     number = int.from_bytes(blake2b(photo.tobytes(), digest_size=8).digest(), "big") >> 2
     return photo, _target(job, step, row, over, valid), number
 

@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""What every stage is given: the run, its recipe and its classes. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+import yaml
+
 from wsseg_ray.datasets import Listing
-from wsseg_ray.recipe import Recipe
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import Recipe, validate
 from wsseg_ray.tables import RunDirectory
 
 
@@ -29,6 +32,18 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         # Every task is sent the job; a listing of a million photos must not travel with it.
         return {**self.__dict__, "listing": Listing(self.listing.classes, self.listing.mask_values, [])}
+
+
+def open_run(run_dir: str) -> Job:
+    """A run that is there, to read from: its listing holds no photos.
+
+    Raises RecipeError where the folder is no run.
+    """
+    place = RunDirectory.at(run_dir)
+    if not place.exists("recipe.yaml") or not place.exists("classes.json"):
+        raise RecipeError(f"{run_dir} is no run: it holds no recipe.yaml and classes.json")
+    recipe = validate(yaml.safe_load(place.read_bytes("recipe.yaml")))
+    return Job(place, recipe, Listing(**place.read_json("classes.json"), photos=[]))
 
 
 def photo_number(image_id: str) -> int:

@@ -13,18 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.evaluation.iou import confusion
 from wsseg_ray.hcp.trunk import mixed_precision, normalise
-from wsseg_ray.recipe import Recipe
-from wsseg_ray.segmentation.crf import dense_crf
-from wsseg_ray.segmentation.deeplab import upsample
-from wsseg_ray.segmentation.inference import photo_logits
-from wsseg_ray.segmentation.objectives.ilp import ILP, SMOOTHERS, image_prior
+from wsseg_ray.segmentation.inference import photo_views
 from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.labels import enlarge, segment
 from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.segmenters import networks, trained
@@ -34,12 +30,11 @@ from wsseg_ray.tables import read_bytes
 TABLE = "predictions"
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
-MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory
 
 
 def run(job: Job) -> int:
     """Write `predictions/` for the val photos, and a zip a network to hand in; returns the photos done now."""
-    shards = [shard for shard in job.run.shards("images") if shard.startswith("val")]
+    shards = job.run.shards("images", "val")
     known = dict.fromkeys(shards, needs(job.recipe, "predict").threads)
     actor = partial(Predictor, names=networks(job.recipe), **job.recipe.prediction.model_dump())
     done = map_shards(job, "predict", TABLE, known, photo_rows, add_photo, actor, _finish)
@@ -65,7 +60,7 @@ def photo_rows(job: Job, shard: str, threads: int) -> list[Row]:
 
 
 class Predictor:
-    """Trained networks on this actor's device, after a round of training or the last; `views`: see `photo_logits`."""
+    """Trained networks on this actor's device, after a round of training or the last; `views`: see `photo_views`."""
 
     def __init__(self, job: Job, names: list[str], round_: int | None = None, **views: Any) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,12 +72,11 @@ class Predictor:
         self._views = views
 
     def __call__(self, row: Row) -> Row:
-        """The row with `logits`, (C, h, w) a network."""
+        """The row with the `views` of each network."""
         torch.set_num_threads(row["threads"])
         photo = normalise(row["photo"]).to(self._device)
         with mixed_precision(self._device):
-            logits = [photo_logits(network, photo, **self._views).cpu() for network in self._networks]
-        return {**row, "logits": logits}
+            return {**row, "views": photo_views(self._networks, photo, **self._views)}
 
 
 class RememberingTrunk(nn.Module):
@@ -109,8 +103,8 @@ def _finish(job: Job, row: Row) -> Row:
         truth = read_mask(read_bytes(row["mask_uri"]), *full, job.listing.mask_values)
     encoded: dict[str, list[bytes]] = {"labels": [], "labels_crf": []}
     confusions = []
-    for name, logits in zip(names, row["logits"], strict=True):
-        found = [enlarge(labels, full) for labels in segment(job.recipe, name, row["photo"], logits)]
+    for name, own in zip(names, segment(job.recipe, names, row["photo"], row["views"]), strict=True):
+        found = [enlarge(labels, full) for labels in own]
         for column, labels in zip(encoded, found, strict=False):
             encoded[column].append(encode_mask(labels))
         submitted = encoded["labels_crf" if crf.enabled else "labels"][-1]
@@ -119,35 +113,3 @@ def _finish(job: Job, row: Row) -> Row:
             matrices = [confusion(labels, truth, len(job.classes) + 1) for labels in found]
             confusions.append(matrices if crf.enabled else [*matrices, np.zeros_like(matrices[0])])
     return {"networks": names, **encoded, "confusion": np.array(confusions, np.int64)}
-
-
-def segment(recipe: Recipe, name: str, photo: np.ndarray, logits: torch.Tensor) -> list[np.ndarray]:
-    """Labels (H, W) uint8 of a photo (H, W, 3) by a network's logits (C, h, w), and, where it is on, after the CRF."""
-    size = photo.shape[:2]
-    photo = bounded(photo)
-    probabilities = upsample(logits[None], *photo.shape[:2])[0].softmax(dim=0).numpy()
-    if name in ILP:
-        probabilities = image_prior(logits, torch.from_numpy(probabilities)).numpy()
-    if name in SMOOTHERS:
-        from wsseg_ray.proposals.generate import generate  # with its libraries half a second: for these alone
-
-        # our own regions, whatever the training photos' source
-        probabilities = SMOOTHERS[name](probabilities, generate(photo, recipe.proposals.count)[0])
-    found = [probabilities.argmax(axis=0).astype(np.uint8)]
-    if recipe.crf.enabled:
-        found.append(dense_crf(photo, probabilities, **recipe.crf.model_dump(exclude={"enabled"})))
-    return [enlarge(labels, size) for labels in found]
-
-
-def bounded(photo: np.ndarray) -> np.ndarray:
-    """A photo of at most MAX_PIXELS: smaller ones as they are."""
-    height, width = photo.shape[:2]
-    if height * width <= MAX_PIXELS:
-        return photo
-    scale = (MAX_PIXELS / (height * width)) ** 0.5
-    return np.asarray(Image.fromarray(photo).resize((int(width * scale), int(height * scale)), Image.Resampling.BOX))
-
-
-def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Labels (H, W) at a size (height, width), by nearest neighbour."""
-    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))

@@ -13,7 +13,7 @@ from wsseg_ray.hcp.hypotheses import select_hypotheses
 from wsseg_ray.proposals import ProposalFileError, contours, generate, masks, mcg
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import Recipe
-from wsseg_ray.stages import training
+from wsseg_ray.stages.checkpoints import weights_source
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
@@ -25,7 +25,7 @@ READERS = {"mcg": (mcg.read, ".mat"), "masks": (masks.read, ".json")}
 
 def run(job: Job) -> int:
     """Write `proposals/` for the training photos; returns the photos done now."""
-    shards = dict.fromkeys(shard for shard in job.run.shards("images") if shard.startswith("train"))
+    shards = dict.fromkeys(job.run.shards("images", "train"))
     if job.recipe.proposals.has_trunk:
         return map_shards(job, "proposals", TABLE, shards, _rows, add_photo, _Boundary, _propose)
     return map_shards(job, "proposals", TABLE, shards, _rows, _propose)
@@ -39,7 +39,7 @@ def check_weights(recipe: Recipe) -> None:
 
 def _trunk(recipe: Recipe) -> torch.nn.Sequential:
     weights = recipe.proposals.weights
-    return contours.contour_trunk(training.weights_source(weights), weights)
+    return contours.contour_trunk(weights_source(weights), weights)
 
 
 def _rows(job: Job, shard: str, _: None) -> list[Row]:
@@ -76,7 +76,13 @@ def _propose(job: Job, row: Row) -> Row:
         "indices": regions.membership.indices,
         "objectness": objectness,
         "hypotheses": select_hypotheses(
-            regions.boxes, objectness, hcp.hypotheses, hcp.min_area, hcp.max_aspect, job.recipe.seed
+            regions.boxes,
+            objectness,
+            hcp.hypotheses,
+            hcp.min_area,
+            hcp.max_aspect,
+            job.recipe.seed,
+            clustered=hcp.clustered_boxes,
         ),
     }
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
 
 from wsseg_ray.datasets.pixels import encode_mask
 from wsseg_ray.recipe import CAM
 from wsseg_ray.segmentation.crf import dense_crf
-from wsseg_ray.segmentation.deeplab import upsample
+from wsseg_ray.segmentation.inference import View, at_pixels
 from wsseg_ray.segmentation.objectives.cam import activation_probabilities
 from wsseg_ray.stages import predict
 from wsseg_ray.stages.feed import OWN_LABELS
 from wsseg_ray.stages.job import Job
+from wsseg_ray.stages.labels import bounded, enlarge, segment
 from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.shards import Row, map_shards
-
-ABSENT = -1e4  # a logit of what cannot be: finite, because bilinear weights of 0 make NaN of infinity
 
 
 def run(job: Job, names: list[str], round_: int) -> int:
@@ -42,29 +40,30 @@ def run(job: Job, names: list[str], round_: int) -> int:
 
 
 def _finish(names: list[str], round_: int, job: Job, row: Row) -> Row:
-    """A palette PNG a network."""
-    found = [
-        own_labels(job, name, round_, row["photo"], logits, row["labels"] + 1)
-        for name, logits in zip(names, row["logits"], strict=True)
-    ]
+    """A palette PNG for each network."""
+    found = own_labels(job, names, round_, row["photo"], row["views"], row["labels"] + 1)
     return {"networks": names, "labels": [encode_mask(labels) for labels in found]}
 
 
 def own_labels(
-    job: Job, name: str, round_: int, photo: np.ndarray, logits: torch.Tensor, labels: np.ndarray
-) -> np.ndarray:
-    """What a network sees in a photo (H, W, 3) that has the channels `labels`: (H, W) uint8, after the CRF if it is on.
+    job: Job, names: list[str], round_: int, photo: np.ndarray, views: list[list[View]], present: np.ndarray
+) -> list[np.ndarray]:
+    """What each network sees in a photo (H, W, 3) that has the channels `present`, after the CRF if it is on.
 
-    CAM's first labels are its activation maps after the CRF as it is by default, whatever the recipe says: so a CAM
-    that is trained stays as it is when the recipe's CRF is changed.
+    The first labels of CAM are its activation maps after the CRF as it is by default, whatever the recipe says: so a
+    CAM that is trained stays as it is when the CRF of the recipe is changed.
 
     Arguments:
-        logits: (C, h, w).
+        views: of each network, from `photo_views`.
+    Returns (H, W) uint8 for each network.
     """
-    if name == CAM and round_ == 1:
-        small = predict.bounded(photo)
-        maps = upsample(logits[None], *small.shape[:2])[0]
-        found = dense_crf(small, activation_probabilities(maps, labels.tolist()).numpy())
-        return predict.enlarge(found, photo.shape[:2])
-    absent = np.setdiff1d(np.arange(1, len(logits)), labels)
-    return predict.segment(job.recipe, name, photo, logits.index_fill(0, torch.from_numpy(absent), ABSENT))[-1]
+    found = []
+    for name, own in zip(names, views, strict=True):
+        if name == CAM and round_ == 1:
+            small = bounded(photo)
+            maps = at_pixels(own, *small.shape[:2])
+            seen = dense_crf(small, activation_probabilities(maps, present.tolist()))
+            found.append(enlarge(seen, photo.shape[:2]))
+        else:
+            found.append(segment(job.recipe, [name], photo, [own], present)[0][-1])
+    return found

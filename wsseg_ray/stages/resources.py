@@ -15,7 +15,8 @@ import ray
 import yaml
 from ray.autoscaler.sdk import request_resources
 
-from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe, RecipeError
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import ACTOR_STAGES, TRAINING_STAGES, Recipe
 
 SMALL_NODE = 8  # CPUs; below it actors take half a CPU: two that ask for a whole one starve Ray Data on two cores
 ACTOR_CPUS = 4  # of an actor without a GPU on a larger node: its torch threads

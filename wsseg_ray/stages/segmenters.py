@@ -8,9 +8,10 @@ import torch
 
 from wsseg_ray.console import say
 from wsseg_ray.hcp.trunk import load_weights
-from wsseg_ray.recipe import CAM, CEILING, NETWORKS, UNREFINED, Recipe
+from wsseg_ray.recipe import CAM, CEILING, NETWORKS, RIVALS, START, UNREFINED, Recipe
 from wsseg_ray.segmentation.models import SegmentationNetwork, create, freeze
-from wsseg_ray.stages import training
+from wsseg_ray.segmentation.objectives.ilp import ILP
+from wsseg_ray.stages.checkpoints import restore, weights_source
 from wsseg_ray.stages.job import Job
 
 FOLDER = "segmenters"
@@ -28,16 +29,40 @@ def rounds(recipe: Recipe, name: str) -> int:
     return 0 if name == CEILING else recipe.segmentation.rounds + (name == CAM)
 
 
+def epochs(recipe: Recipe, name: str) -> int:
+    """How many epochs a round of a network has."""
+    return recipe.segmentation.rivals.start_epochs if name == START else recipe.segmentation.epochs
+
+
+def learning_rate(recipe: Recipe, name: str) -> float:
+    """The first learning rate of a network. The rivals with a maximum over cells have a lower one."""
+    settings = recipe.segmentation
+    return settings.rivals.max_learning_rate if name == "MIL_FCN" or name in ILP else settings.learning_rate
+
+
+def begins_with_start(recipe: Recipe, name: str) -> bool:
+    """Whether a network begins as the classifier START, which must be trained before."""
+    return name in RIVALS and recipe.segmentation.rivals.start_epochs > 0
+
+
 def file_of(recipe: Recipe, name: str, round_: int) -> str:
     """Where a network is kept in its folder after a round: `network.pt` after the last."""
+    if name == START:
+        return "weights.pt"
     return "network.pt" if round_ == rounds(recipe, name) else f"round-{round_}.pt"
 
 
-def build(recipe: Recipe, classes: int, trunk: dict[str, torch.Tensor] | None) -> tuple[SegmentationNetwork, list[str]]:
+def build(
+    recipe: Recipe,
+    classes: int,
+    trunk: dict[str, torch.Tensor] | None,
+    start: dict[str, torch.Tensor] | None = None,
+) -> tuple[SegmentationNetwork, list[str]]:
     """A network with its first weights, and the names of the parameters that start at random.
 
     Arguments:
         trunk: state of this run's HCP network, for `segmentation.weights: hcp`.
+        start: state of START, for a rival that begins with it.
     Raises WeightsError where the weights cannot be used.
     """
     settings = recipe.segmentation
@@ -50,7 +75,10 @@ def build(recipe: Recipe, classes: int, trunk: dict[str, torch.Tensor] | None) -
             network.load_state_dict(kept, strict=False)
             fresh = [name for name in fresh if name not in kept]
     elif settings.weights is not None:
-        _, fresh = load_weights(network, training.weights_source(settings.weights), settings.weights)
+        _, fresh = load_weights(network, weights_source(settings.weights), settings.weights)
+    if start is not None:
+        network.load_state_dict(start)
+        fresh = []
     freeze(network, settings.freeze)
     return network, fresh
 
@@ -69,7 +97,7 @@ def trained(job: Job, name: str, round_: int | None = None) -> SegmentationNetwo
     """A trained network, for prediction; of a round, or of the last."""
     network = create(job.recipe.segmentation.model, len(job.classes) + 1)
     file = "network.pt" if round_ is None else file_of(job.recipe, name, round_)
-    network.load_state_dict(training.restore(job.run, FOLDER, name, file))
+    network.load_state_dict(restore(job.run, FOLDER, name, file))
     return network.eval()
 
 

@@ -1,8 +1,8 @@
 """Stage `supervise`: localization maps (Eq. 2) and rough masks (Eq. 5) of every training photo. CPU tasks.
 
 Where a photo has a true mask, the candidates and the supervision are compared with it here, superpixel by superpixel:
-for the refinement in use, for none, and for every other way to keep candidates. The masks are never used for anything
-else.
+for the refinement in use, for no refinement, and for every other way to keep candidates. The true masks serve for
+nothing else.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from wsseg_ray.supervision.maps import localization_maps, normalize_max
 from wsseg_ray.supervision.masks import rough_mask
 
 TABLE = "supervision"
-ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the maps' argmax, the rough mask, the maps at every threshold
+ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the argmax of the maps, the rough mask, and the maps at each threshold
 
 
 def run(job: Job) -> int:
-    """Write `supervision/` for the refined photos; returns the photos done now."""
+    """Write `supervision/` for the refined photos; returns how many photos this call did."""
     return map_shards(job, "supervise", TABLE, dict.fromkeys(job.run.shards("refined")), _rows, _supervise)
 
 
@@ -52,14 +52,20 @@ def _maps_and_mask(
     job: Job, row: Row, regions: RegionProposals, scores: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     settings, labels = job.recipe.supervision, row["labels"].tolist()
-    proposals = [row["candidate"][kept & (row["candidate_label"] == label)] for label in labels]
-    maps = localization_maps(regions, proposals)
+    maps = localization_maps(regions, _by_label(row, kept))
     if settings.normalize == "max":
         maps = normalize_max(maps)
+    # Stage `score` gives every label at least one candidate, so no class is left without a region.
+    pools = _by_label(row, np.ones(len(kept), bool)) if settings.pool == "candidates" else None
     mask = rough_mask(
-        regions, maps, scores, labels, settings.regions, settings.min_area, settings.ranking, settings.threshold
+        regions, maps, scores, labels, settings.regions, settings.min_area, settings.ranking, settings.threshold, pools
     )
     return maps, mask
+
+
+def _by_label(row: Row, chosen: np.ndarray) -> list[np.ndarray]:
+    """Per label of the photo, the proposals among its candidates that are chosen (n,) bool."""
+    return [row["candidate"][chosen & (row["candidate_label"] == label)] for label in row["labels"]]
 
 
 def _measures(
@@ -67,8 +73,8 @@ def _measures(
 ) -> dict[str, np.ndarray]:
     """Comparison with the true mask.
 
-    Returns `candidate_iou` (K,): the mean IoU of each label's candidates with the class, and `quality`
-    (1 + KEEPS, ASSIGNMENTS, C+1, C+1): confusions, the supervision in use first.
+    Returns `candidate_iou` (K,), the mean IoU in percent of each label's candidates with the class, and `quality`
+    (1 + KEEPS, ASSIGNMENTS, C+1, C+1), confusion matrices in pixels, those of the supervision in use first.
     """
     classes, labels = len(job.classes) + 1, row["labels"].tolist()
     counts = iou.superpixel_counts(regions.superpixels, truth_of(job, row), classes)

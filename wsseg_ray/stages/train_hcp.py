@@ -7,36 +7,34 @@ Where no conv layer is trained, what is pooled of a photo does not change: it is
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import ray.train
 import torch
-from torch.nn import functional
 
 from wsseg_ray.console import say
 from wsseg_ray.datasets.pixels import read_photo
-from wsseg_ray.evaluation.iou import mean_average_precision
+from wsseg_ray.hcp.dropout import mixed, number_photos
 from wsseg_ray.hcp.loss import LOSSES, hypothesis_max, label_targets, region_loss
 from wsseg_ray.hcp.mining import region_targets, sample_regions
 from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
-from wsseg_ray.hcp.scoring import choose_candidates, pool_map, pool_photo, pool_regions, score_proposals
+from wsseg_ray.hcp.scoring import choose_candidates, pool_photos, score_proposals
 from wsseg_ray.hcp.trunk import freeze, learning_rate_at, load_weights, mixed_precision, normalise
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
 from wsseg_ray.stages import training
+from wsseg_ray.stages.checkpoints import restore, weights_source
 from wsseg_ray.stages.job import Job, photo_number
 from wsseg_ray.stages.rows import regions_of
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import read_bytes
 
 FOLDER = "hcp"
-# A random fc6 on features as large as VGG-16's learns so much faster than fc7 that the maps suffer: RESULTS.md.
-RANDOM_FC6_SCALE = 0.1
 KEPT_BYTES = 2**30  # of pooled features, a worker
 
 
@@ -53,14 +51,9 @@ def run(job: Job) -> int:
     """Train the network into `hcp/`, unless it is there; returns the photos seen over all epochs."""
     if job.run.exists(FOLDER, "log.json"):  # what a training that is done writes last
         return 0
-    settings = job.recipe.hcp
-    photos = sum(len(ids) for _, ids in training.members(job.run, "proposals", lambda row: True))
-    total = photos * sum(epochs for _, epochs, _ in _phases(settings))
-    training.fit(job, "train_hcp", FOLDER, _loop, total)
-    log = read_log(job)
-    found = ", ".join(f"{name} {value:.1f}" for name, value in log["ap"].items() if not math.isnan(value))
-    if found:
-        say(f"{'':<16} val mAP {log['val_map']:.1f}: {found}")
+    photos = training.index(job.run, "proposals")
+    total = sum(len(members) for _, members in photos) * sum(epochs for _, epochs, _ in _phases(job.recipe.hcp))
+    training.fit(job, "train_hcp", FOLDER, _loop, total, photos)
     return total
 
 
@@ -74,9 +67,9 @@ def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
     network = HypothesisNetwork(settings.backbone, classes, settings.pooling)
     fresh = [name for name, _ in network.named_parameters()]
     if settings.weights is not None:
-        _, fresh = load_weights(network, training.weights_source(settings.weights), settings.weights)
+        _, fresh = load_weights(network, weights_source(settings.weights), settings.weights)
         if "fc6.weight" in fresh:
-            network.feature_scale.fill_(RANDOM_FC6_SCALE)
+            network.feature_scale.fill_(settings.random_fc6_scale)
     freeze(network.trunk, settings.freeze)
     return network, fresh
 
@@ -92,13 +85,13 @@ def check_weights(recipe: Recipe) -> None:
 def trained(job: Job) -> HypothesisNetwork:
     """The trained network, for scoring."""
     network = HypothesisNetwork(job.recipe.hcp.backbone, len(job.classes), job.recipe.hcp.pooling)
-    network.load_state_dict(training.restore(job.run, FOLDER, "network.pt"))
+    network.load_state_dict(restore(job.run, FOLDER, "network.pt"))
     return network.eval()
 
 
-def read_log(job: Job) -> dict[str, Any]:
-    """`log`: loss an epoch; `ap` and `val_map`: average precision of the whole val photos, percentages."""
-    return job.run.read_json(FOLDER, "log.json") or {}
+def read_log(job: Job) -> list[dict[str, Any]]:
+    """The loss of each epoch."""
+    return (job.run.read_json(FOLDER, "log.json") or {}).get("log", [])
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -108,10 +101,10 @@ def _loop(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     network, fresh = build(job.recipe, len(job.classes))
     network.to(device)
-    photos = training.members(job.run, "proposals", lambda row: True)
+    photos = training.chosen(ray.get(config["photos"]))
     feed = _Feed(job, network, device)
     log: list[dict[str, Any]] = []
-    state = training.restore(job.run, FOLDER, "state.pt")
+    state = restore(job.run, FOLDER, "state.pt")
     if state:
         network.load_state_dict(state["network"])
         log = state["log"]
@@ -119,7 +112,7 @@ def _loop(config: dict[str, Any]) -> None:
     for phase, epochs, last_rate in _phases(settings):
         done = sum(entry["step"] == phase for entry in log)
         groups = parameter_groups(network, settings.learning_rate, last_rate, fresh)
-        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
         if state and done and state["step"] == phase:
             optimizer.load_state_dict(state["optimizer"])
         seen += done * sum(len(ids) for _, ids in photos)
@@ -128,9 +121,7 @@ def _loop(config: dict[str, Any]) -> None:
         for epoch in range(done, epochs):
             for group, base in zip(optimizer.param_groups, (settings.learning_rate, last_rate), strict=True):
                 group["lr"] = learning_rate_at(epoch, base, settings.decay_every)
-            rng = np.random.default_rng([seed, len(log)])
-            torch.manual_seed(int(rng.integers(2**31)) + ray.train.get_context().get_world_rank())
-            order = training.epoch_order(photos, rng)
+            order = training.epoch_order(photos, np.random.default_rng([seed, len(log)]))
             losses = []
             network.train()
             for mine, size in training.batches(order, settings.batch_size):
@@ -160,7 +151,7 @@ def _phases(settings: HcpSection) -> list[tuple[str, int, float]]:
 
 def _teacher(job: Job, network: HypothesisNetwork, phase: str) -> HypothesisNetwork:
     """The network as it was when the phase began. It is kept, so that a phase that was cut off goes on with it."""
-    kept = training.restore(job.run, FOLDER, f"{phase}.pt")
+    kept = restore(job.run, FOLDER, f"{phase}.pt")
     if kept is None:
         training.save(job, network.state_dict(), FOLDER, f"{phase}.pt")
     teacher = copy.deepcopy(network)
@@ -172,32 +163,9 @@ def _finish(job: Job, network: HypothesisNetwork, log: list[dict[str, Any]]) -> 
     if ray.train.get_context().get_world_rank() != 0:
         return
     training.save(job, network.cpu().state_dict(), FOLDER, "network.pt")
-    precision = _val_precision(job, network.eval())
-    found = precision[~np.isnan(precision)]
-    ap = dict(zip(job.classes, precision.tolist(), strict=True))
-    val_map = float(found.mean()) if len(found) else float("nan")
-    job.run.write_json({"log": log, "ap": ap, "val_map": val_map}, FOLDER, "log.json")
+    job.run.write_json({"log": log}, FOLDER, "log.json")
     for phase, _, _ in _phases(job.recipe.hcp):
         job.run.delete(FOLDER, f"{phase}.pt")  # the teachers have taught
-
-
-@torch.no_grad()
-def _val_precision(job: Job, network: HypothesisNetwork) -> np.ndarray:
-    """Average precision of each class on val photos, the whole photo as the one hypothesis: (C,) percentages."""
-    scores, truth = [], []
-    for shard in job.run.shards("images"):
-        if not shard.startswith("val"):
-            continue
-        for row in job.run.read_good("images", shard).values():
-            try:
-                photo = normalise(read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side))[0]
-            except (ValueError, OSError):
-                continue  # the stage `predict` records it
-            scores.append(network.classify(network.embed(pool_photo(network, photo)))[0].numpy())
-            truth.append(np.isin(np.arange(len(job.classes)), row["labels"]))
-    if not scores:
-        return np.full(len(job.classes), np.nan)
-    return mean_average_precision(np.array(scores), np.array(truth))
 
 
 def _mirrored(entry: Entry) -> Entry:
@@ -233,13 +201,14 @@ class _Feed:
         if self._teacher is not None:
             mined = [self._mine(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
             entries = [entry._replace(chosen=rows) for entry, (rows, _) in zip(entries, mined, strict=True)]
+        seed = self._job.recipe.seed
         if self._frozen:
             pooled = [self._kept(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
         else:
-            seed = self._job.recipe.seed
             mirror = [np.random.default_rng([seed, photo_number(image_id), epoch]).integers(2) for image_id in ids]
             pooled = self._pool([_mirrored(row) if m else row for m, row in zip(mirror, entries, strict=True)])
         counts = [len(part) for part in pooled]
+        number_photos(self._network, [mixed(seed, photo_number(image_id), epoch) for image_id in ids], counts)
         logits = self._network.classify(self._network.embed(torch.cat(pooled).to(self._device).float())).split(counts)
         if self._teacher is not None:
             targets = [torch.from_numpy(rows).to(self._device) for _, rows in mined]
@@ -279,24 +248,11 @@ class _Feed:
 
     def _pool(self, entries: list[Entry]) -> list[torch.Tensor]:
         """What is pooled of the whole photo, or of its chosen regions, for each entry."""
-        network, whole = self._network, self._phase == "image"
-        tensors = [normalise(entry.photo)[0].to(self._device) for entry in entries]
-        chosen = [
-            RegionProposals(entry.regions.superpixels, entry.regions.membership[entry.chosen]) for entry in entries
-        ]
-        if network.pooling == "warp":
-            if whole:
-                return [pool_photo(network, photo) for photo in tensors]
-            return [pool_regions(network, photo, own) for photo, own in zip(tensors, chosen, strict=True)]
-        # Photos of different sizes go through the trunk together, filled up at the bottom and on the right.
-        height, width = (max(photo.shape[axis] for photo in tensors) for axis in (1, 2))
-        padded = [functional.pad(photo, (0, width - photo.shape[2], 0, height - photo.shape[1])) for photo in tensors]
-        maps = network.features(torch.stack(padded))
-        pooled = []
-        for feature_map, photo, regions in zip(maps, tensors, chosen, strict=True):
-            own = feature_map[:, : photo.shape[1] // network.stride, : photo.shape[2] // network.stride]
-            pooled.append(network.pool_whole(own[None]) if whole else pool_map(network, own, regions))
-        return pooled
+        photos = [normalise(entry.photo)[0].to(self._device) for entry in entries]
+        if self._phase == "image":
+            return pool_photos(self._network, photos, None)
+        chosen = [RegionProposals(e.regions.superpixels, e.regions.membership[e.chosen]) for e in entries]
+        return pool_photos(self._network, photos, chosen)
 
     def _load(self, shard: str) -> dict[str, Entry]:
         """Every photo of a shard, its labels, proposals and hypotheses."""

@@ -2,13 +2,13 @@
 
 Network_A learns localization maps (Eq. 3-4), Network_B rough masks; AN from all photos, SN from those with one label.
 `<name>_unrefined` is the same without the refinement (Table 3); FULL learns the true masks: the ceiling. The rivals of
-Table 4 (`objectives`) learn from all photos and their labels alone. CAM first learns to classify, then from its own
-activation maps. With `segmentation.rounds` every network but FULL learns again from what it sees (`relabel`).
+Table 4 (`objectives`) learn from all photos and their labels alone, and begin as one classifier of photos, START. CAM
+first learns to classify, then from its own activation maps. With `segmentation.rounds` every network but FULL learns
+again from what it sees (`relabel`).
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,21 +16,32 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import torch
 
+from wsseg_ray.hcp.dropout import mixed, number_photos
 from wsseg_ray.hcp.trunk import learning_rate_at, mixed_precision, normalise
-from wsseg_ray.recipe import CEILING
+from wsseg_ray.recipe import CAM, CEILING, START
 from wsseg_ray.segmentation.deeplab import parameter_groups
-from wsseg_ray.segmentation.dropout import number_photos
 from wsseg_ray.segmentation.losses import IGNORE, hard_cross_entropy, soft_cross_entropy
 from wsseg_ray.segmentation.models import SegmentationNetwork
 from wsseg_ray.segmentation.objectives import OBJECTIVES
-from wsseg_ray.segmentation.objectives.ilp import ILP, MAX_GRADIENT
+from wsseg_ray.segmentation.objectives.ilp import ILP
 from wsseg_ray.stages import relabel, train_hcp, training
+from wsseg_ray.stages.checkpoints import restore
 from wsseg_ray.stages.feed import OWN_LABELS, Batch, Step, stream, target_kind
 from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.segmenters import FOLDER, build, file_of, networks, rounds
+from wsseg_ray.stages.segmenters import (
+    FOLDER,
+    begins_with_start,
+    build,
+    epochs,
+    file_of,
+    learning_rate,
+    networks,
+    rounds,
+)
 
 KEPT_BYTES = 2 * 2**30  # of a frozen trunk's feature maps, a worker
 
@@ -38,18 +49,24 @@ KEPT_BYTES = 2 * 2**30  # of a frozen trunk's feature maps, a worker
 def run(job: Job) -> int:
     """Train the networks that `segmenters/` lacks, round after round; returns the photos seen over all epochs."""
     todo = [name for name in networks(job.recipe) if not job.run.exists(FOLDER, name, "network.pt")]
+    if not todo:
+        return 0
+    photos = training.index(job.run, "supervision")
     for name in todo:
-        if not members(job, name):
+        if not members(photos, name):
             raise RuntimeError(f"{name}: no training photo for it; leave it out of segmentation.networks")
     total = 0
-    for round_ in range(1 + max((rounds(job.recipe, name) for name in todo), default=-1)):
+    for round_ in range(1 + max(rounds(job.recipe, name) for name in todo)):
         names = [name for name in todo if rounds(job.recipe, name) >= round_]
         twins = [name for name in names if name in ILP][1:] if round_ == 0 else []
         missing = [name for name in names if not _is_done(job, name, round_)]
         if missing and round_:
             relabel.run(job, missing, round_)
-        if untrained := [name for name in missing if name not in twins]:
-            total += _fit(job, untrained, round_)
+        untrained = [name for name in missing if name not in twins]
+        if round_ == 0 and any(begins_with_start(job.recipe, name) for name in untrained):
+            untrained = [START] * (not _is_done(job, START, 0)) + untrained
+        if untrained:
+            total += _fit(job, photos, untrained, round_)
         for name in twins:  # they differ in how their predictions are smoothed
             source = next(other for other in names if other in ILP)
             for file, own in ((file_of(job.recipe, n, round_) for n in (source, name)), ("log.json", "log.json")):
@@ -61,10 +78,10 @@ def run(job: Job) -> int:
     return total
 
 
-def _fit(job: Job, names: list[str], round_: int) -> int:
-    total = sum(len(ids) for name in names for _, ids in members(job, name)) * job.recipe.segmentation.epochs
+def _fit(job: Job, photos: training.Index, names: list[str], round_: int) -> int:
+    total = sum(epochs(job.recipe, name) * sum(len(ids) for _, ids in members(photos, name)) for name in names)
     job.run.delete(FOLDER, training.PROGRESS)
-    training.fit(job, "train_segmenter", FOLDER, partial(_loop, names, round_), total)
+    training.fit(job, "train_segmenter", FOLDER, partial(_loop, names, round_), total, photos)
     return total
 
 
@@ -72,12 +89,12 @@ def _is_done(job: Job, name: str, round_: int) -> bool:
     return job.run.exists(FOLDER, name, file_of(job.recipe, name, round_))
 
 
-def members(job: Job, name: str) -> list[tuple[str, list[str]]]:
+def members(photos: training.Index, name: str) -> list[tuple[str, list[str]]]:
     """The photos that a network learns from, shard by shard."""
     if name == CEILING:
-        return training.members(job.run, "supervision", lambda row: bool(row["mask_uri"]))
-    single = name.startswith("SN")
-    return training.members(job.run, "supervision", lambda row: not single or len(row["labels"]) == 1)
+        return training.chosen(photos, lambda member: member.has_mask)
+    single = name.startswith("SN_")
+    return training.chosen(photos, lambda member: not single or member.labels == 1)
 
 
 def _loop(names: list[str], round_: int, config: dict[str, Any]) -> None:
@@ -86,24 +103,25 @@ def _loop(names: list[str], round_: int, config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     todo = [name for name in names if not _is_done(job, name, round_)]
     kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
-    for name, steps in groupby(stream(job, _plan(job, todo, round_), device), key=lambda part: part[0].network):
+    plan = _plan(job, ray.get(config["photos"]), todo, round_)
+    for name, steps in groupby(stream(job, plan, device), key=lambda part: part[0].network):
         _train(job, name, round_, steps, kept, spent)
 
 
-def _plan(job: Job, names: list[str], round_: int) -> Iterator[Step]:
+def _plan(job: Job, photos: training.Index, names: list[str], round_: int) -> Iterator[Step]:
     """This worker's steps of all networks, from where the first one was cut off."""
-    settings, seen = job.recipe.segmentation, 0
+    seen, size = 0, job.recipe.segmentation.batch_size
     for name in names:
-        photos = members(job, name)
-        state = training.restore(job.run, FOLDER, name, "state.pt")
+        own = members(photos, name)
+        state = restore(job.run, FOLDER, name, "state.pt")
         begin = state["position"] if state and state["round"] == round_ else (0, 0)
-        for epoch in range(settings.epochs):
-            order = training.epoch_order(photos, np.random.default_rng([job.recipe.seed, epoch]))
-            last = (len(order) - 1) // settings.batch_size
-            for index, (mine, size) in enumerate(training.batches(order, settings.batch_size)):
+        for epoch in range(epochs(job.recipe, name)):
+            order = training.epoch_order(own, np.random.default_rng([job.recipe.seed, epoch]))
+            last = (len(order) - 1) // size
+            for index, (mine, count) in enumerate(training.batches(order, size)):
                 if (epoch, index) >= begin:
-                    yield Step(name, round_, epoch, index, mine, size, index == last, seen)
-                seen += size
+                    yield Step(name, round_, epoch, index, mine, count, index == last, seen)
+                seen += count
 
 
 def _train(
@@ -115,31 +133,34 @@ def _train(
     spent: dict[str, float],
 ) -> None:
     settings, device = job.recipe.segmentation, ray.train.torch.get_device()
-    hcp = training.restore(job.run, train_hcp.FOLDER, "network.pt") if settings.weights == "hcp" else None
-    network, fresh = build(job.recipe, len(job.classes), hcp)
+    hcp = restore(job.run, train_hcp.FOLDER, "network.pt") if settings.weights == "hcp" else None
+    start = None
+    if round_ == 0 and begins_with_start(job.recipe, name):
+        start = restore(job.run, FOLDER, START, file_of(job.recipe, START, 0))
+    network, fresh = build(job.recipe, len(job.classes), hcp, start)
     network.to(device).train()
-    groups = parameter_groups(network, settings.learning_rate, fresh)
-    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    groups = parameter_groups(network, learning_rate(job.recipe, name), fresh, settings.weight_decay)
+    optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
     bases = [group["lr"] for group in groups]
     if job.recipe.runtime.compile:
         network.features, network.head = torch.compile(network.features), torch.compile(network.head)
     log: list[dict[str, float]] = (job.run.read_json(FOLDER, name, "log.json") or []) if round_ else []
     losses: list[float] = []
-    state = training.restore(job.run, FOLDER, name, "state.pt")
+    state = restore(job.run, FOLDER, name, "state.pt")
     if state and state["round"] == round_:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         log, losses = state["log"], state["losses"]
     waited, worked, saved = 0.0, 0.0, time.monotonic()
+    last_epoch = epochs(job.recipe, name) - 1
     for step, batch, wait in steps:
         arrived = time.monotonic()
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             group["lr"] = learning_rate_at(step.epoch, base, settings.decay_every)
         with mixed_precision(device):
-            loss, weight = batch_loss(network, step, batch, kept) if step.photos else (None, 0)
-        longest = MAX_GRADIENT if name in ILP and not round_ else math.inf
-        losses.append(training.step(loss, weight, optimizer, longest))
-        note = f"{name} epoch {step.epoch + 1} of {settings.epochs}, loss {losses[-1]:.3f}"
+            loss, weight = batch_loss(network, step, batch, kept, job.recipe.seed) if step.photos else (None, 0)
+        losses.append(training.step(loss, weight, optimizer))
+        note = f"{name} epoch {step.epoch + 1} of {last_epoch + 1}, loss {losses[-1]:.3f}"
         waited, worked = waited + wait, worked + time.monotonic() - arrived
         spent["busy"] += time.monotonic() - arrived
         spent["waited"] += wait
@@ -150,28 +171,35 @@ def _train(
             log.append({**entry, "seconds": seconds, "waited": waited / seconds})
             waited, worked, losses = 0.0, 0.0, []
             training.tensorboard(job, name, [("loss", entry["loss"]) for entry in log])
-            ray.train.report({"network": name, **log[-1]})
+            if step.epoch == last_epoch:
+                _keep(job, name, round_, network, log)
+            ray.train.report({"network": name, **log[-1]})  # all workers wait here: what was kept is there for the next
         elif time.monotonic() - saved < 60 * job.recipe.runtime.checkpoint_minutes:
             continue
         position = (step.epoch + 1, 0) if step.ends_epoch else (step.epoch, step.index + 1)
-        if position[0] < settings.epochs:
+        if position[0] <= last_epoch:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "losses": losses}
             training.save(job, {**state, "round": round_, "position": position}, FOLDER, name, "state.pt")
         saved = time.monotonic()
+
+
+def _keep(job: Job, name: str, round_: int, network: SegmentationNetwork, log: list[dict[str, float]]) -> None:
+    """Keep a network that is trained; rank 0 alone writes."""
     if ray.train.get_context().get_world_rank() == 0:
         job.run.write_json(log, FOLDER, name, "log.json")
-        training.save(job, network.cpu().state_dict(), FOLDER, name, file_of(job.recipe, name, round_))
+        weights = {key: tensor.cpu() for key, tensor in network.state_dict().items()}
+        training.save(job, weights, FOLDER, name, file_of(job.recipe, name, round_))
         job.run.delete(FOLDER, name, "state.pt")
 
 
 def batch_loss(
-    network: SegmentationNetwork, step: Step, batch: Batch, kept: KeptFeatures
+    network: SegmentationNetwork, step: Step, batch: Batch, kept: KeptFeatures, seed: int
 ) -> tuple[torch.Tensor, float]:
     """Mean loss of a batch, by what the step's network learns from, and over how many photos or cells it is the mean.
 
     Cells that lie outside a photo do not count, so batches of equally many photos can differ in cells.
     """
-    number_photos(network, [number + step.epoch for number in batch.numbers])
+    number_photos(network, [mixed(seed, number, step.epoch) for number in batch.numbers])
     logits = network.head(kept.features(network, batch)).float()
     kind = target_kind(step.network, step.round)
     if kind == "labels":
@@ -187,7 +215,8 @@ def _label_loss(name: str, logits: torch.Tensor, target: torch.Tensor) -> torch.
     """An objective's loss of one photo: of the cells inside the photo, and of the channels that it has."""
     inside = target[0] > 0
     rows, columns = int(inside.any(dim=1).sum()), int(inside.any(dim=0).sum())
-    return OBJECTIVES[name](logits[None, :, :rows, :columns], target.flatten(1).any(dim=1)[None])
+    objective = OBJECTIVES[CAM if name == START else name]
+    return objective(logits[None, :, :rows, :columns], target.flatten(1).any(dim=1)[None])
 
 
 class KeptFeatures:

@@ -16,21 +16,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import ray.train
 import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
 from tensorboardX import SummaryWriter
 
-from wsseg_ray.hcp.trunk import WeightsError
 from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.meter import Meter
 from wsseg_ray.stages.resources import needs
 from wsseg_ray.stages.shards import root_cause
-from wsseg_ray.tables import RunDirectory, read_bytes
+from wsseg_ray.tables import RunDirectory
 
 MAX_FAILURES = 5  # machines that a training may lose; then the run stops, and goes on when it is run again
 PROGRESS = "progress.json"
@@ -39,18 +39,21 @@ WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
 _told = [-math.inf]  # when this process told how far it is
 
 
-def fit(job: Job, stage: str, folder: str, loop: Callable[[dict[str, Any]], None], total: int) -> None:
+def fit(
+    job: Job, stage: str, folder: str, loop: Callable[[dict[str, Any]], None], total: int, photos: Index | None = None
+) -> None:
     """Run a training loop on Ray Train, and show how far it is.
 
     Arguments:
-        loop: given `{"job", "threads"}`; rank 0 writes `<folder>/progress.json` through `tell`.
+        loop: given `{"job", "threads", "photos"}`; rank 0 writes `<folder>/progress.json` through `tell`.
         total: photos that the loop will see, over all epochs.
+        photos: what the loop learns from. It is put into Ray's object store once; each worker reads it with `ray.get`.
     Raises RuntimeError where the loop fails for good, or does nothing for `runtime.no_progress_minutes`.
     """
     wanted = needs(job.recipe, stage)
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"job": job, "threads": wanted.threads},
+        train_loop_config={"job": job, "threads": wanted.threads, "photos": ray.put(photos or [])},
         scaling_config=ray.train.ScalingConfig(
             num_workers=wanted.most if wanted.least == wanted.most else (wanted.least, wanted.most),
             use_gpu=wanted.gpus > 0,
@@ -116,15 +119,12 @@ def batches(photos: list[Any], size: int) -> Iterator[tuple[list[Any], int]]:
         yield batch[rank::world], len(batch)
 
 
-def step(
-    loss: torch.Tensor | None, weight: float, optimizer: torch.optim.Optimizer, max_norm: float = math.inf
-) -> float:
+def step(loss: torch.Tensor | None, weight: float, optimizer: torch.optim.Optimizer) -> float:
     """One step of SGD on the mean over workers of `loss`, weighted; returns that mean.
 
     Arguments:
         loss: the mean over this worker's photos or cells; None where it has none.
         weight: how many of them it has. So the mean is that over the whole batch, however it is dealt out.
-        max_norm: a longer gradient is scaled down to this length.
     Raises FloatingPointError, before the weights are changed, where the mean is not finite.
     """
     shared = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
@@ -147,9 +147,6 @@ def step(
         torch.distributed.all_reduce(total)
     if not total.isfinite():
         raise FloatingPointError(f"the loss is {float(total)}: training diverged; a lower learning_rate may help")
-    if max_norm < math.inf:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     return float(total)
 
@@ -182,33 +179,36 @@ def tensorboard(job: Job, name: str, losses: list[tuple[str, float]]) -> None:
         job.run.write_bytes(events.read_bytes(), "logs", "tensorboard", name, "events.out.tfevents.0")
 
 
-def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
-    """What `save` kept, or None."""
-    if not run.exists(*place):
-        return None
-    return torch.load(io.BytesIO(run.read_bytes(*place)), map_location="cpu", weights_only=True)
+class Member(NamedTuple):
+    """A photo that a training may learn from, and what decides whether it does."""
+
+    image_id: str
+    labels: int  # how many classes the photo has
+    has_mask: bool
 
 
-def weights_source(weights: str) -> str | bytes:
-    """What `load_weights` reads: `imagenet` as it is, else the file's bytes, local or on an object store.
+Index = list[tuple[str, list[Member]]]  # the photos of each shard
 
-    Raises WeightsError where it cannot be read.
+
+def index(run: RunDirectory, table: str) -> Index:
+    """The training photos of a table that did not fail, shard by shard.
+
+    It reads two tables whole, so a stage makes it once, on the driver, and hands it to its workers: `fit`.
     """
-    try:
-        return weights if weights == "imagenet" else read_bytes(weights)
-    except OSError as error:
-        raise WeightsError(f"weights {weights} cannot be read ({error}); give a file, `imagenet` or null") from error
-
-
-def members(run: RunDirectory, table: str, keep: Callable[[dict[str, Any]], bool]) -> list[tuple[str, list[str]]]:
-    """The photos of every shard of a table that did not fail and that `keep` wants, of their rows in `images`."""
     found = []
-    for shard in run.shards(table):
-        images = run.read_good("images", shard)
-        wanted = [i for i in run.read_good(table, shard, []) if i in images and keep(images[i])]
-        if wanted:
-            found.append((shard, sorted(wanted)))
+    for shard in run.shards(table, "train"):
+        images = run.read_good("images", shard, ["labels", "mask_uri"])
+        good = sorted(image_id for image_id in run.read_good(table, shard, []) if image_id in images)
+        members = [Member(i, len(images[i]["labels"]), bool(images[i]["mask_uri"])) for i in good]
+        if members:
+            found.append((shard, members))
     return found
+
+
+def chosen(photos: Index, keep: Callable[[Member], bool] = lambda member: True) -> list[tuple[str, list[str]]]:
+    """The image_ids of an index that a training learns from, shard by shard."""
+    kept = [(shard, [member.image_id for member in members if keep(member)]) for shard, members in photos]
+    return [(shard, ids) for shard, ids in kept if ids]
 
 
 class _Watch:

@@ -1,4 +1,4 @@
-"""Localization maps (Sec. 3.3.1) and Eq. (2), as numbers by superpixel: `p[superpixels]` shows one."""
+"""Localization maps (Sec. 3.3.1) and Eq. (2), as one number per superpixel: `p[superpixels]` has it per pixel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def localization_maps(regions: RegionProposals, kept: list[np.ndarray]) -> np.nd
     Arguments:
         regions: N proposals over S superpixels.
         kept: for each of the photo's K classes, the kept proposals: indices or a boolean mask (N,).
-    Returns (K, S) float64 in [0, 1]; a class with none kept gives zeros. Costs the kept proposals' superpixels.
+    Returns (K, S) float64 in [0, 1]; zeros for a class with no kept proposal. Costs the superpixels of the kept
+    proposals.
     """
     return np.array([regions.vote(proposals) for proposals in kept]).reshape(len(kept), len(regions.areas))
 
@@ -23,7 +24,7 @@ def normalize_max(maps: np.ndarray) -> np.ndarray:
 
     Arguments:
         maps: (K, S).
-    Returns (K, S) float64; an all-zero map stays zero.
+    Returns (K, S) float64; a map of zeros stays as it is.
     """
     peak = maps.max(axis=1, keepdims=True, initial=0)
     return np.divide(maps, peak, out=np.zeros(maps.shape), where=peak > 0)
@@ -45,7 +46,7 @@ def map_iou(regions: RegionProposals, p: np.ndarray, threshold: float) -> np.nda
     Arguments:
         p: (S,), one map.
         threshold: a share of the map's maximum, above 0.
-    Returns (N,) float64; zeros for an all-zero map. Costs nnz(M).
+    Returns (N,) float64; zeros for a map of zeros. Costs nnz(M).
     """
     inside = regions.areas * ((p >= threshold * p.max()) & (p > 0))
     intersection = regions.membership @ inside.astype(np.float64)

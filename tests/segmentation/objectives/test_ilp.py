@@ -41,8 +41,10 @@ def test_gradients():
 
 def test_the_prior_weighs_classes():
     logits = torch.tensor([[[math.log(3)]], [[0.0]]])
-    found = image_prior(logits, torch.full((2, 1, 2), 0.5))
-    assert found[:, 0, 0].tolist() == pytest.approx([0.375, 0.125])
+    found = image_prior([logits], torch.full((2, 1, 2), 0.5))
+    assert found[:, 0, 0].tolist() == pytest.approx([0.75, 0.25])
+    flat = image_prior([logits, -logits], torch.full((2, 1, 2), 0.5))  # two views that say the opposite
+    assert flat[:, 0, 0].tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_regions_vote():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch.nn import functional
 from wsseg_ray.proposals.regions import RegionProposals
 
 SHARPNESS = 5.0  # r of Eq. (2): 0 is the mean, infinity the maximum
-MAX_GRADIENT = 10.0  # length: where fc6 starts at random, one cell has all of it, 50 to 200, and training diverges
 
 
 def log_sum_exp_pool(logits: torch.Tensor, r: float = SHARPNESS) -> torch.Tensor:
@@ -39,16 +39,17 @@ def ilp_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def image_prior(logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Their image-level prior (Sec. 3.3.1): every pixel's probabilities times the photo's, `p_ij(k) p(k)`.
+def image_prior(logits: Sequence[torch.Tensor], probabilities: torch.Tensor) -> torch.Tensor:
+    """Their image-level prior (Sec. 3.3.1): the probabilities of each pixel times those of the photo, `p_ij(k) p(k)`.
 
     Arguments:
-        logits: (C, h, w) of the network.
+        logits: (C, h, w) of the network, for each view of the photo; the mean of what is pooled of them counts.
         probabilities: (C, H, W).
-    Returns (C, H, W), not normalised.
+    Returns (C, H, W), normalised to a distribution over classes in each pixel.
     """
-    prior = log_sum_exp_pool(logits[None])[0].softmax(dim=0)
-    return probabilities * prior[:, None, None]
+    pooled = torch.stack([log_sum_exp_pool(view[None])[0] for view in logits]).mean(dim=0)
+    weighed = probabilities.double() * pooled.double().softmax(dim=0)[:, None, None]
+    return (weighed / weighed.sum(dim=0).clamp(min=1e-300)).to(probabilities)
 
 
 def smooth_by_superpixels(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:

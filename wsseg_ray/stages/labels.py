@@ -1,0 +1,101 @@
+"""From what networks say of a photo to labels of its pixels: at the photo's size, with priors and the dense CRF.
+
+Imports no Ray: the stages use it, and prediction without Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.segmentation.crf import dense_crf
+from wsseg_ray.segmentation.inference import View, at_pixels
+from wsseg_ray.segmentation.objectives.ilp import ILP, SMOOTHERS, image_prior
+
+MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory
+MAX_VALUES = 2**26  # probabilities of several networks that go through the CRF together: 256 MB
+VOC_SIDE = 500  # pixels of the longer side of VOC's photos, for which DeepLab chose the widths of its CRF
+ABSENT = -1e4  # a logit of what cannot be: finite, because bilinear weights of 0 make NaN of infinity
+
+
+def segment(
+    recipe: Recipe,
+    names: Sequence[str],
+    photo: np.ndarray,
+    views: Sequence[Sequence[View]],
+    present: np.ndarray | None = None,
+) -> list[list[np.ndarray]]:
+    """Labels (H, W) uint8 of a photo (H, W, 3) by each network, and, where it is on, after the CRF.
+
+    Arguments:
+        names: of the networks.
+        views: of each network, from `photo_views`.
+        present: the classes that the photo can have, as channels 1..C; None: all. Background is always possible.
+    Returns, for each network, its labels, and the labels after the CRF.
+    """
+    size, photo = photo.shape[:2], bounded(photo)
+    together = max(1, MAX_VALUES // (len(views[0][0].logits) * photo.shape[0] * photo.shape[1]))
+    found = []
+    for start in range(0, len(names), together):
+        group = zip(names[start : start + together], views[start : start + together], strict=True)
+        probabilities = torch.stack([_probabilities(recipe, name, photo, own, present) for name, own in group])
+        labels = [probabilities.argmax(dim=1).to(torch.uint8).numpy()]
+        if recipe.crf.enabled:
+            labels.append(smooth(recipe, photo, probabilities, max(photo.shape[:2]) / max(size)))
+        found += [[enlarge(one, size) for one in own] for own in zip(*labels, strict=True)]
+    return found
+
+
+def smooth(recipe: Recipe, photo: np.ndarray, probabilities: torch.Tensor, shrunk: float) -> np.ndarray:
+    """Labels after the recipe's dense CRF, whose widths shrink with the photo.
+
+    DeepLab's widths are pixels of VOC's photos, whose longer side is 500. With `dataset.max_side` of 200 they are 0.4
+    of that; a photo that was shrunk once more takes its share of that.
+
+    Arguments:
+        photo: (H, W, 3) uint8.
+        probabilities: (B, C, H, W) of B networks.
+        shrunk: side of this photo by the side of the photo as the network saw it.
+    Returns (B, H, W) uint8.
+    """
+    settings = recipe.crf.model_dump(exclude={"enabled"})
+    scale = shrunk * min(1, (recipe.dataset.max_side or VOC_SIDE) / VOC_SIDE)
+    settings |= {"bilateral_xy": scale * settings["bilateral_xy"], "spatial_xy": scale * settings["spatial_xy"]}
+    return dense_crf(photo, probabilities, **settings)
+
+
+def _probabilities(
+    recipe: Recipe, name: str, photo: np.ndarray, views: Sequence[View], present: np.ndarray | None
+) -> torch.Tensor:
+    """(C, H, W) float32, a distribution over channels at each pixel of the photo."""
+    if present is not None:
+        absent = torch.from_numpy(np.setdiff1d(np.arange(1, len(views[0].logits)), present))
+        views = [view._replace(logits=view.logits.index_fill(0, absent, ABSENT)) for view in views]
+    probabilities = at_pixels(views, *photo.shape[:2]).softmax(dim=0)
+    if name in ILP:
+        probabilities = image_prior([view.logits for view in views], probabilities)
+    if name in SMOOTHERS:
+        from wsseg_ray.proposals.generate import generate  # with its libraries half a second: for these alone
+
+        # our own regions, whatever the training photos' source
+        regions = generate(photo, recipe.proposals.count)[0]
+        probabilities = torch.from_numpy(SMOOTHERS[name](probabilities.numpy(), regions)).float()
+    return probabilities
+
+
+def bounded(photo: np.ndarray) -> np.ndarray:
+    """A photo of at most MAX_PIXELS: smaller ones as they are."""
+    height, width = photo.shape[:2]
+    if height * width <= MAX_PIXELS:
+        return photo
+    scale = (MAX_PIXELS / (height * width)) ** 0.5
+    return np.asarray(Image.fromarray(photo).resize((int(width * scale), int(height * scale)), Image.Resampling.BOX))
+
+
+def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels (H, W) at a size (height, width), by nearest neighbour."""
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
