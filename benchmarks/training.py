@@ -89,6 +89,11 @@ def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
     return open_run(str(place))
 
 
+def learners(job: Job, name: str) -> list[tuple[str, list[str]]]:
+    """The photos that a network learns from, shard by shard."""
+    return train_segmenter.members(training.index(job.run, "supervision"), name)
+
+
 def plain_loop(run: str, name: str) -> dict:
     """Seconds of every epoch and the weights of a loop without Ray, its batches in memory."""
     job = open_run(run)
@@ -97,10 +102,10 @@ def plain_loop(run: str, name: str) -> dict:
     hcp = restore(job.run, "hcp", "network.pt") if settings.weights == "hcp" else None
     network, fresh = segmenters.build(job.recipe, len(job.classes), hcp)
     network.to(device).train()
-    groups = parameter_groups(network, settings.learning_rate, fresh)
-    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    groups = parameter_groups(network, settings.learning_rate, fresh, settings.weight_decay)
+    optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
     bases = [group["lr"] for group in groups]
-    members, kept, seconds = train_segmenter.members(job, name), train_segmenter.KeptFeatures(), []
+    members, kept, seconds = learners(job, name), train_segmenter.KeptFeatures(), []
     for epoch in range(settings.epochs):
         order = training.epoch_order(members, np.random.default_rng([job.recipe.seed, epoch]))
         chunks = [order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)]
@@ -113,7 +118,7 @@ def plain_loop(run: str, name: str) -> dict:
             photos, targets = (torch.from_numpy(row[key][0]).to(device) for key in ("photos", "targets"))
             batch = Batch(photos, targets, row["numbers"][0].tolist())
             optimizer.zero_grad(set_to_none=False)
-            train_segmenter.batch_loss(network, step, batch, kept)[0].backward()
+            train_segmenter.batch_loss(network, step, batch, kept, job.recipe.seed)[0].backward()
             optimizer.step()
         seconds.append(time.perf_counter() - begin)
     photos = sum(len(ids) for _, ids in members)
@@ -132,7 +137,7 @@ def staged(job: Job, name: str, workers: int) -> dict:
     ray.shutdown()
     log = segmenters.read_log(job, name)
     return {
-        "photos": sum(len(ids) for _, ids in train_segmenter.members(job, name)),
+        "photos": sum(len(ids) for _, ids in learners(job, name)),
         "seconds": [entry["seconds"] for entry in log],
         "waited": [entry["waited"] for entry in log],
         "all_seconds": everything,

@@ -60,7 +60,7 @@ def demo(run_dir: RunDir = None, overrides: Overrides = None) -> None:
 
 @app.command()
 def doctor(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Look for what a recipe needs: data, weights, GPUs, CRF, disk."""
+    """Look for what a recipe needs: data, weights, GPUs, disk."""
     from wsseg_ray.doctor import examine
     from wsseg_ray.recipe import load
 

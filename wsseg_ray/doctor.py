@@ -7,13 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from wsseg_ray import datasets
 from wsseg_ray.errors import DatasetError, WeightsError
 from wsseg_ray.recipe import Recipe
-from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.stages import proposals, segmenters, train_hcp
 
 PHOTO_BYTES = 2_000_000  # of tables a photo: 0.6 MB with 800 proposals and 512-d features, scaled up to 2,000
@@ -28,8 +26,8 @@ class Finding(NamedTuple):
 
 
 def examine(recipe: Recipe) -> list[Finding]:
-    """Look for the data, weights, proposal files, FAISS, CRF, GPUs and disk that a recipe needs. Starts no Ray."""
-    return [*_data(recipe), *_weights(recipe), _faiss(recipe), _crf(), _gpu(recipe)]
+    """Look for the data, weights, proposal files, FAISS, GPUs and disk that a recipe needs. Starts no Ray."""
+    return [*_data(recipe), *_weights(recipe), _faiss(recipe), _gpu(recipe)]
 
 
 def _data(recipe: Recipe) -> list[Finding]:
@@ -90,14 +88,6 @@ def _faiss(recipe: Recipe) -> Finding:
     except ImportError:
         return Finding("faiss", not needed, 'not installed: pip install "wsseg_ray[cpu]", or [gpu] with CUDA')
     return Finding("faiss", True, f"{faiss.__version__}, {faiss.get_num_gpus()} GPUs")
-
-
-def _crf() -> Finding:
-    try:
-        dense_crf(np.zeros((8, 8, 3), np.uint8), np.full((2, 8, 8), 0.5, np.float32))
-    except (ImportError, RuntimeError) as error:
-        return Finding("crf", False, str(error))
-    return Finding("crf", True, "pydensecrf works")
 
 
 def _gpu(recipe: Recipe) -> Finding:

@@ -60,11 +60,14 @@ def test_photo_layer_and_epoch_do_not_add_up_to_the_same_number():
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_batch():
-    """What two workers compute, each on its part, is what one computes."""
+    """What two workers compute, each on its part, is what one computes; BatchNorm keeps its statistics."""
     torch.manual_seed(0)
     network = DeepLabLargeFOV("deeplab_small", 3)
     network.dropout6.p = network.dropout7.p = 0.5
     network.train()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
     photos, numbers = torch.rand(5, 3, 33, 33), [11, 22, 33, 44, 55]
 
     def gradients(parts: list[list[int]]) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from torchvision.models import vgg16
 
 from wsseg_ray.errors import WeightsError
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.trunk import ChannelNorm, conv_layers, freeze, learning_rate_at, load_weights, normalise
+from wsseg_ray.hcp.trunk import _normalised_together, conv_layers, freeze, learning_rate_at, load_weights, normalise
 
 
 def saved(state: object) -> bytes:
@@ -52,22 +52,44 @@ def test_normalise_refuses(photo):
         normalise(photo)
 
 
-def test_freeze_stops_the_first_conv_layers_and_their_norms():
+def test_freeze_stops_the_first_conv_layers_and_their_batch_norm():
     trunk = conv_layers("small").train()
     freeze(trunk, 2)
-    for kind in (nn.Conv2d, ChannelNorm):
-        layers = [layer for layer in trunk if isinstance(layer, kind)]
-        assert [layer.weight.requires_grad for layer in layers] == [False, False, True, True, True]
+    convs = [layer for layer in trunk if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in trunk if isinstance(layer, nn.BatchNorm2d)]
+    expected = [False, False, True, True, True]
+    assert [conv.weight.requires_grad for conv in convs] == expected
+    assert [norm.training for norm in norms] == expected
+    trunk.eval().train()
+    assert [norm.training for norm in norms] == expected
+    before = norms[0].running_mean.clone()
+    trunk(torch.rand(2, 3, 8, 8))
+    assert torch.equal(norms[0].running_mean, before)
+    assert not torch.equal(norms[2].running_mean, torch.zeros(96))
 
 
-def test_channel_norm_by_hand():
-    pixels = torch.tensor([1.0, 3.0, 5.0, 5.0]).reshape(1, 2, 1, 2)  # two pixels: channels (1, 5) and (3, 5)
-    torch.testing.assert_close(ChannelNorm(2)(pixels).flatten(), torch.tensor([-1.0, -1, 1, 1]), atol=1e-4, rtol=0)
+def test_photos_of_unlike_sizes_pass_as_each_would_alone():
+    trunk = conv_layers("small").eval()
+    for norm in trunk:
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.bias)  # so that a filled-up border would not stay zero
+    photos = [torch.randn(3, *size) for size in ((16, 20), (20, 16), (16, 20), (9, 33))]
+    for photo, found in zip(photos, trunk.maps_of(photos), strict=True):
+        torch.testing.assert_close(found, trunk(photo[None])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_photo_has_the_same_features_alone_and_in_a_batch():
-    trunk, photos = conv_layers("small").train(), torch.rand(3, 3, 16, 20)
-    torch.testing.assert_close(trunk(photos)[1:2], trunk(photos[1:2]))
+def test_batch_norm_takes_its_statistics_from_all_sizes():
+    torch.manual_seed(0)
+    alike, apart = conv_layers("small").train(), conv_layers("small").train()
+    apart.load_state_dict(alike.state_dict())
+    photos = torch.randn(4, 3, 16, 20)
+    torch.testing.assert_close(torch.stack(apart.maps_of(list(photos))), alike(photos), rtol=1e-4, atol=1e-5)
+    wide = torch.randn(3, 8, 12)
+    norm, maps = nn.BatchNorm2d(3), [photos[:1], wide[None]]
+    pixels = torch.cat([photos[0].flatten(1), wide.flatten(1)], dim=1)
+    mean, std = pixels.mean(dim=1, keepdim=True), (pixels.var(dim=1, correction=0, keepdim=True) + norm.eps).sqrt()
+    for part, own in zip(_normalised_together(norm, maps), maps, strict=True):
+        torch.testing.assert_close(part[0].flatten(1), (own[0].flatten(1) - mean) / std, rtol=1e-4, atol=1e-5)
 
 
 def test_freeze_none_and_all():

@@ -53,7 +53,7 @@ def dying_rows(job, shard, sums, real=refine._moments_rows):
 def undone(run: RunDirectory, stages: dict[str, str]) -> None:
     """Take back stages and their tables."""
     for stage, table in stages.items():
-        keep = ("pca.npz",) if table == "scores" else ()
+        keep = ("pca.npz",) if table == "scores" else ()  # the sums of `refined` are made anew
         for name in run.names(table):
             if name not in keep:
                 run.delete(table, name)
@@ -67,8 +67,8 @@ def test_a_killed_actor_and_a_killed_worker_cost_no_row(tiny_run, tiny, tmp_path
     monkeypatch.setattr(refine, "_moments_rows", dying_rows)
     pipeline.run(recipe.load("demo", tiny), run.root, "refine")
     assert Path(run.root, "score.killed").exists() and Path(run.root, "refine.killed").exists()
-    for table in ("scores", "refined"):
-        assert len(list(run.rows(table))) == 12 and same_rows(run, undisturbed, table), table
+    for table, count in (("scores", 24), ("refined", 12)):
+        assert len(list(run.rows(table))) == count and same_rows(run, undisturbed, table), table
 
 
 def test_a_driver_killed_while_regions_learn_changes_no_weight(tiny_run, tiny, tmp_path):

@@ -21,9 +21,7 @@ def pool_photos(
 ) -> list[torch.Tensor]:
     """What is pooled of several photos: of the whole photo, or of its regions, for each.
 
-    Photos of equal size go through the trunk together. Photos of different sizes do not: filled up to one size, a photo
-    would have other features near its border, since a bias and a ReLU make the filling non-zero. So a photo pools the
-    same alone and in any batch, up to the rounding of sums.
+    A photo pools the same alone and in any batch, up to the rounding of sums: `Trunk.maps_of`.
 
     Arguments:
         photos: (3, H, W) each, normalised, on the device of the network.
@@ -35,17 +33,10 @@ def pool_photos(
         if whole:
             return [pool_photo(network, photo) for photo in photos]
         return [pool_regions(network, photo, own) for photo, own in zip(photos, regions, strict=True)]
-    pooled: list[torch.Tensor] = [torch.empty(0)] * len(photos)
-    by_size: dict[torch.Size, list[int]] = {}
-    for place, photo in enumerate(photos):
-        by_size.setdefault(photo.shape, []).append(place)
-    for places in by_size.values():
-        maps = network.features(torch.stack([photos[place] for place in places]))
-        for place, feature_map in zip(places, maps, strict=True):
-            pooled[place] = (
-                network.pool_whole(feature_map[None]) if whole else pool_map(network, feature_map, regions[place])
-            )
-    return pooled
+    maps = network.trunk.maps_of(photos)
+    if whole:
+        return [network.pool_whole(feature_map[None]) for feature_map in maps]
+    return [pool_map(network, feature_map, own) for feature_map, own in zip(maps, regions, strict=True)]
 
 
 def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
