@@ -190,7 +190,7 @@ def row(took: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=50, help="of the agreement; 0: none")
-    parser.add_argument("--sizes", default="0.2,0.5,2,8", help="megapixels, separated by commas")
+    parser.add_argument("--sizes", default="0.2,0.5,2,8", help="megapixels, separated by commas; empty: no cost")
     parser.add_argument("--classes", default="7,21", help="of the cost, separated by commas")
     parser.add_argument("--repeats", type=int, default=5, help="of each cost, after one run that warms up")
     arguments = parser.parse_args()
@@ -213,10 +213,9 @@ def main() -> None:
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     costs = [
         took
-        for size in arguments.sizes.split(",")
+        for size in filter(None, arguments.sizes.split(","))
         for classes in arguments.classes.split(",")
         for took in cost(names[0], float(size), int(classes), arguments.repeats)
-        if size
     ]
     print("\n" + json.dumps({"agreement": agreements, "cost": costs}))
     if any(
