@@ -49,6 +49,7 @@ from wsseg_ray.refinement.selection import select
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.deeplab import upsample
 from wsseg_ray.stages.job import Job, open_run, photo_number
+from wsseg_ray.stages.labels import crf_settings
 from wsseg_ray.stages.refine import groups
 from wsseg_ray.stages.rows import regions_of, truth_of
 from wsseg_ray.supervision.maps import localization_maps, normalize_max
@@ -94,7 +95,7 @@ def read(job: Job) -> tuple[Candidates, list[Photo]]:
     """All candidates of the run, and its photos with masks."""
     columns: list[list[np.ndarray]] = [[] for _ in Candidates._fields]
     photos, begin = [], 0
-    for shard in job.run.shards("scores"):
+    for shard in job.run.shards("scores", "train"):
         images, proposals = job.run.read_good("images", shard), job.run.read_good("proposals", shard)
         for image_id, row in job.run.read_good("scores", shard).items():
             n, labels = len(row["candidate"]), row["labels"].tolist()
@@ -164,7 +165,7 @@ def _rough(job: Job, photo: Photo, maps: np.ndarray) -> np.ndarray:
 
 def _after_crf(job: Job, photo: Photo, maps: np.ndarray) -> list[np.ndarray]:
     """Confusions (thresholds) of the CRF on the maps (K, H, W) beside a background as strong as each threshold."""
-    settings = job.recipe.crf.model_dump(exclude={"enabled"})
+    settings = crf_settings(job.recipe)
     names = np.array([0, *(label + 1 for label in photo.labels)], np.uint8)
     found = []
     for threshold in CRF_THRESHOLDS:
@@ -280,7 +281,7 @@ def cam_part(job: Job, weights: Path) -> Iterator[tuple[str, Callable[[Photo], n
     pooled, labels = [], []
     rows = [
         row
-        for shard in job.run.shards("scores")
+        for shard in job.run.shards("scores", "train")
         for row in (job.run.read_good("images", shard)[i] for i in job.run.read_good("scores", shard, []))
     ]
     for row in tqdm(rows, "features", disable=None):

@@ -45,27 +45,24 @@ def segment(
         probabilities = torch.stack([_probabilities(recipe, name, photo, own, present) for name, own in group])
         labels = [probabilities.argmax(dim=1).to(torch.uint8).numpy()]
         if recipe.crf.enabled:
-            labels.append(smooth(recipe, photo, probabilities, max(photo.shape[:2]) / max(size)))
+            settings = crf_settings(recipe, max(photo.shape[:2]) / max(size))
+            labels.append(dense_crf(photo, probabilities, **settings))
         found += [[enlarge(one, size) for one in own] for own in zip(*labels, strict=True)]
     return found
 
 
-def smooth(recipe: Recipe, photo: np.ndarray, probabilities: torch.Tensor, shrunk: float) -> np.ndarray:
-    """Labels after the recipe's dense CRF, whose widths shrink with the photo.
+def crf_settings(recipe: Recipe, shrunk: float = 1) -> dict[str, float]:
+    """What `dense_crf` is called with: the recipe's CRF, whose widths in pixels shrink with the photo.
 
     DeepLab's widths are pixels of VOC's photos, whose longer side is 500. With `dataset.max_side` of 200 they are 0.4
     of that; a photo that was shrunk once more takes its share of that.
 
     Arguments:
-        photo: (H, W, 3) uint8.
-        probabilities: (B, C, H, W) of B networks.
-        shrunk: side of this photo by the side of the photo as the network saw it.
-    Returns (B, H, W) uint8.
+        shrunk: side of the photo that the CRF sees by the side of the photo that the network saw.
     """
     settings = recipe.crf.model_dump(exclude={"enabled"})
     scale = shrunk * min(1, (recipe.dataset.max_side or VOC_SIDE) / VOC_SIDE)
-    settings |= {"bilateral_xy": scale * settings["bilateral_xy"], "spatial_xy": scale * settings["spatial_xy"]}
-    return dense_crf(photo, probabilities, **settings)
+    return settings | {name: scale * settings[name] for name in ("bilateral_xy", "spatial_xy")}
 
 
 def _probabilities(
