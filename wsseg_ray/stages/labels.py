@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.inference import View, at_pixels
@@ -39,10 +40,11 @@ def segment(
     """
     size, photo = photo.shape[:2], bounded(photo)
     together = max(1, MAX_VALUES // (len(views[0][0].logits) * photo.shape[0] * photo.shape[1]))
+    regions = _regions(recipe, photo) if any(name in SMOOTHERS for name in names) else None
     found = []
     for start in range(0, len(names), together):
         group = zip(names[start : start + together], views[start : start + together], strict=True)
-        probabilities = torch.stack([_probabilities(recipe, name, photo, own, present) for name, own in group])
+        probabilities = torch.stack([_probabilities(name, photo, own, present, regions) for name, own in group])
         labels = [probabilities.argmax(dim=1).to(torch.uint8).numpy()]
         if recipe.crf.enabled:
             settings = crf_settings(recipe, max(photo.shape[:2]) / max(size))
@@ -65,8 +67,19 @@ def crf_settings(recipe: Recipe, shrunk: float = 1) -> dict[str, float]:
     return settings | {name: scale * settings[name] for name in ("bilateral_xy", "spatial_xy")}
 
 
+def _regions(recipe: Recipe, photo: np.ndarray) -> RegionProposals:
+    """The regions that smooth MIL-ILP's predictions: our own, whatever the source of the training photos' regions."""
+    from wsseg_ray.proposals.generate import generate  # with its libraries half a second: for these networks alone
+
+    return generate(photo, recipe.proposals.count)[0]
+
+
 def _probabilities(
-    recipe: Recipe, name: str, photo: np.ndarray, views: Sequence[View], present: np.ndarray | None
+    name: str,
+    photo: np.ndarray,
+    views: Sequence[View],
+    present: np.ndarray | None,
+    regions: RegionProposals | None,
 ) -> torch.Tensor:
     """(C, H, W) float32, a distribution over channels at each pixel of the photo."""
     if present is not None:
@@ -76,10 +89,6 @@ def _probabilities(
     if name in ILP:
         probabilities = image_prior([view.logits for view in views], probabilities)
     if name in SMOOTHERS:
-        from wsseg_ray.proposals.generate import generate  # with its libraries half a second: for these alone
-
-        # our own regions, whatever the training photos' source
-        regions = generate(photo, recipe.proposals.count)[0]
         probabilities = torch.from_numpy(SMOOTHERS[name](probabilities.numpy(), regions)).float()
     return probabilities
 
