@@ -58,7 +58,7 @@ def run(job: Job) -> int:
     total = 0
     for round_ in range(1 + max(rounds(job.recipe, name) for name in todo)):
         names = [name for name in todo if rounds(job.recipe, name) >= round_]
-        twins = [name for name in names if name in ILP][1:] if round_ == 0 else []
+        source, twins = _twins(job, names) if round_ == 0 else ("", [])
         missing = [name for name in names if not _is_done(job, name, round_)]
         if missing and round_:
             relabel.run(job, missing, round_)
@@ -68,7 +68,6 @@ def run(job: Job) -> int:
         if untrained:
             total += _fit(job, photos, untrained, round_)
         for name in twins:  # they differ in how their predictions are smoothed
-            source = next(other for other in names if other in ILP)
             for file, own in ((file_of(job.recipe, n, round_) for n in (source, name)), ("log.json", "log.json")):
                 job.run.write_bytes(job.run.read_bytes(FOLDER, source, file), FOLDER, name, own)
     for name in todo:
@@ -83,6 +82,18 @@ def _fit(job: Job, photos: training.Index, names: list[str], round_: int) -> int
     job.run.delete(FOLDER, training.PROGRESS)
     training.fit(job, "train_segmenter", FOLDER, partial(_loop, names, round_), total, photos)
     return total
+
+
+def _twins(job: Job, names: list[str]) -> tuple[str, list[str]]:
+    """Of MIL-ILP's networks, which are one and the same in round 0, the one that is or will be trained, and its copies.
+
+    Arguments:
+        names: of the networks that are not trained yet.
+    """
+    own = [name for name in names if name in ILP]
+    trained = [name for name in networks(job.recipe) if name in ILP and _is_done(job, name, 0)]
+    source, *_ = [*trained, *own, ""]
+    return source, [name for name in own if name != source]
 
 
 def _is_done(job: Job, name: str, round_: int) -> bool:
