@@ -111,7 +111,10 @@ def _entry(run: RunDirectory, name: str) -> Measured:
 
 
 def _split(stage: str) -> str:
-    """Whose photos a stage works on; `images` looks at both."""
+    """Whose photos a stage works on; `images` looks at both.
+
+    `score` also passes the val photos, each as one region; they are counted as part of what a training photo costs.
+    """
     return "val" if stage == "predict" else "train"
 
 
