@@ -25,7 +25,7 @@ def select_hypotheses(
 
     Boxes that are too small or too long are dropped; where that drops all, all stay. The first `clustered` of what is
     left take part: proposals come best first. With at most `count` boxes there is nothing to choose. Clusters can be
-    empty: then fewer than `count` are returned. The same boxes give the same choice on every machine.
+    empty: then fewer than `count` are returned. Rounding does not decide the choice.
 
     Arguments:
         boxes: (N, 4) px: x0, y0, x1, y1, the end exclusive.

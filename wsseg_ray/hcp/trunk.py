@@ -98,9 +98,9 @@ class Trunk(nn.Sequential):
         for layer in self:
             joint = isinstance(layer, nn.BatchNorm2d) and layer.training
             maps = _normalised_together(layer, maps) if joint else [layer(own) for own in maps]
-        found = dict(
-            zip((place for own in places.values() for place in own), (m for own in maps for m in own), strict=True)
-        )
+        found: dict[int, torch.Tensor] = {}
+        for own, same_size in zip(places.values(), maps, strict=True):
+            found |= zip(own, same_size, strict=True)
         return [found[place] for place in range(len(photos))]
 
 

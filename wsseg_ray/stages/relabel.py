@@ -57,13 +57,13 @@ def own_labels(
         views: of each network, from `photo_views`.
     Returns (H, W) uint8 for each network.
     """
-    found = []
-    for name, own in zip(names, views, strict=True):
-        if name == CAM and round_ == 1:
-            small = bounded(photo)
-            maps = at_pixels(own, *small.shape[:2])
-            seen = dense_crf(small, activation_probabilities(maps, present.tolist()))
-            found.append(enlarge(seen, photo.shape[:2]))
-        else:
-            found.append(segment(job.recipe, [name], photo, [own], present)[0][-1])
-    return found
+    views_of = dict(zip(names, views, strict=True))
+    found = {}
+    if CAM in names and round_ == 1:
+        small = bounded(photo)
+        maps = at_pixels(views_of.pop(CAM), *small.shape[:2])
+        found[CAM] = enlarge(dense_crf(small, activation_probabilities(maps, present.tolist())), photo.shape[:2])
+    if views_of:  # together: they share the work of the CRF on the photo
+        labels = segment(job.recipe, list(views_of), photo, list(views_of.values()), present)
+        found |= zip(views_of, (own[-1] for own in labels), strict=True)
+    return [found[name] for name in names]
