@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -19,7 +20,7 @@ def label_targets(labels: torch.Tensor) -> torch.Tensor:
 
 
 def hypothesis_max(logits: torch.Tensor) -> torch.Tensor:
-    """Cross-hypothesis max-pooling: (B, H, C) logits of H hypotheses a photo to (B, C).
+    """Cross-hypothesis max-pooling: (B, H, C) logits of H hypotheses per photo to (B, C).
 
     Equal maxima share the gradient, so a hypothesis that is repeated to fill H changes nothing.
     """
@@ -59,13 +60,31 @@ def binary_cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> to
     return region_loss(logits, (targets > 0).to(torch.int8))
 
 
-LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "squared": squared_loss,
-    "cross_entropy": cross_entropy_loss,
-    "binary_cross_entropy": binary_cross_entropy_loss,
-}
+def softmax_scores(logits: torch.Tensor) -> torch.Tensor:
+    """The softmax of logits (N, C), float32: the scores of a region add up to 1."""
+    return logits.softmax(dim=1, dtype=torch.float32)
 
 
-def class_scores(logits: torch.Tensor, loss: str) -> torch.Tensor:
-    """The scores (N, C) in 0..1, float32, that a network trained with `loss` gives: its softmax or sigmoid."""
-    return logits.float().sigmoid() if loss == "binary_cross_entropy" else logits.softmax(dim=1, dtype=torch.float32)
+def sigmoid_scores(logits: torch.Tensor) -> torch.Tensor:
+    """The sigmoid of logits (N, C), float32: each class has a score of its own."""
+    return logits.float().sigmoid()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A training objective, and the scores that a network has which was trained with it. `hcp.LOSSES` names them.
+
+    Arguments:
+        compare: logits (B, C) and targets (B, C) of `label_targets` to the mean loss over photos.
+        scores: logits (N, C) to scores (N, C) in 0..1, float32.
+        apart: whether each class is scored by itself, so that a region may be of no class.
+    """
+
+    compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    scores: Callable[[torch.Tensor], torch.Tensor]
+    apart: bool = False
+
+
+SQUARED = Loss(squared_loss, softmax_scores)
+CROSS_ENTROPY = Loss(cross_entropy_loss, softmax_scores)
+BINARY_CROSS_ENTROPY = Loss(binary_cross_entropy_loss, sigmoid_scores, apart=True)

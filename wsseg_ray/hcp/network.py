@@ -3,98 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.backbones.precision import full_precision
+from wsseg_ray.backbones.weights import initialise
 from wsseg_ray.hcp.dropout import PhotoDropout
-from wsseg_ray.hcp.trunk import BACKBONES, conv_layers, full_precision, initialise
+from wsseg_ray.hcp.pooling import POOLINGS
 
 
-class HypothesisNetwork(nn.Module):
-    """Scores hypotheses: conv layers (`trunk`), then fc6, fc7 and the last layer on what is pooled of a hypothesis.
+class RegionHead(nn.Module):
+    """fc6, fc7 and the last layer, on what is pooled of a hypothesis.
 
-    Everything starts at random, drawn from torch's global generator; `trunk.load_weights` replaces what it can.
+    fc6's input is multiplied by the buffer `feature_scale`. Everything starts at random, drawn from torch's global
+    generator.
 
     Arguments:
-        backbone: vgg16 (4,096-d embedding) or small (128-d).
+        inputs: numbers that are pooled of a hypothesis.
+        hidden: width of fc6 and fc7.
+        dropout: behind both.
         classes: object classes; there is no background.
-        pooling: how a hypothesis becomes fc6's input: `warp` and `roi` a grid of cells, `segment` one mean, `context`
-            one mean and its difference from the rest of the photo.
-
-    Attributes: `stride` (photo pixels a feature cell), `grid` (cells a side of a pooled box), `crop` (pixels a side
-    of a warped box), `embedding_dims`, and the buffer `feature_scale`, by which fc6's input is multiplied.
     """
 
-    def __init__(
-        self, backbone: Literal["vgg16", "small"], classes: int, pooling: Literal["warp", "roi", "segment", "context"]
-    ) -> None:
+    def __init__(self, inputs: int, hidden: int, dropout: float, classes: int) -> None:
         super().__init__()
-        spec = BACKBONES[backbone]
-        self.pooling = pooling
-        self.stride, self.grid, self.crop, self.embedding_dims = spec.stride, spec.grid, spec.crop, spec.hidden
-        self.trunk = conv_layers(backbone)
-        cells = {"segment": 1, "context": 2}.get(pooling, spec.grid**2)
         self.register_buffer("feature_scale", torch.ones(()))
-        self.fc6 = nn.Linear(self.trunk.channels * cells, spec.hidden)
-        self.fc7 = nn.Linear(spec.hidden, spec.hidden)
-        self.dropout6, self.dropout7 = PhotoDropout(spec.dropout), PhotoDropout(spec.dropout)
-        self.classifier = nn.Linear(spec.hidden, classes)
+        self.fc6 = nn.Linear(inputs, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.dropout6, self.dropout7 = PhotoDropout(dropout), PhotoDropout(dropout)
+        self.classifier = nn.Linear(hidden, classes)
         initialise(self.fc6)
         initialise(self.fc7)
 
-    def features(self, photos: torch.Tensor) -> torch.Tensor:
-        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W); h = H // stride, w = W // stride."""
-        return self.trunk(photos)
-
-    def pool_whole(self, maps: torch.Tensor) -> torch.Tensor:
-        """What is pooled where the whole map is the hypothesis: a photo in image-fine-tuning, or a warped box.
-
-        `warp` takes maxima (VGG-16's pool5 on a 14x14 map), `roi` means, as RoIAlign does, `segment` one mean, and
-        `context` too: nothing lies around the whole.
-
-        Arguments:
-            maps: (B, C, h, w).
-        Returns (B, C, grid, grid), or (B, C) for `segment` and (B, 2 C) for `context`.
-        """
-        if self.pooling in ("segment", "context"):
-            mean = maps.mean(dim=(2, 3))
-            return mean if self.pooling == "segment" else torch.cat([mean, torch.zeros_like(mean)], dim=1)
-        pool = functional.adaptive_max_pool2d if self.pooling == "warp" else functional.adaptive_avg_pool2d
-        return pool(maps, self.grid)
-
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
-        """The second last fully connected layer's output (Sec. 3.2), (N, embedding_dims), not negative.
-
-        Arguments:
-            pooled: (N, C, grid, grid), or (N, C) for `segment` and (N, 2 C) for `context`.
-        """
+        """fc7's output (N, hidden), not negative, of what is pooled (N, ...)."""
         hidden = self.dropout6(functional.relu(self.fc6(pooled.flatten(1) * self.feature_scale)))
         return self.dropout7(functional.relu(self.fc7(hidden)))
 
     def classify(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes) of embeddings (N, embedding_dims), always in float32.
+        """Logits (N, classes) of embeddings (N, hidden), always in float32.
 
         A candidate is chosen at 0.5; near a logit of 8 bfloat16 has steps of 0.06, so a GPU would choose others.
         """
         with full_precision(embedding.device):
             return self.classifier(embedding.float())
 
+
+class HypothesisNetwork(nn.Module):
+    """Scores hypotheses: a backbone, then a head on what is pooled of a hypothesis.
+
+    Everything starts at random, drawn from torch's global generator: the backbone, then the head. `load_weights`
+    replaces what it can.
+
+    Arguments:
+        backbone: a value of `BACKBONES`, such as vgg16 (4,096-d embedding) or small (128-d).
+        classes: object classes; there is no background.
+        pooling: a value of `POOLINGS`: how a hypothesis becomes the head's input.
+
+    Attributes: `backbone` and `head` (modules), `pooling` (the variant), `stride` (photo pixels per feature cell),
+    `grid` (cells a side of a pooled box), `crop` (pixels a side of a warped box), `embedding_dims`, `mean` and `std`
+    (what photos are normalised by), `imagenet` (torchvision's name of the classifier with the same backbone, or None).
+
+    Raises ValueError where a name is not known, or the backbone does not serve regions.
+    """
+
+    def __init__(self, backbone: str, classes: int, pooling: str) -> None:
+        super().__init__()
+        variant = BACKBONES.get(backbone)
+        self.pooling = POOLINGS.get(pooling)
+        self.stride, self.grid, self.crop = variant.stride, variant.grid, variant.crop
+        self.embedding_dims = variant.hidden
+        self.mean, self.std, self.imagenet = variant.mean, variant.std, variant.imagenet
+        self.backbone = variant.build(False)
+        inputs = self.pooling.inputs(self.backbone.channels["out"], variant.grid)
+        self.head = RegionHead(inputs, variant.hidden, variant.dropout, classes)
+
+    def features(self, photos: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W); h = H // stride, w = W // stride."""
+        return self.backbone(photos)["out"]
+
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The second last fully connected layer's output (Sec. 3.2), (N, embedding_dims), not negative.
+
+        Arguments:
+            pooled: (N, ...), of `scoring.pool_regions` or another of its functions.
+        """
+        return self.head.embed(pooled)
+
+    def classify(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) of embeddings (N, embedding_dims), always in float32."""
+        return self.head.classify(embedding)
+
     def convert_fc(
         self, fc6_weight: torch.Tensor, fc6_bias: torch.Tensor, fc7_weight: torch.Tensor, fc7_bias: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096) as this network's parameters.
 
-        A segment's mean stands in all 7x7 cells of fc6's input, so fc6's weights are summed over them. What `context`
-        adds starts without weight.
+        Returns none where the pooling has no use for them.
         """
-        if self.pooling in ("segment", "context"):
-            fc6_weight = fc6_weight.unflatten(1, (-1, 7 * 7)).sum(dim=2)
-        if self.pooling == "context":
-            fc6_weight = torch.cat([fc6_weight, torch.zeros_like(fc6_weight)], dim=1)
-        return {"fc6.weight": fc6_weight, "fc6.bias": fc6_bias, "fc7.weight": fc7_weight, "fc7.bias": fc7_bias}
+        converted = self.pooling.convert_fc6(fc6_weight)
+        if converted is None:
+            return {}
+        fc6 = {"head.fc6.weight": converted, "head.fc6.bias": fc6_bias}
+        return {**fc6, "head.fc7.weight": fc7_weight, "head.fc7.bias": fc7_bias}
 
 
 def parameter_groups(
@@ -108,5 +123,5 @@ def parameter_groups(
     slow, fast = [], []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            (fast if name.startswith("classifier.") or name in random_layers else slow).append(parameter)
+            (fast if name.startswith("head.classifier.") or name in random_layers else slow).append(parameter)
     return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": last_learning_rate}]

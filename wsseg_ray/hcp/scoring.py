@@ -7,13 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from wsseg_ray.hcp.loss import class_scores
+from wsseg_ray.hcp.loss import Loss
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.pooling import pool_boxes, pool_context, pool_segments, warp_crops
 from wsseg_ray.proposals.regions import RegionProposals
-
-CHUNK = 64  # warped crops a forward pass: 40 MB of photos and 1 GB of VGG-16's feature maps
-ROWS = 512  # proposals a pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB behind each of the two
 
 
 def pool_photos(
@@ -21,62 +17,54 @@ def pool_photos(
 ) -> list[torch.Tensor]:
     """What is pooled of several photos: of the whole photo, or of its regions, for each.
 
-    A photo pools the same alone and in any batch, up to the rounding of sums: `Trunk.maps_of`.
+    A photo pools the same alone and in any batch, up to the rounding of sums: the backbone's `maps_of`.
 
     Arguments:
         photos: (3, H, W) each, normalised, on the device of the network.
         regions: of each photo; None: the whole photo is the one hypothesis, as in image-fine-tuning.
-    Returns (n, C, grid, grid) for each photo, or (n, C) for `segment` and (n, 2 C) for `context`.
+    Returns (n, ...) for each photo, input of `network.embed`.
     """
-    whole = regions is None
-    if network.pooling == "warp":
-        if whole:
-            return [pool_photo(network, photo) for photo in photos]
-        return [pool_regions(network, photo, own) for photo, own in zip(photos, regions, strict=True)]
-    maps = network.trunk.maps_of(photos)
-    if whole:
-        return [network.pool_whole(feature_map[None]) for feature_map in maps]
-    return [pool_map(network, feature_map, own) for feature_map, own in zip(maps, regions, strict=True)]
+    pooling = network.pooling
+    sources = photos if pooling.needs_photo else network.backbone.maps_of(photos)
+    if regions is None:
+        return [pooling.whole(network, source[None]) for source in sources]
+    pairs = zip(sources, regions, strict=True)
+    return [torch.cat(list(pooling.chunks(network, source, own))) for source, own in pairs]
 
 
 def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """What is pooled of every proposal, with the network's pooling; input of `network.embed`.
+    """What is pooled of each proposal, with the network's pooling; input of `network.embed`.
 
-    Costs one pass of the trunk over the photo, and for `warp` one over a crop a proposal instead.
+    Costs one pass of the backbone over the photo, and for `warp` one over a crop per proposal instead.
 
     Arguments:
         photo: (3, H, W) normalised.
-    Returns (N, C, grid, grid), or (N, C) for `segment` and (N, 2 C) for `context`.
+    Returns (N, ...).
     """
     return torch.cat(list(_pool_chunks(network, photo, regions)))
 
 
-def pool_map(network: HypothesisNetwork, feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """`pool_regions` for all but `warp`, where the photo's feature map (C, h, w) is there already."""
-    if network.pooling == "roi":
-        return pool_boxes(feature_map, regions.boxes, network.stride, network.grid)
-    return (pool_context if network.pooling == "context" else pool_segments)(feature_map, regions)
-
-
 def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
-    """What is pooled where the whole photo (3, H, W) is the one hypothesis, as in image-fine-tuning; a batch of 1."""
-    if network.pooling == "warp":
-        box = np.array([[0, 0, photo.shape[2], photo.shape[1]]])
-        return network.pool_whole(network.features(warp_crops(photo, box, network.crop)))
-    return network.pool_whole(network.features(photo[None]))
+    """What is pooled where the whole photo (3, H, W) is the one hypothesis, as in image-fine-tuning; (1, ...)."""
+    source = photo[None] if network.pooling.needs_photo else network.features(photo[None])
+    return network.pooling.whole(network, source)
 
 
 @torch.no_grad()
 def score_proposals(
-    network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals, loss: str = "squared"
+    network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals, loss: Loss
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, classes), as `loss` compares them, and embeddings (N, D) of all proposals, float32.
+    """Scores (N, classes) and embeddings (N, D) of all proposals, float32.
 
     Proposals go through fc6 and fc7 in chunks, so that memory does not grow with what is pooled of all of them. A photo
-    that is too large for the GPU has its trunk pass on the CPU.
+    that is too large for the GPU has its pass of the backbone on the CPU.
+
+    Arguments:
+        photo: (3, H, W) normalised.
+        loss: what the network was trained with; its scores are wanted.
     """
     embedding = torch.cat([network.embed(pooled) for pooled in _pool_chunks(network, photo, regions)])
-    scores = class_scores(network.classify(embedding), loss)
+    scores = loss.scores(network.classify(embedding))
     return scores.cpu().numpy(), embedding.cpu().float().numpy()
 
 
@@ -106,20 +94,8 @@ def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int]) -> tuple
 
 def _pool_chunks(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> Iterator[torch.Tensor]:
     """`pool_regions`, some proposals at a time."""
-    if network.pooling == "warp":
-        for boxes in _split(regions.boxes, CHUNK):
-            yield network.pool_whole(network.features(warp_crops(photo, boxes, network.crop)))
-        return
-    feature_map = _photo_features(network, photo)
-    if network.pooling == "roi":
-        for boxes in _split(regions.boxes, ROWS):
-            yield pool_boxes(feature_map, boxes, network.stride, network.grid)
-        return
-    yield from pool_map(network, feature_map, regions).split(ROWS)
-
-
-def _split(boxes: np.ndarray, size: int) -> list[np.ndarray]:
-    return np.array_split(boxes, max(1, -(-len(boxes) // size)))
+    source = photo if network.pooling.needs_photo else _photo_features(network, photo)
+    yield from network.pooling.chunks(network, source, regions)
 
 
 def _photo_features(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
@@ -130,10 +106,10 @@ def _photo_features(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Te
         if torch.is_grad_enabled():
             raise
     # Behind the handler: inside it the error's frames keep what the failed pass holds on the GPU.
-    place = next(network.trunk.parameters())
+    place = next(network.backbone.parameters())
     device, dtype = place.device, place.dtype
-    network.trunk.to("cpu", torch.float32)
+    network.backbone.to("cpu", torch.float32)
     try:
         return network.features(photo[None].to("cpu", torch.float32))[0].to(photo)
     finally:
-        network.trunk.to(device, dtype)
+        network.backbone.to(device, dtype)

@@ -17,7 +17,10 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from wsseg_ray.hcp.trunk import Trunk, conv_layers, load_weights, normalise
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.vgg import VGG
+from wsseg_ray.backbones.vgg16 import VGG16
+from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.proposals.learned import Layers, layers
 
 COLOUR_SCALES = (1, 4, 12)  # depth of the windows, in pixels of a 500x375 photo
@@ -84,8 +87,8 @@ def side_outputs(trunk: nn.Sequential, photo: torch.Tensor) -> list[torch.Tensor
     """The outputs of all conv layers, behind their ReLU, in order.
 
     Arguments:
-        trunk: VGG-16's conv layers, see `hcp.trunk.conv_layers`.
-        photo: (1, 3, H, W) float32, see `hcp.trunk.normalise`.
+        trunk: VGG-16's conv layers, see `backbones.vgg.conv_layers`.
+        photo: (1, 3, H, W) float32, see `backbones.photos.normalise`.
     Returns 13 tensors (1, C, h, w). Costs the forward pass, and keeps 200 MB at 500x375.
     """
     outputs = []
@@ -135,13 +138,14 @@ def trunk_boundary(trunk: nn.Sequential, photo: np.ndarray) -> np.ndarray:
     return boundary(side_outputs(trunk, batch), photo.shape[:2], layers("boundary"))
 
 
-def contour_trunk(source: str | Path | bytes, name: str | None = None) -> Trunk:
+def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
     """VGG-16's conv layers with weights, for `trunk_boundary`.
 
     Arguments:
-        source, name: see `hcp.trunk.load_weights`; ImageNet's weights, which the head has learned on.
+        source, name: see `backbones.weights.load_weights`; ImageNet's weights, which the head has learned on.
     Raises WeightsError where they cannot be used.
     """
-    trunk = conv_layers("vgg16")
-    load_weights(nn.ModuleDict({"trunk": trunk}), source, name)
-    return trunk.eval()
+    network = nn.ModuleDict({"backbone": VGG16.build(False)})
+    network.imagenet = VGG16.imagenet
+    load_weights(network, source, name)
+    return network["backbone"].eval()

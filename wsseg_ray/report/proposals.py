@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from wsseg_ray.backbones.vgg import VGG
 from wsseg_ray.datasets.pixels import PixelError, read_photo
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.hcp.trunk import Trunk
 from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
 from wsseg_ray.proposals.generate import cut, generate, shrink
 from wsseg_ray.proposals.hierarchies import Partition, arc_strengths, trees
@@ -46,7 +46,7 @@ def write(photo: Path, out: Path, weights: str | None = None, count: int = 2000)
     out.write_text(render(photo.name, pixels, trunk, count), encoding="utf-8")
 
 
-def render(name: str, photo: np.ndarray, trunk: Trunk | None = None, count: int = 2000) -> str:
+def render(name: str, photo: np.ndarray, trunk: VGG | None = None, count: int = 2000) -> str:
     """The page of one photo: self-contained HTML, no script, no request, under 3 MB.
 
     Arguments:

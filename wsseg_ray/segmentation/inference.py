@@ -74,6 +74,14 @@ def at_pixels(views: Sequence[View], height: int, width: int) -> torch.Tensor:
     return total / len(views)
 
 
+def upsample(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Maps on the output grid (B, C, h, w), bilinearly at the pixels of a photo of stride k + 1 pixels a side.
+
+    Returns (B, C, height, width).
+    """
+    return functional.interpolate(maps, (height, width), mode="bilinear", align_corners=True)
+
+
 def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirrored: bool = False) -> torch.Tensor:
     """Bilinear weights (pixels, cells) along one axis: where each pixel of a photo lies among the cells of a view."""
     place = (torch.arange(pixels, dtype=torch.float64) + 0.5) * view_pixels / pixels - 0.5

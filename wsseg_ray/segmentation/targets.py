@@ -1,7 +1,7 @@
 """What a segmentation network is trained on: a crop of the photo, and the supervision on the network's output grid.
 
 Supervision has one value per superpixel, so the crop of the superpixels says where each value belongs. Cell i of h
-cells over H pixels is centred on pixel i (H - 1) / (h - 1), as in `deeplab`.
+cells over H pixels is centred on pixel i (H - 1) / (h - 1), as in `grid`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsseg_ray.hcp.trunk import MEAN
+from wsseg_ray.backbones import MEAN
 from wsseg_ray.segmentation.losses import IGNORE
 
 PAD = np.rint(255 * np.array(MEAN)).astype(np.uint8)  # near 0 once the mean is subtracted, as in DeepLab

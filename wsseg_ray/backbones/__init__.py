@@ -1,0 +1,94 @@
+"""Backbones: the layers that turn photos into feature maps. The classifier of regions and the segmentation networks
+each put a head on one.
+
+`BACKBONES` names the variants. A variant (`Backbone`) says what is known before a network is built, so nothing here
+imports torch; its `build` makes the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from wsseg_ray.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of photos in 0..1
+STD = (0.229, 0.224, 0.225)
+
+
+class BackboneModule(Protocol):
+    """The layers of a backbone: a `torch.nn.Module`. `base.BaseBackbone` has all but `channels` and `forward`.
+
+    Attributes: `channels`, of each level's maps, by level.
+    """
+
+    channels: Mapping[str, int]
+
+    def __call__(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), by level. The last level is called `out`."""
+
+    def maps_of(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The maps `out` (C, h, w) of photos (3, H, W) of unlike sizes."""
+
+    def freeze(self, count: Literal["none", "all"] | int) -> None:
+        """Train the first `count` conv layers no further, counted from the photo up; the others train.
+
+        Raises ValueError where the backbone cannot be frozen so.
+        """
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A variant: what is known of a backbone before it is built, and which sizes of the heads suit it.
+
+    Arguments:
+        name: its name in `BACKBONES`.
+        build: makes the module, at random, drawn from torch's global generator. Its argument `dense` says what for.
+            True: for a segmentation head; cell (i, j) of a level is centred on pixel (stride i, stride j), with the
+            stride of `dense_strides`. False: for regions; cells of `stride` pixels lie side by side, the first one in
+            the photo's corner. Raises ValueError where there is no such form.
+        stride: photo pixels per cell of `out`, for regions; None: it does not serve regions.
+        dense_strides: photo pixels from cell to cell of each level, for segmentation; empty: it does not serve that.
+        mean, std: what photos in 0..1 are normalised by, RGB.
+        imagenet: torchvision's name of the classifier that has these layers; None: no such weights exist.
+        conv_layers: how many layers can be frozen one after the other; None: only none or all of them.
+        hidden: width of fc6 and fc7 of the classifier of regions.
+        dropout: behind each fully connected layer, of `deeplab_largefov` too.
+        grid: cells a side of a pooled box.
+        crop: pixels a side of a warped box.
+        dense_hidden, dense_dilation: width and dilation of `deeplab_largefov`'s fc6.
+    """
+
+    name: str
+    build: Callable[[bool], BackboneModule]
+    stride: int | None
+    dense_strides: Mapping[str, int]
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    imagenet: str | None = None
+    conv_layers: int | None = None
+    hidden: int = 1024
+    dropout: float = 0.5
+    grid: int = 7
+    crop: int = 224
+    dense_hidden: int = 1024
+    dense_dilation: int = 12
+
+    @property
+    def dense_stride(self) -> int:
+        """Photo pixels from cell to cell of `out`, for segmentation."""
+        return self.dense_strides["out"]
+
+
+BACKBONES: Registry[Backbone] = Registry(
+    "backbone",
+    {
+        "vgg16": "wsseg_ray.backbones.vgg16:VGG16",
+        "small": "wsseg_ray.backbones.small:SMALL",
+        "torchvision:": "wsseg_ray.backbones.torchvision:backbone",
+    },
+)

@@ -1,0 +1,57 @@
+"""What backbones share: photos of unlike sizes, and freezing all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+class BaseBackbone(nn.Module):
+    """A backbone module that lacks only `channels` and `forward`, see `BackboneModule`."""
+
+    channels: Mapping[str, int]
+
+    def maps_of(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The maps `out` of photos of unlike sizes.
+
+        Photos of equal size pass together, the others apart: filled up to one size, a photo would have other features
+        near its border, since a bias and a ReLU make the filling non-zero.
+
+        Arguments:
+            photos: (3, H, W) each, normalised.
+        Returns (C, h, w) each.
+        """
+        places: dict[torch.Size, list[int]] = {}
+        for place, photo in enumerate(photos):
+            places.setdefault(photo.shape, []).append(place)
+        maps = self.maps_by_size([torch.stack([photos[place] for place in own]) for own in places.values()])
+        found: dict[int, torch.Tensor] = {}
+        for own, same_size in zip(places.values(), maps, strict=True):
+            found |= zip(own, same_size, strict=True)
+        return [found[place] for place in range(len(photos))]
+
+    def maps_by_size(self, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The maps `out` (B, C, h, w) of batches (B, 3, H, W), each of another size.
+
+        BatchNorm that learns takes its statistics from each batch by itself.
+        """
+        return [self(batch)["out"] for batch in batches]
+
+    def freeze(self, count: Literal["none", "all"] | int) -> None:
+        """Train all layers, or none of them any further.
+
+        Raises ValueError for a number: these layers have no order that could be counted.
+        """
+        if count not in ("none", "all"):
+            raise ValueError(f"of this backbone none or all layers can be frozen, not {count}")
+        self.requires_grad_(count == "none")
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Let each BatchNorm of a module use the statistics it has, and learn none, until `train()` is called."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()

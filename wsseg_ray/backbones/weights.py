@@ -1,0 +1,113 @@
+"""How a network's weights begin: at random, or from a file."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import nn
+
+from wsseg_ray.errors import WeightsError
+
+PREFIX = re.compile(r"^(features|backbone|trunk)\.")  # of a backbone's tensors in a file
+
+VGG16_FC = {  # the fully connected layers below the 1000-way classifier
+    "classifier.0.weight": (4096, 512 * 7 * 7),
+    "classifier.0.bias": (4096,),
+    "classifier.3.weight": (4096, 4096),
+    "classifier.3.bias": (4096,),
+}
+
+
+def initialise(module: nn.Module) -> None:
+    """He's normal initialisation of every conv and linear layer, zero biases. Draws from torch's global generator."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
+def load_weights(
+    network: nn.Module, source: str | Path | bytes, name: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Start a network from weights: the whole backbone, and fc6 and fc7 where the file is a full VGG-16.
+
+    Reads torchvision's state dict of a classifier with this backbone (VGG-16: `features.*`, `classifier.*`), its conv
+    layers alone, or the state dict of a network with the same backbone (`backbone.*`, or `trunk.*` as older files have
+    it), of which the backbone alone is taken. Half precision becomes float32.
+
+    Arguments:
+        network: has a `backbone`. For `imagenet` it also has `imagenet`, torchvision's name of the classifier, and
+            where fc6 and fc7 are wanted `convert_fc`, which turns VGG-16's into parameters of this network.
+        source: a path, the bytes of a file, or `imagenet`: torchvision's download.
+        name: what messages call the source; default: its path.
+    Returns the names of what was loaded, and of the parameters that were not: they start at random.
+    Raises WeightsError.
+    """
+    name = name or ("the weights" if isinstance(source, bytes) else str(source))
+    state = _download(network) if source == "imagenet" else _read(source, name)
+    own = network.state_dict()
+    names = {f"backbone.{PREFIX.sub('', key)}": key for key in state}  # this network's, and the file's
+    weights = {key: state[names[key]] for key in own if key.startswith("backbone.") and key in names}
+    needed = [key for key in own if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    lacking = [key for key in needed if key not in weights]
+    if lacking:
+        raise WeightsError(
+            f"{name}: lacks {len(lacking)} of the backbone's tensors ({', '.join(lacking[:3])}, ...); it must be "
+            "torchvision's state dict of a classifier with this backbone (VGG-16: its `features.*` will do), or of a "
+            "network with the same backbone (`backbone.*`)"
+        )
+    if state.keys() >= VGG16_FC.keys() and hasattr(network, "convert_fc"):
+        for key, shape in VGG16_FC.items():
+            _check_shape(name, key, state[key], shape)
+        weights |= network.convert_fc(*(state[key] for key in VGG16_FC))
+    for key, tensor in weights.items():
+        _check_shape(name, names.get(key, key), tensor, own[key].shape)
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{name}: {names.get(key, key)} holds values that are not finite")
+    network.load_state_dict(weights, strict=False)
+    return list(weights), [key for key, _ in network.named_parameters() if key not in weights]
+
+
+def _download(network: nn.Module) -> dict[str, torch.Tensor]:
+    model = getattr(network, "imagenet", None)
+    if model is None:
+        raise WeightsError("imagenet: there are no such weights of this backbone; give a file, or `null`")
+    from torchvision.models import get_model_weights  # with all its models, a second and a half: here alone
+
+    weights = get_model_weights(model).IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, no space, or a download that was cut
+        raise WeightsError(
+            f"imagenet: {weights.url} cannot be downloaded ({error}); fetch it on another machine and give the "
+            "file's path as `weights`, or `null` to start at random"
+        ) from error
+
+
+def _read(source: str | Path | bytes, name: str) -> dict[str, torch.Tensor]:
+    if isinstance(source, bytes):
+        return _parse(io.BytesIO(source), name)
+    try:
+        with Path(source).open("rb") as file:
+            return _parse(file, name)
+    except OSError as error:
+        raise WeightsError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def _parse(file: BinaryIO, name: str) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise anything: zip, pickle, Unicode, key, seek errors
+        raise WeightsError(f"{name}: is not a file of PyTorch weights ({type(error).__name__})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{name}: must hold a state dict (names and tensors), not {type(state).__name__}")
+    return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _check_shape(name: str, key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise WeightsError(f"{name}: {key} has shape {tuple(tensor.shape)}, the network needs {tuple(shape)}")

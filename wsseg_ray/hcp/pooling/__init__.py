@@ -1,0 +1,111 @@
+"""Region pooling: how a region of a photo becomes the input of the classifier of regions.
+
+`POOLINGS` names the variants. Most are computed from the photo's feature map: for one of your own, write a function
+from the map and the regions to their numbers, and make it a variant with `MapPooling`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from wsseg_ray.hcp.network import HypothesisNetwork
+
+ROWS = 512  # proposals per pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB behind each of the two
+
+
+class RegionPooling(Protocol):
+    """A variant.
+
+    Attributes: `needs_photo`, whether it pools from the photo itself, with passes of the backbone of its own, and not
+    from the photo's feature map. What it pools from is called the source.
+    """
+
+    needs_photo: bool
+
+    def inputs(self, channels: int, grid: int) -> int:
+        """Numbers that are pooled of one region.
+
+        Arguments:
+            channels: C, of the feature map.
+            grid: cells a side of a pooled box, as suits the backbone.
+        """
+
+    def whole(self, network: HypothesisNetwork, source: torch.Tensor) -> torch.Tensor:
+        """What is pooled where the whole photo is the one region, as in image-fine-tuning: (1, ...).
+
+        Arguments:
+            source: (1, C, h, w) the feature map, or (1, 3, H, W) the normalised photo.
+        """
+
+    def chunks(
+        self, network: HypothesisNetwork, source: torch.Tensor, regions: RegionProposals
+    ) -> Iterator[torch.Tensor]:
+        """What is pooled of all regions, in order, some at a time, so that memory stays bounded: (n, ...) each.
+
+        Yields at least one chunk, which may be empty. Gradients flow to the source or to the backbone.
+
+        Arguments:
+            source: (C, h, w) the feature map, or (3, H, W) the normalised photo.
+        """
+
+    def convert_fc6(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """Weights (n, inputs) for this input, of VGG-16's fc6 (n, 512 x 7 x 7); None: fc6 and fc7 start at random."""
+
+
+@dataclass(frozen=True)
+class MapPooling:
+    """A pooling from the photo's feature map, by a function.
+
+    Arguments:
+        pool: the feature map (C, h, w) of the whole photo, and N regions, to (N, C x cells).
+        cells: numbers per channel that are pooled of a region.
+        pool_whole: the map (1, C, h, w) to what is pooled of the whole, (1, C x cells); default: `pool` of one region
+            that has the size of the map.
+        fc6: see `RegionPooling.convert_fc6`; default: fc6 and fc7 start at random.
+    """
+
+    pool: Callable[[torch.Tensor, RegionProposals], torch.Tensor]
+    cells: int = 1
+    pool_whole: Callable[[torch.Tensor], torch.Tensor] | None = None
+    fc6: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    needs_photo = False
+
+    def inputs(self, channels: int, grid: int) -> int:
+        return channels * self.cells
+
+    def whole(self, network: HypothesisNetwork, source: torch.Tensor) -> torch.Tensor:
+        if self.pool_whole is not None:
+            return self.pool_whole(source)
+        one = RegionProposals(np.zeros(source.shape[2:], np.uint16), sparse.csr_array(np.ones((1, 1), np.float32)))
+        return self.pool(source[0], one)
+
+    def chunks(
+        self, network: HypothesisNetwork, source: torch.Tensor, regions: RegionProposals
+    ) -> Iterator[torch.Tensor]:
+        yield from self.pool(source, regions).split(ROWS)
+
+    def convert_fc6(self, weight: torch.Tensor) -> torch.Tensor | None:
+        return None if self.fc6 is None else self.fc6(weight)
+
+
+POOLINGS: Registry[RegionPooling] = Registry(
+    "region pooling",
+    {
+        "warp": "wsseg_ray.hcp.pooling.warp:WARP",
+        "roi": "wsseg_ray.hcp.pooling.roi:ROI",
+        "segment": "wsseg_ray.hcp.pooling.segment:SEGMENT",
+        "context": "wsseg_ray.hcp.pooling.context:CONTEXT",
+    },
+)

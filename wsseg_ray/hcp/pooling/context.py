@@ -1,0 +1,44 @@
+"""`context`: the mean feature inside each region, and by how much it differs from the rest of the photo."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wsseg_ray.hcp.pooling import MapPooling
+from wsseg_ray.hcp.pooling.segment import mean_features, mean_of_all, summed_fc6, superpixel_weights
+from wsseg_ray.proposals.regions import RegionProposals
+
+
+def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
+    """`pool_segments`, and by how much it differs from the mean over the rest of the photo.
+
+    A part of an object and a field around it may score as high as the object; their surroundings tell them apart. The
+    idea is ContextLocNet's contrast (Kantorov et al., ECCV 2016), on regions. A region that is the whole photo has no
+    surroundings: its difference is zero.
+
+    Arguments as `pool_segments`; costs its product twice.
+    Returns (N, 2 C) float32: means, then differences; gradients flow to the feature map.
+    """
+    cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
+    sums, areas = (regions.membership @ cells).toarray(), regions.region_areas
+    rest = regions.areas.sum() - areas
+    inside = mean_features(feature_map, sums, areas)
+    outside = mean_features(feature_map, cells.sum(axis=0) - sums, np.maximum(rest, 1))
+    alone = torch.from_numpy(rest == 0).to(inside.device)
+    return torch.cat([inside, (inside - outside).masked_fill(alone[:, None], 0)], dim=1)
+
+
+def whole_in_context(maps: torch.Tensor) -> torch.Tensor:
+    """Means of whole maps (B, C, h, w) and zeros, (B, 2 C): nothing lies around the whole."""
+    mean = mean_of_all(maps)
+    return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+
+
+def contrast_fc6(weight: torch.Tensor) -> torch.Tensor:
+    """Weights (n, 2 x 512) of VGG-16's fc6 (n, 512 x 7 x 7); the differences start without weight."""
+    means = summed_fc6(weight)
+    return torch.cat([means, torch.zeros_like(means)], dim=1)
+
+
+CONTEXT = MapPooling(pool_context, cells=2, pool_whole=whole_in_context, fc6=contrast_fc6)

@@ -1,0 +1,81 @@
+"""`segment`: the mean feature inside each region, over its own superpixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from wsseg_ray.backbones.precision import full_precision
+from wsseg_ray.hcp.pooling import MapPooling
+from wsseg_ray.proposals.regions import RegionProposals
+
+
+def superpixel_weights(superpixels: np.ndarray, h: int, w: int) -> sparse.csr_array:
+    """How much each feature cell contributes to the sum of features over each superpixel: `A = L B`.
+
+    B (H*W, h*w) is bilinear upsampling of an (h, w) map to (H, W) with half-pixel centres (`F.interpolate` with
+    align_corners=False), L (S, H*W) adds up the pixels of each superpixel. `A @ F` with cell features F (h*w, C)
+    equals upsampling and then summing, without a (C, H, W) map.
+
+    Arguments:
+        superpixels: (H, W) integers 0..S-1.
+    Returns (S, h*w) float32. Costs 15 ms at 500x375.
+    """
+    height, width = superpixels.shape
+    bilinear = sparse.kron(_bilinear(height, h), _bilinear(width, w), format="csr")
+    labels = superpixels.ravel()
+    ends = np.cumsum(np.bincount(labels))
+    pixels = np.argsort(labels, kind="stable")
+    sums = sparse.csr_array((np.ones(labels.size), pixels, np.concatenate([[0], ends])), shape=(len(ends), labels.size))
+    return (sums @ bilinear).astype(np.float32)
+
+
+def pool_segments(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
+    """Mean of the upsampled feature map inside each proposal: `(M (A F)) / (M a)`, Section 3 of the design.
+
+    Computed as `((M A) / (M a)) F`: the bracket is a plain matrix that any device multiplies and gradients pass.
+    Costs 4 N h w bytes and one product of (N, h*w) with (h*w, C): 35 ms for 2,000 proposals on VGG-16's 31x23 cells.
+
+    Arguments:
+        feature_map: (C, h, w) of the whole photo.
+    Returns (N, C) float32; gradients flow to the feature map.
+    """
+    cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
+    return mean_features(feature_map, (regions.membership @ cells).toarray(), regions.region_areas)
+
+
+def mean_features(feature_map: torch.Tensor, sums: np.ndarray, areas: np.ndarray) -> torch.Tensor:
+    """Mean features (N, C) of N regions.
+
+    Arguments:
+        feature_map: (C, h, w).
+        sums: (N, h*w), how much each cell contributes to the sum over each region.
+        areas: (N,), pixels of each region.
+    """
+    weights = torch.from_numpy(np.divide(sums, areas[:, None], dtype=np.float32)).to(feature_map.device)
+    with full_precision(feature_map.device):  # a mean of bfloat16 weights is off by up to 0.4 %
+        return weights @ feature_map.float().flatten(1).T
+
+
+def mean_of_all(maps: torch.Tensor) -> torch.Tensor:
+    """Mean features (B, C) of whole maps (B, C, h, w)."""
+    return maps.mean(dim=(2, 3))
+
+
+def summed_fc6(weight: torch.Tensor) -> torch.Tensor:
+    """Weights (n, 512) for means, of VGG-16's fc6 (n, 512 x 7 x 7): the mean stands in all 7x7 cells of its input."""
+    return weight.unflatten(1, (-1, 7 * 7)).sum(dim=2)
+
+
+def _bilinear(pixels: int, cells: int) -> sparse.csr_array:
+    """Bilinear weights along one axis, (pixels, cells): half-pixel centres, the outer cells extended to the edge."""
+    position = np.maximum((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0)
+    low = position.astype(np.int64)
+    high = np.minimum(low + 1, cells - 1)
+    rows = np.tile(np.arange(pixels), 2)
+    share = np.concatenate([1 - (position - low), position - low])
+    return sparse.csr_array((share, (rows, np.concatenate([low, high]))), shape=(pixels, cells))
+
+
+SEGMENT = MapPooling(pool_segments, pool_whole=mean_of_all, fc6=summed_fc6)

@@ -1,0 +1,49 @@
+"""Segmentation heads: the layers between a backbone's feature maps and the logits of each cell.
+
+`HEADS` names the variants. A variant (`Head`) says what is known before a network is built, so nothing here imports
+torch; its `build` makes the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wsseg_ray.backbones import Backbone
+from wsseg_ray.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Head:
+    """A variant.
+
+    Arguments:
+        name: its name in `HEADS`.
+        build: makes the module, at random, drawn from torch's global generator, of the backbone, the channels of each
+            of its levels, and the channels of the output; 0 is background. The module maps the needed levels'
+            maps, a dict of (B, C, h, w), to logits (B, classes, h, w) on the cells of `grid`. All that is in its
+            `classifier` learns ten times as fast. If it has `convert_fc`, that turns VGG-16's fc6 and fc7 (weights
+            and biases) into some of its parameters, by name.
+        levels: of the backbone that it needs.
+        grid: the level whose cells the logits have.
+    """
+
+    name: str
+    build: Callable[[Backbone, Mapping[str, int], int], nn.Module]
+    levels: tuple[str, ...] = ("out",)
+    grid: str = "out"
+
+
+HEADS: Registry[Head] = Registry(
+    "segmentation head",
+    {
+        "deeplab_largefov": "wsseg_ray.segmentation.heads.deeplab_largefov:DEEPLAB_LARGEFOV",
+        "deeplabv3": "wsseg_ray.segmentation.heads.deeplabv3:DEEPLABV3",
+        "fcn": "wsseg_ray.segmentation.heads.fcn:FCN",
+        "lraspp": "wsseg_ray.segmentation.heads.lraspp:LRASPP",
+    },
+)

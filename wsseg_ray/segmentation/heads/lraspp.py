@@ -1,0 +1,26 @@
+"""LR-ASPP (Howard et al., ICCV 2019), torchvision's: a light head on two levels of MobileNetV3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from wsseg_ray.backbones import Backbone
+from wsseg_ray.segmentation.heads import Head
+
+if TYPE_CHECKING:
+    from wsseg_ray.segmentation.heads.layers import LowAndHigh
+
+WIDTH = 128  # between the two layers of the higher level, torchvision's default
+
+
+def _build(backbone: Backbone, channels: Mapping[str, int], classes_with_background: int) -> LowAndHigh:
+    # With all its models torchvision takes a second and a half to import: here alone.
+    from torchvision.models.segmentation.lraspp import LRASPPHead
+
+    from wsseg_ray.segmentation.heads.layers import LowAndHigh
+
+    return LowAndHigh(LRASPPHead(channels["low"], channels["out"], classes_with_background, WIDTH))
+
+
+LRASPP = Head("lraspp", _build, levels=("low", "out"), grid="low")

@@ -1,0 +1,95 @@
+"""Segmentation networks: any backbone with any head whose levels it has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.hcp.dropout import dropouts_by_photo
+from wsseg_ray.segmentation.grid import cell_stride
+from wsseg_ray.segmentation.heads import HEADS
+
+
+class SegmentationNetwork(nn.Module):
+    """A fully convolutional classifier of grid cells.
+
+    It maps normalised photos (B, 3, H, W) to logits (B, classes, h, w) on a grid whose cell (i, j) looks at the photo
+    around pixel (stride i, stride j); all are trained by the same losses on the same targets. Its dropouts draw by
+    photo, see `number_photos`. Everything starts at random, drawn from torch's global generator: the backbone, then
+    the head. The backbone has the tensors of the same backbone in the HCP network, so `load_weights` takes those.
+
+    Arguments:
+        backbone: a value of `BACKBONES`.
+        head: a value of `HEADS`.
+        classes_with_background: channels of the output; 0 is background.
+
+    Attributes: `backbone` (what weights are for, and what can be frozen) and `head` (modules), `levels` (of the
+    backbone, that the head needs), `stride`, `mean` and `std` (what photos are normalised by), `imagenet`
+    (torchvision's name of the classifier with the same backbone, or None).
+
+    Raises ValueError where a name is not known, or the backbone lacks a level that the head needs.
+    """
+
+    def __init__(self, backbone: str, head: str, classes_with_background: int) -> None:
+        super().__init__()
+        self.stride = cell_stride(backbone, head)
+        variant, kind = BACKBONES.get(backbone), HEADS.get(head)
+        self.levels = kind.levels
+        self.mean, self.std, self.imagenet = variant.mean, variant.std, variant.imagenet
+        self.backbone = variant.build(True)
+        self.head = kind.build(variant, self.backbone.channels, classes_with_background)
+        dropouts_by_photo(self)
+
+    def features(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), of the levels that the head needs."""
+        maps = self.backbone(photos)
+        return {level: maps[level] for level in self.levels}
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, h, w) of normalised photos (B, 3, H, W)."""
+        return self.head(self.features(photos))
+
+    def freeze(self, count: Literal["none", "all"] | int) -> None:
+        """Train the first `count` conv layers of the backbone no further; the others train.
+
+        Raises ValueError where the backbone cannot be frozen so.
+        """
+        self.backbone.freeze(count)
+
+    def convert_fc(
+        self, fc6_weight: torch.Tensor, fc6_bias: torch.Tensor, fc7_weight: torch.Tensor, fc7_bias: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096) as this network's parameters.
+
+        Returns none where the head has no use for them.
+        """
+        if not hasattr(self.head, "convert_fc"):
+            return {}
+        converted = self.head.convert_fc(fc6_weight, fc6_bias, fc7_weight, fc7_bias)
+        return {f"head.{name}": tensor for name, tensor in converted.items()}
+
+
+def parameter_groups(
+    network: nn.Module, learning_rate: float, random_layers: Collection[str], weight_decay: float = 5e-4
+) -> list[dict[str, Any]]:
+    """SGD's four groups: loaded weights and biases, then those of the last layer and of all that starts at random.
+
+    The last two learn ten times as fast; biases twice as fast as weights and without decay. No frozen parameters.
+
+    Arguments:
+        random_layers: names of parameters, the second answer of `load_weights`.
+    """
+    groups = [
+        {"params": [], "lr": rate * (2 if bias else 1), "weight_decay": 0.0 if bias else weight_decay}
+        for rate in (learning_rate, 10 * learning_rate)
+        for bias in (False, True)
+    ]
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            fast = name.startswith("head.classifier.") or name in random_layers
+            groups[2 * fast + name.endswith(".bias")]["params"].append(parameter)
+    return groups
