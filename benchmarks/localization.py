@@ -38,16 +38,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.evaluation import iou
 from wsseg_ray.hcp.loss import binary_cross_entropy_loss, cross_entropy_loss, label_targets
 from wsseg_ray.hcp.scoring import choose_candidates
-from wsseg_ray.hcp.trunk import conv_layers, load_weights, normalise
+from wsseg_ray.proposals.contours import contour_trunk
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.refinement.distance import METRICS, moments_distance, pairwise_sums, photo_moments, sum_moments
 from wsseg_ray.refinement.selection import select
 from wsseg_ray.segmentation.crf import dense_crf
-from wsseg_ray.segmentation.deeplab import upsample
+from wsseg_ray.segmentation.inference import upsample
 from wsseg_ray.stages.job import Job, open_run, photo_number
 from wsseg_ray.stages.labels import crf_settings
 from wsseg_ray.stages.refine import groups
@@ -275,9 +276,7 @@ def count_part(job: Job, candidates: Candidates, photos: list[Photo]) -> Iterato
 
 def cam_part(job: Job, weights: Path) -> Iterator[tuple[str, Callable[[Photo], np.ndarray]]]:
     """Class activation maps, as functions from a photo to the maps (K, H, W) of its labels, in 0..1."""
-    trunk = conv_layers("vgg16")
-    load_weights(nn.ModuleDict({"trunk": trunk}), weights)
-    trunk.eval()
+    trunk = contour_trunk(weights)
     pooled, labels = [], []
     rows = [
         row
@@ -287,7 +286,7 @@ def cam_part(job: Job, weights: Path) -> Iterator[tuple[str, Callable[[Photo], n
     for row in tqdm(rows, "features", disable=None):
         photo = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)
         with torch.inference_mode():
-            pooled.append(trunk(normalise(photo))[0].mean(dim=(1, 2)))
+            pooled.append(trunk(normalise(photo))["out"][0].mean(dim=(1, 2)))
         labels.append(np.isin(np.arange(len(job.classes)), row["labels"]))
     x, targets = torch.stack(pooled).clone(), label_targets(torch.from_numpy(np.array(labels)))
     scale = x.std()
@@ -314,7 +313,7 @@ def _trained_head(kind: str, x: torch.Tensor, targets: torch.Tensor, loss: Calla
 def _activations(trunk: nn.Module, head: nn.Module, scale: torch.Tensor) -> Callable[[Photo], np.ndarray]:
     @torch.inference_mode()
     def maps(photo: Photo) -> np.ndarray:
-        cells = trunk(normalise(photo.photo))[0] / scale
+        cells = trunk(normalise(photo.photo))["out"][0] / scale
         found = head(cells.movedim(0, -1)).movedim(-1, 0)[photo.labels].relu()
         found = found / found.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)
         return upsample(found[None], *photo.photo.shape[:2])[0].double().numpy()

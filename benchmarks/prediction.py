@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import photo_size, read_mask, read_photo
 from wsseg_ray.evaluation.iou import confusion, miou
-from wsseg_ray.hcp.trunk import normalise
 from wsseg_ray.segmentation.crf import dense_crf
-from wsseg_ray.segmentation.deeplab import upsample
-from wsseg_ray.segmentation.inference import at_pixels, photo_views
+from wsseg_ray.segmentation.inference import at_pixels, photo_views, upsample
 from wsseg_ray.stages.job import Job, open_run
 from wsseg_ray.stages.labels import enlarge
 from wsseg_ray.stages.segmenters import trained

@@ -51,10 +51,13 @@ from torch import nn
 from tqdm import tqdm
 
 from wsseg_ray import pipeline, recipe
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.datasets import pixels, voc
+from wsseg_ray.hcp import LOSSES
 from wsseg_ray.hcp.network import HypothesisNetwork
+from wsseg_ray.hcp.pooling import POOLINGS, MapPooling
 from wsseg_ray.hcp.scoring import score_proposals
-from wsseg_ray.hcp.trunk import load_weights, normalise
 from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import score, train_hcp
@@ -65,8 +68,8 @@ from wsseg_ray.tables import RunDirectory
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/voc-animals/VOCdevkit/VOC2012"
 CLASSES = len(recipe.VOC_CLASSES)
-POOLINGS = ("warp", "roi", "segment", "context")
 STEPS = ("trunk", "pooling", "fc")
+LOSS = LOSSES.get("squared")
 REPEATS = 3
 STAGE = [
     "dataset.train_split=val",  # full size
@@ -105,29 +108,29 @@ def layers(network: HypothesisNetwork, height: int, width: int, proposals: int) 
     A bilinear sample is 4 multiply-adds. `segment`'s pooling is the product of its matrix (N, h*w) with the features,
     `context`'s are two; making the matrix is sparse and free.
     """
-    warp = network.pooling == "warp"
+    warp = network.pooling.needs_photo
     passes, rows, columns = (proposals, network.crop, network.crop) if warp else (1, height, width)
     crops = proposals * 3 * network.crop**2
     trunk = []
-    for layer in network.trunk:
+    for layer in network.backbone:
         if isinstance(layer, nn.MaxPool2d):
             rows, columns = rows // 2, columns // 2
         elif isinstance(layer, nn.Conv2d):
             weights, cells = layer.weight.numel(), passes * rows * columns
             trunk.append(Layer(cells * weights, weights + cells * (layer.in_channels + layer.out_channels)))
-    features = passes * rows * columns * network.trunk.channels
-    pooled = proposals * network.fc6.in_features
+    features = passes * rows * columns * network.backbone.channels["out"]
+    pooled = proposals * network.head.fc6.in_features
     if warp:
         pooling = [Layer(4 * crops, 3 * height * width + crops), Layer(0, features + pooled)]
-    elif network.pooling == "roi":
-        pooling = [Layer(4 * 4 * pooled, features + pooled)]  # 2x2 samples a cell
-    else:
-        products = 2 if network.pooling == "context" else 1
+    elif isinstance(network.pooling, MapPooling):
+        products = network.pooling.cells
         one = Layer(proposals * features, proposals * rows * columns + features + pooled // products)
         pooling = [one] * products
+    else:
+        pooling = [Layer(4 * 4 * pooled, features + pooled)]  # `roi`: 2x2 samples a cell
     fc = [
         Layer(proposals * layer.weight.numel(), layer.weight.numel() + proposals * sum(layer.weight.shape))
-        for layer in (network.fc6, network.fc7, network.classifier)
+        for layer in (network.head.fc6, network.head.fc7, network.head.classifier)
     ]
     return {"trunk": trunk, "pooling": pooling, "fc": fc}
 
@@ -164,11 +167,11 @@ def measure(
         photos: (3, H, W) normalised, on the network's device.
     """
     device = photos[0].device
-    score_proposals(network, photos[0], regions[0].top(1))  # starts libraries
+    score_proposals(network, photos[0], regions[0].top(1), LOSS)  # starts libraries
     whole, steps = [], []
     for photo, own in zip(photos, regions, strict=True):
         for _ in range(repeats):
-            whole.append(_seconds(partial(score_proposals, network, photo, own), device))
+            whole.append(_seconds(partial(score_proposals, network, photo, own, LOSS), device))
         steps.append(_step_seconds(network, photo, own))
     return {
         "seconds": float(np.median(whole)),
@@ -187,7 +190,7 @@ def _step_seconds(network: HypothesisNetwork, photo: torch.Tensor, regions: Regi
 
     of = {"features": "trunk", "embed": "fc", "classify": "fc"}
     with mock.patch.multiple(network, **{name: partial(clocked, getattr(network, name), of[name]) for name in of}):
-        whole = _seconds(lambda: score_proposals(network, photo, regions), photo.device)
+        whole = _seconds(lambda: score_proposals(network, photo, regions, LOSS), photo.device)
     return {**spent, "pooling": whole - spent["trunk"] - spent["fc"]}
 
 
@@ -225,7 +228,7 @@ def kernel(
         steps = layers(network, *photo.shape[:2], len(own))
         floors.append(sum(floor(steps, machine, number_bytes).values()))
         sums.append(np.sum([layer for step in steps.values() for layer in step], axis=0))
-    if pooling == "warp":
+    if network.pooling.needs_photo:
         photos, whole = photos[:1], np.mean([len(own) for own in regions])
         regions = [regions[0].top(warp_proposals)]
         scale = whole / len(regions[0])
@@ -439,7 +442,7 @@ def _kernels(arguments: argparse.Namespace, device: torch.device, image_ids: lis
     regions = [generate(photo, arguments.proposals)[0] for photo in tqdm(photos, desc="proposals", unit="photo")]
     machine = machine_peak(device, half or torch.float32, 8192 if device.type == "cuda" else 4096)
     options = machine, arguments.weights, device, half, arguments.warp_proposals
-    measured = {pooling: kernel(pooling, photos, regions, *options) for pooling in POOLINGS}
+    measured = {pooling: kernel(pooling, photos, regions, *options) for pooling in POOLINGS.names}
     faster = measured["warp"]["seconds"] / measured["segment"]["seconds"]
     count = float(np.mean([len(own) for own in regions]))
     print(f"{wanted} photos, {count:.0f} proposals each; {half or torch.float32}, {arguments.threads} threads")

@@ -30,8 +30,9 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.vgg16 import VGG16
 from wsseg_ray.evaluation.objects import best_iou
-from wsseg_ray.hcp.trunk import conv_layers, normalise
 from wsseg_ray.proposals import combinations, contours, hierarchies, ranking
 from wsseg_ray.proposals.generate import cut
 from wsseg_ray.proposals.learned import Layers, perceive
@@ -76,7 +77,7 @@ def read(root: Path) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
 
 
 def read_trunk(path: Path) -> nn.Sequential:
-    trunk = conv_layers("vgg16").eval()
+    trunk = VGG16.build(False).eval()
     state = torch.load(path, weights_only=True)
     trunk.load_state_dict({key.replace("features.", ""): value.float() for key, value in state.items()})
     return trunk

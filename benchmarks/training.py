@@ -33,9 +33,9 @@ import numpy as np
 import ray
 import torch
 
-from wsseg_ray.hcp.trunk import learning_rate_at
+from wsseg_ray.engine.schedule import learning_rate_at
 from wsseg_ray.recipe import dump, load
-from wsseg_ray.segmentation.deeplab import parameter_groups
+from wsseg_ray.segmentation.network import parameter_groups
 from wsseg_ray.stages import segmenters, train_segmenter, training
 from wsseg_ray.stages.checkpoints import restore
 from wsseg_ray.stages.feed import Batch, Step, read_batches

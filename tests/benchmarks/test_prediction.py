@@ -1,7 +1,7 @@
 import numpy as np
 
 from benchmarks.prediction import variants
-from wsseg_ray.hcp.trunk import normalise
+from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.segmentation.inference import photo_views
 from wsseg_ray.stages.job import open_run
 from wsseg_ray.stages.labels import segment

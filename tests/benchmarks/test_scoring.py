@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from benchmarks.scoring import POOLINGS, STEPS, Layer, Machine, floor, layers, machine_peak, measure
+from benchmarks.scoring import STEPS, Layer, Machine, floor, layers, machine_peak, measure
 from wsseg_ray.hcp.network import HypothesisNetwork
+from wsseg_ray.hcp.pooling import POOLINGS
 from wsseg_ray.proposals.regions import RegionProposals
 
 
@@ -68,7 +69,7 @@ def test_a_machine_has_a_peak():
     assert all(0 < of < math.inf for of in machine_peak(torch.device("cpu"), torch.float32, 32))
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", POOLINGS.names)
 def test_measured_seconds(pooling):
     superpixels = np.arange(4).reshape(2, 2).repeat(20, axis=0).repeat(24, axis=1)
     regions = RegionProposals(superpixels, sparse.csr_array(np.ones((3, 4), np.float32)))

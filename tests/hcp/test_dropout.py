@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from wsseg_ray.hcp.dropout import PhotoDropout, dropouts_by_photo, mixed, number_photos
-from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV
+from wsseg_ray.segmentation.network import SegmentationNetwork
 
 
 def test_a_photo_keeps_its_mask_in_any_batch():
@@ -62,8 +62,8 @@ def test_photo_layer_and_epoch_do_not_add_up_to_the_same_number():
 def test_gradients_of_parts_add_up_to_those_of_the_batch():
     """What two workers compute, each on its part, is what one computes; BatchNorm keeps its statistics."""
     torch.manual_seed(0)
-    network = DeepLabLargeFOV("deeplab_small", 3)
-    network.dropout6.p = network.dropout7.p = 0.5
+    network = SegmentationNetwork("small", "deeplab_largefov", 3)
+    network.head.dropout6.p = network.head.dropout7.p = 0.5
     network.train()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -93,11 +93,11 @@ def test_layers_differ():
 def test_a_compiled_network_drops_the_same():
     """The masks of a step are drawn anew, not compiled in; `eager` needs no compiler."""
     torch.manual_seed(0)
-    network = DeepLabLargeFOV("deeplab_small", 3)
-    network.dropout6.p = network.dropout7.p = 0.5
+    network = SegmentationNetwork("small", "deeplab_largefov", 3)
+    network.head.dropout6.p = network.head.dropout7.p = 0.5
     network.eval()
     features = network.features(torch.rand(2, 3, 33, 33))
-    network.dropout6.train(), network.dropout7.train()
+    network.head.dropout6.train(), network.head.dropout7.train()
     compiled = torch.compile(network.head, backend="eager")
     for numbers in ([1, 2], [3, 4]):
         answers = []

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from wsseg_ray.hcp import LOSSES
 from wsseg_ray.hcp.loss import (
     binary_cross_entropy_loss,
-    class_scores,
     cross_entropy_loss,
     hypothesis_max,
     label_targets,
@@ -58,11 +58,24 @@ def test_region_loss_leaves_out_what_is_not_known():
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
 def test_scores_of_a_softmax(loss):
-    assert class_scores(LOG, loss).flatten().tolist() == pytest.approx([0.25, 0.75, 0.5, 0.5])
+    assert LOSSES.get(loss).scores(LOG).flatten().tolist() == pytest.approx([0.25, 0.75, 0.5, 0.5])
+    assert not LOSSES.get(loss).apart
 
 
 def test_scores_of_a_sigmoid():
-    assert class_scores(LOG, "binary_cross_entropy").flatten().tolist() == pytest.approx([0.5, 0.75, 0.5, 0.5])
+    loss = LOSSES.get("binary_cross_entropy")
+    assert loss.scores(LOG).flatten().tolist() == pytest.approx([0.5, 0.75, 0.5, 0.5])
+    assert loss.apart
+
+
+@pytest.mark.parametrize("loss", LOSSES.names)
+def test_scores_are_float32_whatever_the_logits_are(loss):
+    assert LOSSES.get(loss).scores(LOG.bfloat16()).dtype == torch.float32
+
+
+def test_each_name_is_its_objective():
+    compared = [LOSSES.get(name).compare for name in LOSSES.names]
+    assert compared == [squared_loss, cross_entropy_loss, binary_cross_entropy_loss]
 
 
 @pytest.mark.parametrize("loss", [squared_loss, cross_entropy_loss, binary_cross_entropy_loss])

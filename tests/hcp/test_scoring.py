@@ -4,10 +4,10 @@ import torch
 from scipy import sparse
 
 from wsseg_ray.hcp.network import HypothesisNetwork
+from wsseg_ray.hcp.pooling import POOLINGS
 from wsseg_ray.hcp.scoring import (
     choose_candidates,
     flatten_candidates,
-    pool_map,
     pool_photo,
     pool_photos,
     pool_regions,
@@ -30,19 +30,12 @@ def test_fewer_proposals_than_the_fall_back_asks_for():
     assert chosen[0].tolist() == [0, 1, 2] and fallback.all()
 
 
-@pytest.fixture
-def regions() -> RegionProposals:
-    superpixels = np.arange(4).reshape(2, 2).repeat(20, axis=0).repeat(24, axis=1)
-    membership = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]], np.float32)
-    return RegionProposals(superpixels, sparse.csr_array(membership))
-
-
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
-def test_scores_are_distributions_and_the_whole_photo_is_a_region(pooling, regions):
+@pytest.mark.parametrize("pooling", POOLINGS.names)
+def test_scores_are_distributions_and_the_whole_photo_is_a_region(pooling, regions, squared):
     torch.manual_seed(0)
     network = HypothesisNetwork("small", 5, pooling).eval()
     photo = torch.randn(3, 40, 48)
-    scores, embedding = score_proposals(network, photo, regions)
+    scores, embedding = score_proposals(network, photo, regions, squared)
     assert scores.shape == (3, 5) and embedding.shape == (3, network.embedding_dims)
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
     if pooling != "roi":  # RoIAlign samples two points a cell, where the whole photo's cells are averaged
@@ -51,50 +44,42 @@ def test_scores_are_distributions_and_the_whole_photo_is_a_region(pooling, regio
         torch.testing.assert_close(whole, first, rtol=1e-4, atol=1e-5)
 
 
-def test_warped_proposals_do_not_depend_on_their_chunk(regions, monkeypatch):
-    network = HypothesisNetwork("small", 2, "warp").eval()
-    photo = torch.randn(3, 40, 48)
-    together = score_proposals(network, photo, regions)[0]
-    monkeypatch.setattr("wsseg_ray.hcp.scoring.CHUNK", 1)
-    np.testing.assert_allclose(score_proposals(network, photo, regions)[0], together, rtol=1e-5)
-
-
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
-def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, regions, monkeypatch):
+@pytest.mark.parametrize("pooling", POOLINGS.names)
+def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, regions, squared, monkeypatch):
     network = HypothesisNetwork("small", 2, pooling).eval()
     photo = torch.randn(3, 40, 48)
-    together = score_proposals(network, photo, regions)
-    monkeypatch.setattr("wsseg_ray.hcp.scoring.ROWS", 2)
+    together = score_proposals(network, photo, regions, squared)
+    monkeypatch.setattr("wsseg_ray.hcp.pooling.ROWS", 2)
     rows = []
     embed = network.embed
     monkeypatch.setattr(network, "embed", lambda pooled: rows.append(len(pooled)) or embed(pooled))
-    for apart, whole in zip(score_proposals(network, photo, regions), together, strict=True):
+    for apart, whole in zip(score_proposals(network, photo, regions, squared), together, strict=True):
         np.testing.assert_allclose(apart, whole, rtol=1e-5, atol=1e-6)
     assert rows == ([3] if pooling == "warp" else [2, 1])
 
 
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
-def test_half_precision_changes_scores_by_little(pooling, regions):
+@pytest.mark.parametrize("pooling", POOLINGS.names)
+def test_half_precision_changes_scores_by_little(pooling, regions, squared):
     torch.manual_seed(0)
     network = HypothesisNetwork("small", 3, pooling).eval()
     photo = torch.randn(3, 40, 48)
-    expected, _ = score_proposals(network, photo, regions)
+    expected, _ = score_proposals(network, photo, regions, squared)
     with torch.autocast("cpu", torch.bfloat16):
-        scores, embedding = score_proposals(network, photo, regions)
+        scores, embedding = score_proposals(network, photo, regions, squared)
     assert scores.dtype == embedding.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=0.02)
     assert (scores != expected).any()
 
 
 @pytest.mark.parametrize("pooling", ["roi", "segment"])
-def test_a_photo_without_a_proposal_has_no_scores(pooling, regions):
+def test_a_photo_without_a_proposal_has_no_scores(pooling, regions, squared):
     network = HypothesisNetwork("small", 2, pooling).eval()
-    scores, embedding = score_proposals(network, torch.randn(3, 40, 48), regions.top(0))
+    scores, embedding = score_proposals(network, torch.randn(3, 40, 48), regions.top(0), squared)
     assert scores.shape == (0, 2) and embedding.shape == (0, network.embedding_dims)
 
 
 def out_of_memory_once(network, monkeypatch) -> list[torch.device]:
-    """Lets the first pass of the trunk fail as on a full GPU; the devices of all passes."""
+    """Lets the first pass of the backbone fail as on a full GPU; the devices of all passes."""
     devices, features = [], network.features
 
     def first_fails(photos):
@@ -108,15 +93,15 @@ def out_of_memory_once(network, monkeypatch) -> list[torch.device]:
 
 
 @pytest.mark.parametrize("pooling", ["roi", "segment"])
-def test_a_photo_too_large_for_the_gpu_goes_through_the_trunk_on_the_cpu(pooling, regions, monkeypatch):
+def test_a_photo_too_large_for_the_gpu_goes_through_the_backbone_on_the_cpu(pooling, regions, squared, monkeypatch):
     network = HypothesisNetwork("small", 2, pooling).eval()
     photo = torch.randn(3, 40, 48)
-    expected = score_proposals(network, photo, regions)
+    expected = score_proposals(network, photo, regions, squared)
     devices = out_of_memory_once(network, monkeypatch)
-    for found, wanted in zip(score_proposals(network, photo, regions), expected, strict=True):
+    for found, wanted in zip(score_proposals(network, photo, regions, squared), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert devices == [torch.device("cpu")] * 2
-    assert next(network.trunk.parameters()).is_contiguous(memory_format=torch.channels_last)
+    assert next(network.backbone.parameters()).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_training_is_told_that_memory_ran_out(regions, monkeypatch):
@@ -129,13 +114,13 @@ def test_training_is_told_that_memory_ran_out(regions, monkeypatch):
 SIZES = [(40, 48), (48, 40), (40, 48), (33, 64)]
 
 
-@pytest.mark.parametrize("pooling", ["warp", "roi", "segment", "context"])
+@pytest.mark.parametrize("pooling", POOLINGS.names)
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_photo_pools_the_same_alone_and_in_any_batch(pooling, whole):
     """Filled up to the largest photo of a batch, a photo would have other features near its border."""
     torch.manual_seed(0)
     network = HypothesisNetwork("small", 2, pooling).eval()
-    for layer in network.trunk:  # biases that are not zero, as in a network that has learned
+    for layer in network.backbone:  # biases that are not zero, as in a network that has learned
         if getattr(layer, "bias", None) is not None:
             torch.nn.init.normal_(layer.bias)
     photos = [torch.randn(3, *size) for size in SIZES]
@@ -161,7 +146,7 @@ def test_classes_and_means_of_regions_are_float32_under_half_precision(regions):
     network = HypothesisNetwork("small", 3, "context").eval()
     embedding, feature_map = torch.rand(4, network.embedding_dims) * 20, torch.rand(96, 10, 12)
     with torch.no_grad():
-        logits, pooled = network.classify(embedding), pool_map(network, feature_map, regions)
+        logits, (pooled,) = network.classify(embedding), network.pooling.chunks(network, feature_map, regions)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(network.classify(embedding), logits)
-            assert torch.equal(pool_map(network, feature_map, regions), pooled)
+            assert torch.equal(next(network.pooling.chunks(network, feature_map, regions)), pooled)

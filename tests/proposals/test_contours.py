@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional
 
-from wsseg_ray.hcp.trunk import VGG16_FC, conv_layers
+from wsseg_ray.backbones.vgg16 import VGG16
+from wsseg_ray.backbones.weights import VGG16_FC
 from wsseg_ray.proposals import contours
 
 
@@ -66,11 +67,11 @@ def test_gradients_compare_adjacent_windows(radius, monkeypatch):
 
 
 def test_side_outputs_are_those_of_all_conv_layers():
-    trunk = conv_layers("vgg16").eval()
+    trunk = VGG16.build(False).eval()
     with torch.inference_mode():
         photo = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         outputs = contours.side_outputs(trunk, photo)
-        last = trunk(photo)
+        last = trunk(photo)["out"]
     channels = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
     sides = [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
     assert [tuple(x.shape) for x in outputs] == [(1, c, s, s) for c, s in zip(channels, sides, strict=True)]
@@ -103,7 +104,7 @@ def test_boundary_is_a_perceptron_on_the_hypercolumn(shapes, height, width, seed
 
 
 def test_trunk_boundary_runs_the_shipped_head():
-    trunk = conv_layers("vgg16").eval()
+    trunk = VGG16.build(False).eval()
     photo = np.random.default_rng(0).integers(0, 256, (20, 33, 3), np.uint8)
     found = contours.trunk_boundary(trunk, photo)
     assert found.shape == (20, 33) and found.dtype == np.float32
@@ -111,7 +112,7 @@ def test_trunk_boundary_runs_the_shipped_head():
 
 
 def test_contour_trunk_takes_the_conv_layers_of_a_full_vgg16():
-    trunk = conv_layers("vgg16")
+    trunk = VGG16.build(False)
     state = {f"features.{name}": tensor for name, tensor in trunk.state_dict().items()}
     state |= {name: torch.zeros(1).expand(shape) for name, shape in VGG16_FC.items()}
     file = io.BytesIO()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsseg_ray.backbones.vgg16 import VGG16
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.hcp.trunk import conv_layers
 from wsseg_ray.proposals.hierarchies import Partition
 from wsseg_ray.proposals.regions import from_masks
 from wsseg_ray.report import proposals
@@ -50,7 +50,7 @@ def test_the_page_shows_every_step(photo):
 
 
 def test_with_a_trunk_the_page_shows_its_boundaries(photo):
-    page = section(render("a", photo, conv_layers("vgg16").eval(), 5), "contours")
+    page = section(render("a", photo, VGG16.build(False).eval(), 5), "contours")
     assert page.count("<img") == 3 and "boundary probability of the trunk" in page
 
 
@@ -62,7 +62,7 @@ def test_the_trunk_sees_the_photo_once(photo, monkeypatch):
         return np.full(pixels.shape[:2], 0.5, np.float32)
 
     monkeypatch.setattr(proposals, "trunk_boundary", boundary)
-    render("a", photo, conv_layers("vgg16"), 5)
+    render("a", photo, VGG16.build(False), 5)
     assert len(seen) == 1
 
 

@@ -1,9 +1,20 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, upsample
-from wsseg_ray.segmentation.inference import HALO, TILE, View, at_pixels, fill_cells, photo_views, tiled_logits
+from wsseg_ray.segmentation.inference import (
+    HALO,
+    TILE,
+    View,
+    at_pixels,
+    fill_cells,
+    photo_views,
+    tiled_logits,
+    upsample,
+)
+from wsseg_ray.segmentation.network import SegmentationNetwork
+from wsseg_ray.segmentation.targets import soft_target
 
 SIZES = [(33, 65), (40, 57), (10, 7), (1, 4), (5, 5)]  # stride k + 1 or not
 
@@ -19,9 +30,9 @@ class Compass(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def small() -> DeepLabLargeFOV:
+def small() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return DeepLabLargeFOV("deeplab_small", 3).eval()
+    return SegmentationNetwork("small", "deeplab_largefov", 3).eval()
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -102,7 +113,7 @@ def test_networks_see_the_same_tensor_in_turn(small):
 @pytest.mark.parametrize("size", [(96, 96), (97, 64), (61, 130), (193, 99), (5, 65), (65, 65)])
 def test_tiles_are_the_whole(size):
     torch.manual_seed(0)
-    network = DeepLabLargeFOV("deeplab_small", 3).eval()
+    network = SegmentationNetwork("small", "deeplab_largefov", 3).eval()
     photo = torch.rand(1, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(tiled_logits(network, photo, tile=32, halo=40), network(photo), rtol=1e-4, atol=1e-5)
@@ -110,7 +121,7 @@ def test_tiles_are_the_whole(size):
 
 def test_the_halo_covers_what_a_cell_of_largefov_sees():
     """The gradient of a cell reaches no farther than the halo."""
-    network = DeepLabLargeFOV("deeplab_largefov", 2).eval()
+    network = SegmentationNetwork("vgg16", "deeplab_largefov", 2).eval()
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.constant_(layer.weight, 1e-3)
@@ -119,3 +130,11 @@ def test_the_halo_covers_what_a_cell_of_largefov_sees():
     seen = photo.grad[0].abs().sum(dim=(0, 1)).nonzero()[:, 0]
     assert 240 - HALO <= int(seen.min()) < 100 and 380 < int(seen.max()) <= 240 + HALO
     assert TILE % network.stride == HALO % network.stride == 0
+
+
+def test_upsample_puts_cells_where_targets_take_them():
+    ramp = np.arange(9)[None, :].repeat(9, axis=0)
+    target = soft_target(ramp, np.ones((9, 9), bool), np.linspace(0, 1, 9)[None], [0], 1, 3, 3)
+    assert target[1, 0, 1] == pytest.approx(0.5)
+    maps = torch.arange(3.0).reshape(1, 1, 1, 3).expand(1, 1, 3, 3)
+    assert upsample(maps, 9, 9)[0, 0, 4].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]

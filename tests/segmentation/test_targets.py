@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsseg_ray.hcp.trunk import STD, normalise
+from wsseg_ray.backbones import STD
+from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.segmentation.targets import PAD, crop_and_mirror, hard_target, soft_target
 
 

@@ -40,8 +40,9 @@ def load_weights(
     it), of which the backbone alone is taken. Half precision becomes float32.
 
     Arguments:
-        network: has a `backbone`. For `imagenet` it also has `imagenet`, torchvision's name of the classifier, and
-            where fc6 and fc7 are wanted `convert_fc`, which turns VGG-16's into parameters of this network.
+        network: has a `backbone`. It may have `imagenet`, torchvision's name of the classifier with this backbone; and
+            if that is VGG-16, `convert_fc`, which turns fc6 and fc7 into parameters of this network. A head of another
+            width starts at random.
         source: a path, the bytes of a file, or `imagenet`: torchvision's download.
         name: what messages call the source; default: its path.
     Returns the names of what was loaded, and of the parameters that were not: they start at random.
@@ -60,10 +61,12 @@ def load_weights(
             "torchvision's state dict of a classifier with this backbone (VGG-16: its `features.*` will do), or of a "
             "network with the same backbone (`backbone.*`)"
         )
-    if state.keys() >= VGG16_FC.keys() and hasattr(network, "convert_fc"):
+    if state.keys() >= VGG16_FC.keys() and hasattr(network, "convert_fc") and network.imagenet == "vgg16":
         for key, shape in VGG16_FC.items():
             _check_shape(name, key, state[key], shape)
-        weights |= network.convert_fc(*(state[key] for key in VGG16_FC))
+        converted = network.convert_fc(*(state[key] for key in VGG16_FC))
+        if all(tensor.shape == own[key].shape for key, tensor in converted.items()):  # a head may be less wide
+            weights |= converted
     for key, tensor in weights.items():
         _check_shape(name, names.get(key, key), tensor, own[key].shape)
         if not torch.isfinite(tensor).all():

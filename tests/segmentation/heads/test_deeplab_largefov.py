@@ -1,42 +1,40 @@
 import io
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.trunk import freeze, load_weights
-from wsseg_ray.segmentation.deeplab import DeepLabLargeFOV, parameter_groups, upsample
-from wsseg_ray.segmentation.models import grid_size
-from wsseg_ray.segmentation.targets import soft_target
+from wsseg_ray.segmentation.grid import grid_size
+from wsseg_ray.segmentation.network import SegmentationNetwork
 
 
 @pytest.fixture(scope="module")
-def large() -> DeepLabLargeFOV:
+def large() -> SegmentationNetwork:
     with torch.device("meta"):
-        return DeepLabLargeFOV("deeplab_largefov", 21).eval()
+        return SegmentationNetwork("vgg16", "deeplab_largefov", 21).eval()
 
 
 @pytest.fixture
-def small() -> DeepLabLargeFOV:
+def small() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return DeepLabLargeFOV("deeplab_small", 4).eval()
+    return SegmentationNetwork("small", "deeplab_largefov", 4).eval()
 
 
 def test_largefov_on_a_321_crop(large):
     photos = torch.empty(1, 3, 321, 321, device="meta")
     assert large.features(photos)["out"].shape == (1, 512, 41, 41)
     assert large(photos).shape == (1, 21, 41, 41)
-    assert grid_size("deeplab_largefov", 321) == 41
+    assert grid_size("vgg16", "deeplab_largefov", 321) == 41
 
 
 def test_largefov_layers_and_parameters(large):
     convs = [layer for layer in large.modules() if isinstance(layer, nn.Conv2d)]
-    pools = [(layer.kernel_size, layer.stride, layer.padding) for layer in large.trunk if "Pool" in str(type(layer))]
+    pools = [(layer.kernel_size, layer.stride, layer.padding) for layer in large.backbone if "Pool" in str(type(layer))]
     assert len(convs) == 13 + 3
     assert pools == [(3, 2, 1)] * 3 + [(3, 1, 1)] * 3
-    assert isinstance(large.trunk[-1], nn.AvgPool2d)
+    assert isinstance(large.backbone[-1], nn.AvgPool2d)
     assert [conv.dilation[0] for conv in convs] == [1] * 10 + [2] * 3 + [12, 1, 1]
     # 13 conv layers, fc6 (3x3), fc7 (1x1), the classifier
     expected = 14714688 + (512 * 9 + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 21
@@ -52,21 +50,22 @@ def test_fc_layers_are_decimated(large):
     weights = large.convert_fc(
         100 * channels[:, None] + positions, channels, 10 * channels[:, None] + channels, channels
     )
-    assert weights["fc6.weight"][2, 0].tolist() == [[800, 803, 806], [821, 824, 827], [842, 845, 848]]
-    assert weights["fc7.weight"][1, 2].item() == 10 * 4 + 8
-    assert weights["fc6.bias"].tolist() == weights["fc7.bias"].tolist() == [0, 4, 8]
+    assert weights["head.fc6.weight"][2, 0].tolist() == [[800, 803, 806], [821, 824, 827], [842, 845, 848]]
+    assert weights["head.fc7.weight"][1, 2].item() == 10 * 4 + 8
+    assert weights["head.fc6.bias"].tolist() == weights["head.fc7.bias"].tolist() == [0, 4, 8]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (33, 32), (97, 100), (375, 500)])
 def test_any_size(large, height, width):
     with torch.device("meta"):
-        small, photos = DeepLabLargeFOV("deeplab_small", 21).eval(), torch.empty(2, 3, height, width)
-    for model, network in (("deeplab_largefov", large), ("deeplab_small", small)):
-        assert network(photos).shape == (2, 21, grid_size(model, height), grid_size(model, width))
+        small, photos = SegmentationNetwork("small", "deeplab_largefov", 21).eval(), torch.empty(2, 3, height, width)
+    for backbone, network in (("vgg16", large), ("small", small)):
+        cells = (grid_size(backbone, "deeplab_largefov", side) for side in (height, width))
+        assert network(photos).shape == (2, 21, *cells)
 
 
 def test_small_stride(small):
-    assert small(torch.rand(1, 3, 97, 97)).shape == (1, 4, 25, 25) and grid_size("deeplab_small", 97) == 25
+    assert small(torch.rand(1, 3, 97, 97)).shape == (1, 4, 25, 25) and grid_size("small", "deeplab_largefov", 97) == 25
 
 
 def test_cells_are_centred_on_every_fourth_pixel(small):
@@ -83,44 +82,24 @@ def test_cells_are_centred_on_every_fourth_pixel(small):
         assert torch.allclose(before, after, rtol=1e-3, atol=1e-5)
 
 
-def test_upsample_puts_cells_where_targets_take_them():
-    ramp = np.arange(9)[None, :].repeat(9, axis=0)
-    target = soft_target(ramp, np.ones((9, 9), bool), np.linspace(0, 1, 9)[None], [0], 1, 3, 3)
-    assert target[1, 0, 1] == pytest.approx(0.5)
-    maps = torch.arange(3.0).reshape(1, 1, 1, 3).expand(1, 1, 3, 3)
-    assert upsample(maps, 9, 9)[0, 0, 4].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
-
-
-def test_the_trunk_of_the_hcp_network_is_loaded(small):
+def test_the_backbone_of_the_hcp_network_is_loaded(small):
     torch.manual_seed(1)
     hcp = HypothesisNetwork("small", classes=3, pooling="segment")
     file = io.BytesIO()
     torch.save(hcp.state_dict(), file)
     loaded, missing = load_weights(small, file.getvalue())
-    assert loaded == [name for name in small.state_dict() if name.startswith("trunk.")]
-    assert missing == [f"{layer}.{kind}" for layer in ("fc6", "fc7", "classifier") for kind in ("weight", "bias")]
-    assert torch.equal(small.trunk[0].weight, hcp.trunk[0].weight)
-
-
-def test_parameter_groups(small):
-    freeze(small.trunk, 4)
-    groups = parameter_groups(small, 0.1, ["fc7.weight", "fc7.bias"])
-    names = {id(parameter): name for name, parameter in small.named_parameters()}
-    assert [[names[id(parameter)] for parameter in group["params"]] for group in groups] == [
-        ["trunk.14.weight", "trunk.15.weight", "fc6.weight"],
-        ["trunk.14.bias", "trunk.15.bias", "fc6.bias"],
-        ["fc7.weight", "classifier.weight"],
-        ["fc7.bias", "classifier.bias"],
+    assert loaded == [name for name in small.state_dict() if name.startswith("backbone.")]
+    assert missing == [
+        f"{layer}.{kind}" for layer in ("head.fc6", "head.fc7", "head.classifier") for kind in ("weight", "bias")
     ]
-    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 5e-4), (0.2, 0), (1, 5e-4), (2, 0)]
-    torch.optim.SGD(groups, momentum=0.9)
+    assert torch.equal(small.backbone[0].weight, hcp.backbone[0].weight)
 
 
 def test_training_is_the_same_every_time():
     answers = []
     for _ in range(2):
         torch.manual_seed(3)
-        network = DeepLabLargeFOV("deeplab_small", 2).train()
+        network = SegmentationNetwork("small", "deeplab_largefov", 2).train()
         network(torch.rand(2, 3, 17, 17)).square().mean().backward()
-        answers.append(network.trunk[0].weight.grad)
+        answers.append(network.backbone[0].weight.grad)
     assert torch.equal(*answers)
