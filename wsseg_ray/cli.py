@@ -39,8 +39,6 @@ def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None,
     from wsseg_ray import pipeline
     from wsseg_ray.recipe import load
 
-    if until is not None and until not in pipeline.STAGES:
-        raise RecipeError(f"--until {until}: no such stage; there are {', '.join(pipeline.STAGES)}")
     place = run_dir or f"runs/{Path(recipe).stem}"
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in place and not Path(place).is_absolute():
         raise RecipeError(f"--run-dir {place}: a job runs in a copy of this folder; give an absolute path or URI")
@@ -118,7 +116,7 @@ def status(
 ) -> None:
     """How far a run is, from its directory: for a run that was started anywhere."""
     from wsseg_ray.status import is_over, lines
-    from wsseg_ray.tables import RunDirectory
+    from wsseg_ray.storage import RunDirectory
 
     place = RunDirectory.at(run)
     while True:

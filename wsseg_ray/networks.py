@@ -5,36 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_photo
+from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.errors import DatasetError, RecipeError
-from wsseg_ray.hcp.trunk import MEAN, STD, normalise
-from wsseg_ray.segmentation.deeplab import upsample
-from wsseg_ray.segmentation.inference import fill_cells, photo_views
-from wsseg_ray.segmentation.models import SegmentationNetwork
+from wsseg_ray.segmentation.inference import fill_cells, photo_views, upsample
+from wsseg_ray.segmentation.network import SegmentationNetwork
+from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.stages import segmenters
-from wsseg_ray.stages.job import Job, open_run
 from wsseg_ray.stages.labels import enlarge, segment
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("state_dict", "torchscript", "onnx")
 
 
-def open_network(run: str, name: str) -> tuple[Job, SegmentationNetwork]:
-    """A run, and one of its trained networks on the CPU.
+def open_network(run: str, name: str) -> tuple[Job, Network, SegmentationNetwork]:
+    """A run, and one of its networks, as it is described and as it is trained, on the CPU.
 
     Raises RecipeError where the run or the network is not there.
     """
     job = open_run(run)
-    folder = segmenters.FOLDER
-    trained = [own for own in job.run.names(folder) if job.run.exists(folder, own, "network.pt")]
+    trained = {
+        network.name: network
+        for network in segmenters.networks(job.recipe)
+        if segmenters.is_trained(job, network, segmenters.rounds(job.recipe, network))
+    }
     if name not in trained:
         have = f"it has {', '.join(trained)}" if trained else "none is trained yet"
         raise RecipeError(f"{run} has no network '{name}'; {have}")
-    return job, segmenters.trained(job, name)
+    return job, trained[name], segmenters.trained(job, trained[name])
 
 
 def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], None]) -> int:
@@ -52,7 +56,7 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
     Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network.
     """
     files = _photos(photos)
-    job, network = open_network(run, name)
+    job, about, network = open_network(run, name)
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for file in files:
@@ -64,12 +68,18 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
             tell(f"{file}: {error}")
             failed += 1
             continue
-        views = photo_views([network], normalise(photo), **job.recipe.prediction.model_dump())
-        labels = segment(job.recipe, [name], photo, views)[0][-1]
+        labels = labels_of(job, about, network, photo)
         target.write_bytes(encode_mask(enlarge(labels, photo_size(data))))
         seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
         tell(f"{target}: {', '.join(seen) or 'background alone'}")
     return failed
+
+
+def labels_of(job: Job, about: Network, network: SegmentationNetwork, photo: np.ndarray) -> np.ndarray:
+    """Labels (H, W) uint8 of a photo (H, W, 3) uint8 at its size, after the CRF if the run has one."""
+    shown = normalise(photo, network.mean, network.std)
+    views = photo_views([network], shown, **job.recipe.prediction.model_dump())
+    return segment(job.recipe, [about], photo, views)[0][-1]
 
 
 def _photos(place: Path) -> list[Path]:
@@ -92,8 +102,8 @@ class Segmenter(nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+        self.register_buffer("mean", torch.tensor(network.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(network.std)[:, None, None])
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
         height, width = photos.shape[2:]
@@ -106,17 +116,18 @@ def export(run: str, name: str, form: str, out: Path) -> None:
     """Write a network for other programs, without the CRF.
 
     Arguments:
-        form: `state_dict`, the tensors of `segmentation.models.create(model, len(classes) + 1)`, with `model` and
-            `classes`; or `torchscript` or `onnx`: `Segmenter` as a program for photos of any size.
+        form: `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with `backbone`,
+            `head` and `classes`; or `torchscript` or `onnx`: `Segmenter` as a program for photos of any size.
         out: the file to write.
     Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with.
     """
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: there are {', '.join(FORMATS)}")
-    job, network = open_network(run, name)
+    job, _, network = open_network(run, name)
     if form == "state_dict":
-        model = job.recipe.segmentation.model
-        torch.save({"model": model, "classes": job.classes, "state_dict": network.state_dict()}, out)
+        settings = job.recipe.segmentation
+        about = {"backbone": settings.backbone, "head": settings.head, "classes": job.classes}
+        torch.save({**about, "state_dict": network.state_dict()}, out)
         return
     example = torch.rand(2, 3, 129, 161)  # a batch of 1 would be taken for a constant
     if form == "torchscript":

@@ -1,10 +1,10 @@
 """What a run of many photos will take, from runs of a few of them: hours, machine-hours, storage, what to add first.
 
-Three small runs of the user's own photos give each stage its costs: seconds = fixed + seconds a shard x shards +
-seconds a photo x photos. Few photos lie in small shards, so without the middle term many photos would be planned too
-dear; and as so few runs tell the two last terms apart badly, a photo costs no less than what actors or trainers were
-seen to compute for it. Trainings read shards ahead, so they have no middle term. What grows is carried to more photos
-and shared out over more machines. `cautions` says what this leaves out.
+Three small runs of the user's own photos give each stage its costs: seconds = fixed + seconds per shard x shards +
+seconds per photo x photos. Few photos lie in small shards, so without the middle term the plan for many photos would be
+too long. Three runs tell the last two terms apart badly, so a photo costs no less than what actors or trainers computed
+for it. Trainings read shards ahead, so they have no middle term. The cost of a few photos is multiplied up to many, and
+shared out over more machines. `cautions` says what this leaves out.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 from wsseg_ray import pipeline
+from wsseg_ray.engine.stage import Stage
 from wsseg_ray.errors import RecipeError
-from wsseg_ray.recipe import TRAINING_STAGES, Recipe
-from wsseg_ray.stages.resources import has_network
-from wsseg_ray.tables import RunDirectory, shard_size
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, shard_size
 
 NODE_CPUS = 16  # a training without GPUs computes on one machine
 CPUS_STEP = 16  # what "more CPUs" means, beside one more GPU
@@ -81,7 +82,8 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
     Raises RecipeError where the data set has too few photos.
     """
     with tempfile.TemporaryDirectory(prefix="wsseg-plan-") as folder:
-        everything = pipeline.prepare(recipe, RunDirectory.at(f"{folder}/all")).listing.photos
+        stages = pipeline.stages_of(recipe)
+        everything = pipeline.prepare(recipe, RunDirectory.at(f"{folder}/all"), stages).listing.photos
         count = {split: sum(photo.split == split for photo in everything) for split in ("train", "val")}
         if count["train"] < sample:
             raise RecipeError(f"--sample {sample}: the data set has {count['train']} training photos")
@@ -90,32 +92,31 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
             limited = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"limit": size})})
             run = RunDirectory.at(f"{folder}/{size}")
             pipeline.run(limited, run.root)
-            runs.append({name: _entry(run, name) for name in pipeline.STAGES})
+            runs.append({stage.name: _entry(run, stage) for stage in stages})
             cluster = run.read_json("status.json")["cluster"]
     here = Machines(cluster["CPU"], cluster["GPU"])
-    pairwise = recipe.refinement.engine == "faiss" or recipe.refinement.metric != "squared_l2"
     costs = {}
-    for name in pipeline.STAGES:
-        power = 2 if name == "refine" and pairwise else 1
-        own = [run[name] for run in runs]
-        costs[name] = fit(own, power, workers(recipe, name, here), by_shard=name not in TRAINING_STAGES)
+    for stage in stages:
+        own, by_shard = [run[stage.name] for run in runs], stage.workers(recipe) != "trainers"
+        power = 2 if stage.pairs(recipe) else 1
+        costs[stage.name] = fit(own, power, workers(recipe, stage, here), by_shard)
     return costs, here, count["val"]
 
 
-def _entry(run: RunDirectory, name: str) -> Measured:
-    entry = run.read_json("stages", f"{name}.json")
-    photos = sum(name == "images" or row["split"] == _split(name) for row in run.rows("images", ["split"]))
-    folder = Path(run.root, pipeline.STAGES[name].folder)
+def _entry(run: RunDirectory, stage: Stage) -> Measured:
+    entry = run.read_json("stages", f"{stage.name}.json")
+    photos = sum(stage.split in ("all", row.split) for row in run.rows(IMAGES, ["split"]))
+    folder = Path(run.root, stage.writes)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, size)
 
 
-def _split(stage: str) -> str:
-    """Whose photos a stage works on; `images` looks at both.
+def _photos(stage: Stage, photos: dict[str, int]) -> int:
+    """How many photos a stage works on.
 
     `score` also passes the val photos, each as one region; they are counted as part of what a training photo costs.
     """
-    return "val" if stage == "predict" else "train"
+    return sum(photos.values()) if stage.split == "all" else photos[stage.split]
 
 
 def fit(runs: list[Measured], power: int, workers: float, by_shard: bool = True) -> Cost:
@@ -138,12 +139,12 @@ def _shards(photos: int) -> int:
     return math.ceil(photos / shard_size(photos))
 
 
-def workers(recipe: Recipe, stage: str, machines: Machines) -> float:
+def workers(recipe: Recipe, stage: Stage, machines: Machines) -> float:
     """On how many CPUs or GPUs a stage computes."""
-    if stage in TRAINING_STAGES:
-        batch = (recipe.hcp if stage == "train_hcp" else recipe.segmentation).batch_size
-        return min(machines.gpus, max(1, batch // 2)) if machines.gpus else min(machines.cpus, NODE_CPUS)
-    return machines.gpus if machines.gpus and has_network(recipe, stage) else machines.cpus
+    if stage.workers(recipe) == "trainers":
+        most = max(1, stage.batch_size(recipe) // 2)
+        return min(machines.gpus, most) if machines.gpus else min(machines.cpus, NODE_CPUS)
+    return machines.gpus if machines.gpus and stage.has_network(recipe) else machines.cpus
 
 
 def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
@@ -153,22 +154,19 @@ def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mach
         photos: of `train` and `val`.
     """
     found = {}
-    for name, cost in costs.items():
-        count = sum(photos.values()) if name == "images" else photos[_split(name)]
-        shared = cost.workers / workers(recipe, name, machines)
-        found[name] = cost.fixed + shared * (
+    for stage in pipeline.stages_of(recipe):
+        cost, count = costs[stage.name], _photos(stage, photos)
+        shared = cost.workers / workers(recipe, stage, machines)
+        found[stage.name] = cost.fixed + shared * (
             cost.a_shard * _shards(count) + cost.seconds * cost.work * count**cost.power
         )
     return found
 
 
-def bytes_of(costs: dict[str, Cost], photos: dict[str, int]) -> float:
+def bytes_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> float:
     """Bytes of the run directory. A checkpoint does not grow with the photos, so trainings are left out."""
-    return sum(
-        cost.bytes * (sum(photos.values()) if name == "images" else photos[_split(name)])
-        for name, cost in costs.items()
-        if name not in TRAINING_STAGES
-    )
+    mapped = [stage for stage in pipeline.stages_of(recipe) if stage.workers(recipe) != "trainers"]
+    return sum(costs[stage.name].bytes * _photos(stage, photos) for stage in mapped)
 
 
 def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
@@ -185,13 +183,7 @@ def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
     found = []
     if there.gpus and not here.gpus:
         found.append("no GPU was measured: stages with a network are planned on the CPUs; plan again where a GPU is")
-    for name, section in (("hcp", recipe.hcp), ("segmentation", recipe.segmentation)):
-        if section.freeze == "all":
-            found.append(
-                f"{name}.freeze=all keeps the features of photos in 1 to 2 GB of a worker's memory: "
-                "of more photos than fit they are computed in every epoch, which takes longer than planned"
-            )
-    return found
+    return found + [caution for stage in pipeline.stages_of(recipe) for caution in stage.cautions(recipe)]
 
 
 def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> list[str]:
@@ -200,16 +192,16 @@ def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
     total = sum(found.values())
     lines = [f"{'stage':<16} {'hours':>9} {'share':>6} {'machines':>10}"]
     hours = {"CPU": 0.0, "GPU": 0.0}
-    for name, own in found.items():
-        count = workers(recipe, name, machines)
-        kind = "GPU" if machines.gpus and has_network(recipe, name) else "CPU"
+    for stage in pipeline.stages_of(recipe):
+        own, count = found[stage.name], workers(recipe, stage, machines)
+        kind = "GPU" if machines.gpus and stage.has_network(recipe) else "CPU"
         hours[kind] += own / 3600 * count
-        lines.append(f"{name:<16} {own / 3600:9.2f} {own / total:6.0%} {f'{count:g} {kind}s':>10}")
+        lines.append(f"{stage.name:<16} {own / 3600:9.2f} {own / total:6.0%} {f'{count:g} {kind}s':>10}")
     lines.append(f"{'all':<16} {total / 3600:9.2f}")
     used = ", ".join(f"{amount:.1f} {kind}-hours" for kind, amount in hours.items() if amount)
-    lines.append(f"machine-hours: {used}; storage: {bytes_of(costs, photos) / 1e9:.2f} GB")
-    lines.append(f"widest stage: {max(found, key=found.get)}")
+    lines.append(f"machine-hours: {used}; storage: {bytes_of(recipe, costs, photos) / 1e9:.2f} GB")
+    lines.append(f"widest stage: {max(found, key=lambda name: found[name])}")
     best = gains(recipe, costs, photos, machines)
-    first = max(best, key=best.get)
+    first = max(best, key=lambda name: best[name])
     lines.append(f"to add first: {first}: " + ", ".join(f"{name} -{gain:.0%}" for name, gain in best.items()))
     return lines

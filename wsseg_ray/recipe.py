@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from wsseg_ray.errors import RecipeError
+from wsseg_ray.registry import look_in, registry
 
 VOC_CLASSES = [
     "aeroplane",
@@ -39,34 +49,30 @@ VOC_CLASSES = [
     "train",
     "tvmonitor",
 ]
-NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")
-# Table 4: they learn from the labels alone, without maps; the four of ILP differ in how predictions are smoothed
-RIVALS = ("MIL_FCN", "EM_ADAPT", "CCNN", "ILP", "ILP_SPPXL", "ILP_BB", "ILP_SEG")
-CAM = "CAM"  # class activation maps as labels: what most people would try first
-START = "START"  # not a network of its own: the classifier that the rivals begin with
-CONV_LAYERS = {"vgg16": 13, "small": 5}  # per trunk
-TRUNKS = {"deeplab_largefov": "vgg16", "deeplab_small": "small"}
-TORCHVISION = (
-    "deeplabv3_mobilenet_v3_large",
-    "deeplabv3_resnet50",
-    "deeplabv3_resnet101",
-    "fcn_resnet50",
-    "fcn_resnet101",
-    "lraspp_mobilenet_v3_large",
-)
-MODELS = (*TRUNKS, *TORCHVISION)
-# Stages whose actors hold a network, and stages that run on Ray Train; all other stages are tasks
-ACTOR_STAGES = ("proposals", "score", "predict")
-TRAINING_STAGES = ("train_hcp", "train_segmenter")
-UNREFINED = "_unrefined"  # name suffix of a network that was trained without the refinement
-# Ways to choose the candidates that are kept; `none` keeps all of them
-KEEPS = ("none", "nearest", "farthest", "norm", "score", "area", "random")
-CEILING = "FULL"  # trained on the true masks: not weakly supervised; shows how much is possible
-ALL_NETWORKS = (*NETWORKS, *RIVALS, CAM, CEILING)
-
-
 # What the YAML reader raises: its own errors, ValueError on impossible dates, RecursionError on very deep nesting
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def variant(path: str) -> Any:
+    """A string that names a variant of a registry, given by the registry's import path: see `registry`.
+
+    The registry lies above this module, so it is asked when a recipe is read. It knows names and imports no variant.
+    """
+    return Annotated[str, AfterValidator(lambda value: registry(path).check(value))]
+
+
+Layout = variant("wsseg_ray.datasets:LAYOUTS")
+Source = variant("wsseg_ray.proposals:SOURCES")
+BackboneName = variant("wsseg_ray.backbones:BACKBONES")
+Pooling = variant("wsseg_ray.hcp.pooling:POOLINGS")
+HcpLoss = variant("wsseg_ray.hcp:LOSSES")
+Metric = variant("wsseg_ray.refinement:METRICS")
+Keep = variant("wsseg_ray.refinement:KEEPS")
+Ranking = variant("wsseg_ray.supervision:RANKINGS")
+Refiner = variant("wsseg_ray.supervision:REFINERS")
+NetworkName = variant("wsseg_ray.segmentation.networks:NETWORKS")
+HeadName = variant("wsseg_ray.segmentation.heads:HEADS")
+StageName = variant("wsseg_ray.stages:STAGES")
 
 
 class Section(BaseModel):
@@ -74,7 +80,7 @@ class Section(BaseModel):
 
 
 class DatasetSection(Section):
-    layout: Literal["voc", "folder", "demo"] = "voc"
+    layout: Layout = "voc"
     root: str | None = None  # voc: the folder that holds JPEGImages; folder: photos + labels.csv or labels.json
     classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or what the labels name
     train_split: str = "train_aug"
@@ -91,33 +97,24 @@ class DatasetSection(Section):
 
 
 class ProposalsSection(Section):
-    source: Literal["generate", "mcg", "masks"] = "generate"
+    source: Source = "generate"
     root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
     count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
     # generate: an ImageNet VGG-16 (a file, or `imagenet`) finds the contours; null: colour and texture do
     weights: str | None = None
 
-    @model_validator(mode="after")
-    def _root(self) -> ProposalsSection:
-        if self.source != "generate" and self.root is None:
-            raise ValueError(f"source '{self.source}' needs proposals.root, the folder that holds the files")
-        return self
-
-    @property
-    def has_trunk(self) -> bool:
-        """Whether a VGG-16 trunk finds the contours."""
-        return self.source == "generate" and self.weights is not None
-
 
 class HcpSection(Section):
-    backbone: Literal["vgg16", "small"] = "vgg16"  # Sec. 4.2: VGG-16
+    backbone: BackboneName = "vgg16"  # Sec. 4.2: VGG-16
     weights: str | None = "imagenet"  # a file, `imagenet` (downloaded by torchvision), or null: at random
     # context: the segment's mean and its difference from the rest of the photo
-    pooling: Literal["warp", "roi", "segment", "context"] = "segment"
+    pooling: Pooling = "segment"
     # Where weights hold the conv layers alone, fc6 starts at random and learns so much faster than fc7 that the maps
     # get worse (RESULTS.md); its input is multiplied by this. 1: off
     random_fc6_scale: float = Field(0.1, gt=0)
-    freeze: Literal["none", "all"] | int = "none"  # how many conv layers are not trained, counted from the photo
+    freeze: Literal["none", "all"] | NonNegativeInt = (
+        "none"  # how many conv layers are not trained, counted from the photo
+    )
     image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
     hypothesis_epochs: int = Field(15, ge=0)
     region_rounds: int = Field(0, ge=0)  # how often regions learn from the maps of the round before; the paper: never
@@ -135,16 +132,9 @@ class HcpSection(Section):
     momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
     weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2
     # HCP [30]: squared loss on the softmax; binary: each class on its own, so that a region may belong to no class
-    loss: Literal["squared", "cross_entropy", "binary_cross_entropy"] = "squared"
+    loss: HcpLoss = "squared"
     threshold: float = Field(0.5, ge=0, lt=1)  # Sec. 3.1: confidence above 0.5 makes a candidate
     min_candidates: int = Field(10, ge=1)  # a label without a candidate gets so many of its best proposals
-
-    @field_validator("freeze")
-    @classmethod
-    def _freeze(cls, value: str | int) -> str | int:
-        if isinstance(value, int) and not 0 <= value <= 13:
-            raise ValueError("is none, all, or a number of conv layers, 0 to 13")
-        return value
 
     @model_validator(mode="after")
     def _clustered_boxes(self) -> HcpSection:
@@ -152,20 +142,12 @@ class HcpSection(Section):
             raise ValueError(f"clustered_boxes {self.clustered_boxes} is less than hypotheses {self.hypotheses}")
         return self
 
-    @model_validator(mode="after")
-    def _region_rounds(self) -> HcpSection:
-        if self.region_rounds and self.loss != "binary_cross_entropy":
-            raise ValueError(
-                "region_rounds teaches regions that they are of no class: that needs loss binary_cross_entropy"
-            )
-        return self
-
 
 class RefinementSection(Section):
     enabled: bool = True
     engine: Literal["auto", "moments", "faiss"] = "auto"  # auto: moments where the metric factors, else faiss
-    metric: Literal["squared_l2", "l2", "cosine", "nearest"] = "squared_l2"  # Eq. (1)
-    keep: Literal["nearest", "farthest", "norm", "score", "area", "random"] = "farthest"  # Sec. 3.2: "descending order"
+    metric: Metric = "squared_l2"  # Eq. (1)
+    keep: Keep = "farthest"  # Sec. 3.2: "descending order"
     fraction: float = Field(0.5, gt=0, le=1)  # Sec. 3.2: "the top half"
     pca_energy: float = Field(0.98, gt=0, le=1)  # Sec. 3.2
     pca_dims: int = Field(512, ge=1)  # Sec. 3.2: "from 4,096 to 512"
@@ -174,21 +156,15 @@ class RefinementSection(Section):
     pca_photos: int = Field(64, ge=1)  # evenly spread over the training photos
     pca_candidates: int = Field(64, ge=1)  # per photo of the sample, at most
 
-    @model_validator(mode="after")
-    def _engine(self) -> RefinementSection:
-        if self.engine == "moments" and self.metric != "squared_l2":
-            raise ValueError(f"engine 'moments' computes squared_l2 alone; metric '{self.metric}' needs engine 'faiss'")
-        return self
-
 
 class SupervisionSection(Section):
     regions: int = Field(10, ge=1)  # Sec. 3.3.2: the top 10 regions
     # The regions that are ranked for a class. all: "the region proposals generated by MCG" (Sec. 3.3.2); candidates:
     # the "selected proposals" (Sec. 3.3), those over hcp.threshold, whether the refinement keeps them or not
     pool: Literal["all", "candidates"] = "all"
-    normalize: Literal["none", "max"] = "none"  # none: the paper; max: each map divided by its maximum in the photo
+    refiners: list[Refiner] = []  # what is done to the maps, in order. The paper: nothing. max: see supervision/maps.py
     min_area: float = Field(0.0, ge=0, lt=1)  # regions under this share of the photo are not ranked
-    ranking: Literal["sum", "map_iou"] = "sum"  # sum: Eq. (5); map_iou: IoU with the thresholded map
+    ranking: Ranking = "sum"  # sum: Eq. (5); map_iou: IoU with the thresholded map
     threshold: float = Field(0.3, gt=0, lt=1)  # map_iou's threshold, as a share of the map's maximum
 
 
@@ -204,11 +180,12 @@ class RivalsSection(Section):
 
 
 class SegmentationSection(Section):
-    networks: list[Literal[ALL_NETWORKS]] = list(NETWORKS)
+    networks: list[NetworkName] = ["AN_A", "SN_A", "AN_B", "SN_B"]
     ablation: bool = False  # also train the networks without the refinement (Table 3)
-    model: Literal[MODELS] = "deeplab_largefov"  # or a network of torchvision.models.segmentation
+    backbone: BackboneName = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]
+    head: HeadName = "deeplab_largefov"  # likewise
     weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (this run's HCP trunk), or null: at random
-    freeze: Literal["none", "all"] | int = "none"
+    freeze: Literal["none", "all"] | NonNegativeInt = "none"
     epochs: int = Field(15, ge=1)  # Sec. 4.2
     batch_size: int = Field(8, ge=1)  # Sec. 4.2
     # DeepLab [7]: side of the square crop, in pixels; rounded up to stride k + 1
@@ -219,8 +196,6 @@ class SegmentationSection(Section):
     weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2; DeepLab [7]: not of biases
     rounds: int = Field(0, ge=0)  # how often a network is trained again, on its own labels of the training photos
     rivals: RivalsSection = RivalsSection()
-
-    _freeze = field_validator("freeze")(HcpSection._freeze.__func__)
 
     @field_validator("networks")
     @classmethod
@@ -249,43 +224,20 @@ class PredictionSection(Section):
 
 
 class StageSection(Section):
-    """What a stage asks of the cluster; null: what suits it (`stages/resources.py`)."""
+    """What a stage asks of the cluster; null: what suits it (`engine/resources.py`)."""
 
     cpus: float | None = Field(None, gt=0)  # per task; in a stage with actors or trainers, per actor or trainer
     memory_gb: float | None = Field(None, gt=0)  # likewise; Ray counts it and does not enforce it
     max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
-
-
-class TaskStage(StageSection):
     batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 32)
-
-
-class TrainingStage(StageSection):
-    """Of a training on Ray Train. Its batch size stands in the sections `hcp` and `segmentation`."""
-
     gpus: float | None = Field(None, ge=0)  # per trainer or actor; 0.5: two share one
     min_workers: int | None = Field(None, ge=1)  # fewest that the stage runs with; null: actors 1, trainers max_workers
 
     @model_validator(mode="after")
-    def _workers(self) -> TrainingStage:
+    def _workers(self) -> StageSection:
         if self.min_workers and self.max_workers and self.min_workers > self.max_workers:
             raise ValueError(f"min_workers {self.min_workers} is more than max_workers {self.max_workers}")
         return self
-
-
-class ActorStage(TaskStage, TrainingStage):
-    """Of a stage whose actors hold a network, fed by tasks."""
-
-
-class StagesSection(Section):
-    images: TaskStage = TaskStage()
-    proposals: ActorStage = ActorStage()
-    train_hcp: TrainingStage = TrainingStage()
-    score: ActorStage = ActorStage()
-    refine: TaskStage = TaskStage()
-    supervise: TaskStage = TaskStage()
-    train_segmenter: TrainingStage = TrainingStage()
-    predict: ActorStage = ActorStage()  # also used between segmentation.rounds, to label the training photos
 
 
 class MachineSection(Section):
@@ -300,6 +252,7 @@ class MachineSection(Section):
 class RuntimeSection(Section):
     """How a recipe runs. Nothing here changes a result, so nothing here re-runs a stage."""
 
+    engine: Literal["ray", "local"] = "ray"  # local: one process, without Ray; the same tables
     num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: what suits the cluster
     use_gpu: Literal["auto"] | bool = "auto"
     checkpoint_minutes: float = Field(5, ge=0)  # how often segmentation training is saved, besides after every epoch
@@ -307,7 +260,7 @@ class RuntimeSection(Section):
     no_progress_minutes: float = Field(30, gt=0)  # a stage without progress for so long fails; a new machine takes 5
     # What the cluster may grow to; null: the machines that are there, or what `ray up` was told
     cluster: list[MachineSection] | None = None
-    stages: StagesSection = StagesSection()
+    stages: dict[str, StageSection] = {}  # by stage
 
 
 class Recipe(Section):
@@ -320,35 +273,16 @@ class Recipe(Section):
     segmentation: SegmentationSection = SegmentationSection()
     prediction: PredictionSection = PredictionSection()
     crf: CrfSection = CrfSection()
+    extra_stages: list[StageName] = []  # stages of your own: see docs/extending.md
     runtime: RuntimeSection = RuntimeSection()
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
-        if self.dataset.layout != "demo" and self.dataset.root is None:
-            raise ValueError(f"dataset.root: layout '{self.dataset.layout}' needs the data set's folder")
-        model = self.segmentation.model
-        trunk = TRUNKS.get(model, model.split("_", 1)[1])
-        if self.segmentation.weights == "hcp" and trunk != self.hcp.backbone:
+        if self.segmentation.weights == "hcp" and self.segmentation.backbone != self.hcp.backbone:
             raise ValueError(
-                f"segmentation.weights: 'hcp' needs the same trunk, but model '{model}' has "
-                f"'{trunk}' and hcp.backbone is '{self.hcp.backbone}'"
+                f"segmentation.weights: 'hcp' needs the same backbone, but segmentation.backbone is "
+                f"'{self.segmentation.backbone}' and hcp.backbone is '{self.hcp.backbone}'"
             )
-        for name, section, trunk_name in (
-            ("hcp", self.hcp, self.hcp.backbone),
-            ("segmentation", self.segmentation, trunk),
-        ):
-            if section.weights == "imagenet" and trunk_name == "small":
-                raise ValueError(
-                    f"{name}.weights: 'imagenet' exists for VGG-16 and torchvision's networks; give a file or null"
-                )
-            if trunk_name not in CONV_LAYERS:
-                if isinstance(section.freeze, int):
-                    raise ValueError(f"{name}.freeze: is none or all for torchvision's networks")
-            elif isinstance(section.freeze, int) and section.freeze > CONV_LAYERS[trunk_name]:
-                count = CONV_LAYERS[trunk_name]
-                raise ValueError(
-                    f"{name}.freeze: the trunk '{trunk_name}' has {count} conv layers, not {section.freeze}"
-                )
         return self
 
 
@@ -372,6 +306,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     else:
         try:
             text = Path(name).read_text()
+            look_in(Path(name).resolve().parent)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(
                 f"no recipe '{name}': neither shipped ({', '.join(shipped())}) nor readable: {error}"

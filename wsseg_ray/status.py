@@ -6,29 +6,33 @@ import time
 from typing import Any
 
 from wsseg_ray.errors import RecipeError
-from wsseg_ray.recipe import StagesSection
-from wsseg_ray.tables import RunDirectory, shown
+from wsseg_ray.storage import RunDirectory, shown
 
 SILENT = 60.0  # seconds without progress after which the last sign of life is told
 
 
 def lines(run: RunDirectory) -> list[str]:
-    """A line a stage: what is done, how fast, what is left.
+    """One line per stage: what is done, how fast, what is left.
 
     Raises RecipeError where the folder is no run.
     """
-    if not run.exists("recipe.yaml"):
-        raise RecipeError(f"{shown(run.root)} is no run: it holds no recipe.yaml")
     status = run.read_json("status.json") or {}
-    return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in StagesSection.model_fields]
+    return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in _stages(run)]
 
 
 def is_over(run: RunDirectory) -> bool:
     """Whether nothing is left to watch: every stage is done, or the run was stopped."""
     if (run.read_json("status.json") or {}).get("state") == "stopped":
         return True
-    entries = [run.read_json("stages", f"{name}.json") for name in StagesSection.model_fields]
+    entries = [run.read_json("stages", f"{name}.json") for name in _stages(run)]
     return all(entry and entry["state"] == "done" for entry in entries)
+
+
+def _stages(run: RunDirectory) -> list[str]:
+    about = run.read_json("run.json")
+    if about is None:
+        raise RecipeError(f"{shown(run.root)} is no run: it holds no run.json")
+    return about["stages"]
 
 
 def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> str:
@@ -37,8 +41,7 @@ def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> st
     if entry["state"] == "done":
         failed = f", {entry['failed']} failed" if entry["failed"] else ""
         return f"{name:<16} done      {entry['rows']} photos in {_duration(entry['seconds'])}{failed}"
-    # `relabel` is a part of train_segmenter, between two rounds
-    if status.get("stage") not in (name, "relabel" if name == "train_segmenter" else name):
+    if status.get("stage") != name:
         return f"{name:<16} begins"
     share = status["done"] / status["total"] if status["total"] else 1.0
     parts = [f"{100 * share:3.0f} %, {status['done']} of {status['total']} {status['unit']}"]

@@ -1,136 +1,179 @@
-"""The run directory: tables with a row a photo, cut into shards.
+"""The tables of a run: one row class per table, which is also the table's schema.
 
-A table is a folder of Parquet files, one a shard. A shard is a fixed group of photos (`plan_shards`), the same in
-every table, so that a stage joins tables file to file, works shard by shard, and resumes by looking which files are
-there. A file appears whole or not at all, and running a shard again writes the same file: a row is there once.
-
-A run directory is local or on an object store (`s3://`, `gs://`), through pyarrow's filesystems. Storage that fails for
-a while is asked again; what then still cannot be written is no photo's fault: `StorageError`.
+A table has one row per photo. A row class says for each column its type on disk, and in a few words its shape and
+meaning; the schema of the Parquet files is made from it. A kernel takes row objects and returns row objects.
+Arrays are stored as flat lists and come back in their shape, which follows from other columns of the row.
 """
+
+# ruff: noqa: RUF009 (a column is a dataclass field with its type)
 
 from __future__ import annotations
 
-import errno
-import json
+import dataclasses
 import math
-import os
-import random
-import re
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 MAX_SHARD_ROWS = 32  # bounds what one task holds and what a kill repeats
 
-PATIENCE = 300.0  # seconds that storage may fail before a run gives up
-# What a local or mounted disk says when it fails for a while; everything else is meant as it is said.
-_PASSING = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-}
-# What an object store says and means, as Arrow words it.
-_FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_KEY")
-# A file's name can be at fault; then it is the photo that has it.
-_NAMING = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
+Shape = tuple[str | int, ...]
 
-T = TypeVar("T")
 
-_ROW = [("image_id", pa.string()), ("error", pa.string())]  # error: "" or why this row could not be processed
-_ints, _floats, _halfs = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.float16())
+def text(about: str) -> Any:
+    """A column of strings. `about` says what it holds."""
+    return field(default="", metadata={"type": pa.string(), "about": about})
 
-SCHEMAS: dict[str, pa.Schema] = {
-    "images": pa.schema(
-        [
-            *_ROW,
-            ("uri", pa.string()),
-            ("height", pa.int32()),  # pixels, after dataset.max_side
-            ("width", pa.int32()),
-            ("labels", _ints),  # indices into the class list, sorted
-            ("split", pa.string()),  # train | val
-            ("mask_uri", pa.string()),  # "" where there is none
-        ]
-    ),
-    "proposals": pa.schema(
-        [
-            *_ROW,
-            ("height", pa.int32()),
-            ("width", pa.int32()),
-            ("superpixels", pa.binary()),  # H*W little-endian uint16, row-major
-            ("indptr", _ints),  # CSR rows of M (N, S), best proposal first
-            ("indices", _ints),
-            ("objectness", _floats),
-            ("hypotheses", _ints),  # the proposals that train HCP
-        ]
-    ),
-    "scores": pa.schema(
-        [
-            *_ROW,
-            ("labels", _ints),  # (K,)
-            ("scores", _halfs),  # (K, N) score of every proposal for the photo's labels
-            ("candidate", _ints),  # (n,) proposals that are candidates, label after label
-            ("candidate_label", _ints),  # (n,)
-            ("area", _floats),  # (n,) share of the photo that the candidate covers
-            ("norm", _floats),  # (n,) length of the candidate's CNN feature
-            ("features", _halfs),  # (n, D) PCA features
-            ("fallback", _ints),  # (K,) 1 where no proposal passed the threshold
-            ("photo_logits", _floats),  # (C,) of a val photo as the one hypothesis: all that its row holds
-        ]
-    ),
-    "refined": pa.schema(
-        [
-            *_ROW,
-            ("distance", _floats),  # (n,) Eq. (1), in the order of scores.candidate
-            ("kept", pa.list_(pa.bool_())),  # (n,)
-        ]
-    ),
-    "supervision": pa.schema(
-        [
-            *_ROW,
-            ("labels", _ints),  # (K,)
-            ("maps", _halfs),  # (K, S) localization maps
-            ("mask", pa.binary()),  # (S,) uint8 rough mask: 0 background, label + 1
-            ("maps_unrefined", _halfs),  # the same from all candidates
-            ("mask_unrefined", pa.binary()),
-            ("candidate_iou", _floats),  # (K,) mean IoU of the candidates with the true mask; empty without one
-            ("quality", pa.list_(pa.int64())),  # see stages/supervise.py; empty without a mask
-        ]
-    ),
-    "segmenters/labels": pa.schema(  # one table a round: segmenters/labels-1, ...
-        [
-            *_ROW,
-            ("networks", pa.list_(pa.string())),
-            ("labels", pa.list_(pa.binary())),  # what each sees in a training photo, a palette PNG
-        ]
-    ),
-    "predictions": pa.schema(
-        [
-            *_ROW,
-            ("networks", pa.list_(pa.string())),
-            ("labels", pa.list_(pa.binary())),  # a palette PNG a network
-            ("labels_crf", pa.list_(pa.binary())),  # the same after the CRF; empty where it is off
-            ("confusion", pa.list_(pa.int64())),  # (networks, 2, C+1, C+1): without, with CRF; empty without mask
-        ]
-    ),
-}
+
+def number(dtype: str, about: str) -> Any:
+    """A column of single numbers. `dtype` is NumPy's name of the type on disk."""
+    return field(default=0, metadata={"type": pa.from_numpy_dtype(np.dtype(dtype)), "about": about})
+
+
+def texts(about: str) -> Any:
+    """A column of lists of strings."""
+    return field(default_factory=list, metadata={"type": pa.list_(pa.string()), "about": about})
+
+
+def blobs(about: str) -> Any:
+    """A column of lists of encoded files, such as PNGs."""
+    return field(default_factory=list, metadata={"type": pa.list_(pa.binary()), "about": about})
+
+
+def array(dtype: str, shape: Shape, about: str) -> Any:
+    """A column of arrays.
+
+    Arguments:
+        dtype: NumPy's name of the type on disk.
+        shape: an integer, or the name of a column that holds the size or has it as its length; one of them may be -1.
+            An empty array may stand for "none".
+        about: the shape in letters, and what the array holds.
+    """
+    kind = pa.large_list(pa.from_numpy_dtype(np.dtype(dtype)))
+    return field(
+        default_factory=lambda: np.empty(0, dtype),
+        metadata={"type": kind, "about": about, "shape": shape, "dtype": np.dtype(dtype)},
+    )
+
+
+@dataclass
+class Row:
+    """What every row has. A row with an error has no other content."""
+
+    image_id: str = text("the photo's name, unique in the run")
+    error: str = text('why the photo could not be processed, or ""')
+
+    @property
+    def is_good(self) -> bool:
+        return not self.error
+
+
+@dataclass
+class ImageRow(Row):
+    """Table `images`: a photo that can be decoded."""
+
+    uri: str = text("where the photo lies")
+    height: int = number("int32", "pixels, after dataset.max_side")
+    width: int = number("int32", "pixels, after dataset.max_side")
+    labels: np.ndarray = array("int32", (-1,), "(K,) indices into the class list, sorted")
+    split: str = text("train or val")
+    mask_uri: str = text('where the true mask lies, or ""')
+
+
+@dataclass
+class ProposalRow(Row):
+    """Table `proposals`: the regions of a training photo."""
+
+    height: int = number("int32", "pixels")
+    width: int = number("int32", "pixels")
+    superpixels: np.ndarray = array("uint16", ("height", "width"), "(H, W) superpixel of each pixel, 0..S-1")
+    indptr: np.ndarray = array("int32", (-1,), "(N + 1,) of M (N, S) as CSR rows, best proposal first")
+    indices: np.ndarray = array("int32", (-1,), "(nnz,) of M (N, S): the superpixels of each proposal")
+    objectness: np.ndarray = array("float32", (-1,), "(N,) in 0..1")
+    hypotheses: np.ndarray = array("int32", (-1,), "(h,) the proposals that train HCP")
+
+
+@dataclass
+class ScoreRow(Row):
+    """Table `scores`: a training photo's proposals as HCP sees them, or a val photo as HCP sees it."""
+
+    labels: np.ndarray = array("int32", (-1,), "(K,) the photo's classes")
+    scores: np.ndarray = array("float16", ("labels", -1), "(K, N) score of every proposal for the photo's classes")
+    candidate: np.ndarray = array("int32", (-1,), "(n,) proposals that are candidates, class after class")
+    candidate_label: np.ndarray = array("int32", ("candidate",), "(n,) the class that each is a candidate of")
+    area: np.ndarray = array("float32", ("candidate",), "(n,) share of the photo that the candidate covers")
+    norm: np.ndarray = array("float32", ("candidate",), "(n,) length of the candidate's CNN feature")
+    features: np.ndarray = array("float16", ("candidate", -1), "(n, D) PCA features")
+    fallback: np.ndarray = array("int32", ("labels",), "(K,) 1 where no proposal passed the threshold")
+    photo_logits: np.ndarray = array("float32", (-1,), "(C,) of a val photo as the one hypothesis; all that it has")
+
+
+@dataclass
+class RefinedRow(Row):
+    """Table `refined`: how far each candidate is from those of other photos, and whether it is kept."""
+
+    distance: np.ndarray = array("float32", (-1,), "(n,) Eq. (1), in the order of the candidates in `scores`")
+    kept: np.ndarray = array("bool", (-1,), "(n,) whether the candidate is kept")
+
+
+@dataclass
+class SupervisionRow(Row):
+    """Table `supervision`: what segmentation networks learn from."""
+
+    labels: np.ndarray = array("int32", (-1,), "(K,) the photo's classes")
+    maps: np.ndarray = array("float16", ("labels", -1), "(K, S) localization maps")
+    mask: np.ndarray = array("uint8", (-1,), "(S,) rough mask: 0 background, class + 1")
+    maps_unrefined: np.ndarray = array("float16", ("labels", -1), "(K, S) the maps from all candidates")
+    mask_unrefined: np.ndarray = array("uint8", (-1,), "(S,) the rough mask from all candidates")
+    candidate_iou: np.ndarray = array("float32", (-1,), "(K,) mean IoU of the candidates with the true mask, if any")
+    quality: np.ndarray = array("int64", (-1,), "(V, A, C + 1, C + 1) confusion matrices, see stages/supervise.py")
+
+
+@dataclass
+class OwnLabelsRow(Row):
+    """Tables `labels-1`, `labels-2`, ...: what networks see in a training photo, after a round of training."""
+
+    networks: list[str] = texts("(n,) names")
+    png: list[bytes] = blobs("(n,) palette PNG of each network's labels")
+
+
+@dataclass
+class PredictionRow(Row):
+    """Table `predictions`: the labels of a val photo."""
+
+    networks: list[str] = texts("(n,) names")
+    png: list[bytes] = blobs("(n,) palette PNG of each network's labels, at full size")
+    png_crf: list[bytes] = blobs("(n,) the same after the CRF; empty where it is off")
+    confusion: np.ndarray = array("int64", (-1,), "(n, 2, C + 1, C + 1) without and with CRF; empty without true mask")
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """A folder of Parquet files with rows of one class."""
+
+    folder: str
+    row: type[R]
+
+
+IMAGES = Table("images", ImageRow)
+PROPOSALS = Table("proposals", ProposalRow)
+SCORES = Table("scores", ScoreRow)
+REFINED = Table("refined", RefinedRow)
+SUPERVISION = Table("supervision", SupervisionRow)
+PREDICTIONS = Table("predictions", PredictionRow)
+
+
+def own_labels(round_: int) -> Table[OwnLabelsRow]:
+    """The table of what networks see in the training photos before a round, counted from 1."""
+    return Table(f"labels-{round_}", OwnLabelsRow)
 
 
 def shard_size(count: int) -> int:
@@ -147,230 +190,67 @@ def plan_shards(count: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def encode(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table of the schema `name`; of a table that is made once a round, `<name>-<round>`, too.
+@cache
+def schema(row: type[Row]) -> pa.Schema:
+    """The Arrow schema of a row class."""
+    return pa.schema([(column.name, column.metadata["type"]) for column in dataclasses.fields(row)])
 
-    Arrays of any shape become flat lists; missing columns are empty.
+
+def encode(row: type[R], rows: Sequence[R]) -> pa.Table:
+    """Rows as an Arrow table of their class's schema."""
+    columns = [_column(column, [getattr(one, column.name) for one in rows]) for column in dataclasses.fields(row)]
+    return pa.Table.from_arrays(columns, schema=schema(row))
+
+
+def decode(row: type[R], table: pa.Table) -> list[R]:
+    """Rows of an Arrow table that has some or all columns of the class.
+
+    Asking a row for a column that was not read raises AttributeError.
     """
-    schema = SCHEMAS[name.partition("-")[0]]
-    return pa.table({field.name: _column(field, [row.get(field.name) for row in rows]) for field in schema}, schema)
+    if table.num_rows == 0:
+        return []
+    read = [column for column in dataclasses.fields(row) if column.name in table.column_names]
+    columns = [_values(table.column(column.name).combine_chunks(), column.metadata) for column in read]
+    rows = []
+    for values in zip(*columns, strict=True):
+        found = row.__new__(row)
+        found.__dict__.update(zip((column.name for column in read), values, strict=True))
+        for column in read:
+            if len(column.metadata.get("shape", ())) > 1:
+                found.__dict__[column.name] = _shaped(found, column)
+        rows.append(found)
+    return rows
 
 
-def decode(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows of an Arrow table; number lists come back as flat NumPy arrays of the column's dtype."""
-    columns = {}
-    for field in table.schema:
-        column = table.column(field.name).combine_chunks()
-        if pa.types.is_list(field.type) and not _is_text(field.type.value_type):
-            values, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
-            columns[field.name] = [values[a:b] for a, b in pairwise(offsets)]
-        else:
-            columns[field.name] = column.to_pylist()
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def columns_of(row: type[Row], names: Iterable[str]) -> list[str]:
+    """The columns to read for some columns: those that give the arrays their shape are read too."""
+    shapes = {column.name: column.metadata.get("shape", ()) for column in dataclasses.fields(row)}
+    wanted = dict.fromkeys(names)
+    for name in list(wanted):
+        wanted |= dict.fromkeys(side for side in shapes[name] if isinstance(side, str) and len(shapes[name]) > 1)
+    return list(wanted)
 
 
-class StorageError(RuntimeError):
-    """Storage that cannot be written, or failed for longer than PATIENCE. The message names the place."""
+def _shaped(found: Row, column: dataclasses.Field[Any]) -> np.ndarray:
+    flat = found.__dict__[column.name]
+    if flat.size == 0:
+        return flat
+    sides = [found.__dict__[side] if isinstance(side, str) else side for side in column.metadata["shape"]]
+    return flat.reshape([side if isinstance(side, int) else len(side) for side in sides])
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of a local path or a URI.
-
-    Raises OSError where it cannot be read, StorageError where its storage failed for longer than PATIENCE.
-    """
-    filesystem, path = _resolve(uri)
-
-    def read() -> bytes:
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
-
-    return _patiently(filesystem, shown(uri), read)
+def _values(values: pa.Array, metadata: Any) -> list[Any]:
+    if "dtype" not in metadata:
+        return values.to_pylist()
+    flat = values.values.to_numpy(zero_copy_only=False)
+    return [flat[a:b] for a, b in pairwise(values.offsets.to_numpy().tolist())]
 
 
-def shown(uri: str) -> str:
-    """A path or URI as people may see it: without the user and password of `s3://user:password@bucket`."""
-    return re.sub(r"://[^/?]*@", "://", uri)
-
-
-@dataclass(frozen=True)
-class RunDirectory:
-    """Where a run keeps its tables, checkpoints and report.
-
-    `root` is an absolute path or a URI; a URI's `?endpoint_override=...` (MinIO and the like) stays at its end.
-    """
-
-    root: str
-
-    @classmethod
-    def at(cls, place: str) -> RunDirectory:
-        """A run directory at a path or URI; a relative path is made absolute, since jobs run elsewhere."""
-        if "://" not in place:
-            return cls(str(Path(place).expanduser().resolve()))
-        folder, mark, query = place.partition("?")
-        return cls(folder.rstrip("/") + mark + query)
-
-    @property
-    def is_local(self) -> bool:
-        return "://" not in self.root
-
-    def uri(self, *parts: str) -> str:
-        if self.is_local:
-            return "/".join((self.root, *parts))
-        folder, mark, query = self.root.partition("?")
-        return "/".join((folder, *parts)) + mark + query
-
-    def exists(self, *parts: str) -> bool:
-        filesystem, path = _resolve(self.uri(*parts))
-        info = _patiently(filesystem, path, lambda: filesystem.get_file_info(path))
-        return info.type != fs.FileType.NotFound
-
-    def read_bytes(self, *parts: str) -> bytes:
-        return read_bytes(self.uri(*parts))
-
-    def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a file whole or not at all; when it is there, it survives a machine that loses power.
-
-        Raises StorageError where it cannot be written, OSError where that is its name's fault.
-        """
-        filesystem, path = _resolve(self.uri(*parts))
-        write = _write_local if isinstance(filesystem, fs.LocalFileSystem) else _write_object
-        try:
-            _patiently(filesystem, path, lambda: write(filesystem, path, data))
-        except OSError as error:
-            if error.errno in _NAMING:
-                raise
-            raise StorageError(f"{shown(self.uri(*parts))} cannot be written: {error.strerror or error}") from error
-
-    def read_json(self, *parts: str) -> Any:
-        """The JSON of a file, or None where there is none."""
-        return json.loads(self.read_bytes(*parts)) if self.exists(*parts) else None
-
-    def write_json(self, value: Any, *parts: str) -> None:
-        self.write_bytes(json.dumps(value, indent=1).encode(), *parts)
-
-    def delete(self, *parts: str) -> None:
-        """Delete a folder or file below the run, if it is there."""
-        filesystem, path = _resolve(self.uri(*parts))
-
-        def delete() -> None:
-            kind = filesystem.get_file_info(path).type
-            if kind == fs.FileType.Directory:
-                filesystem.delete_dir(path)
-            elif kind == fs.FileType.File:
-                filesystem.delete_file(path)
-
-        _patiently(filesystem, path, delete)
-
-    def names(self, *parts: str) -> list[str]:
-        """Names in a folder, sorted; none where the folder is missing."""
-        filesystem, path = _resolve(self.uri(*parts))
-        try:
-            selector = fs.FileSelector(path, allow_not_found=True)
-            infos = _patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
-        except FileNotFoundError:  # deleted by a run that starts a stage anew, while it was listed
-            return []
-        return sorted(info.base_name for info in infos)
-
-    def shards(self, table: str, split: str = "") -> list[str]:
-        """The shards that a table has, sorted: all, or those of the split `train` or `val`."""
-        files = [name for name in self.names(table) if name.startswith(split) and name.endswith(".parquet")]
-        return [name.removesuffix(".parquet") for name in files]
-
-    def write_shard(self, table: str, shard: str, rows: list[dict[str, Any]]) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(encode(table, rows), sink, compression="zstd")
-        self.write_bytes(sink.getvalue().to_pybytes(), table, f"{shard}.parquet")
-
-    def read_shard(self, table: str, shard: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """All rows of a shard, failed ones too; none where the shard is missing."""
-        if not self.exists(table, f"{shard}.parquet"):
-            return []
-        source = pa.BufferReader(self.read_bytes(table, f"{shard}.parquet"))
-        return decode(pq.read_table(source, columns=list(columns) if columns else None))
-
-    def read_good(self, table: str, shard: str, columns: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """The rows of a shard that did not fail, by image_id."""
-        wanted = None if columns is None else ["image_id", "error", *columns]
-        return {row["image_id"]: row for row in self.read_shard(table, shard, wanted) if not row["error"]}
-
-    def rows(self, table: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-        """All rows of a table in shard order, a shard in memory at a time."""
-        for shard in self.shards(table):
-            yield from self.read_shard(table, shard, columns)
-
-
-def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in uri:
-        return fs.LocalFileSystem(), uri
-    scheme, _, rest = uri.partition("://")
-    if scheme not in ("s3", "gs"):
-        return fs.FileSystem.from_uri(uri)
-    path, mark, query = rest.partition("?")
-    bucket, _, below = path.partition("/")
-    filesystem, bucket = _object_store(f"{scheme}://{bucket}{mark}{query}")
-    return filesystem, f"{bucket}/{below}"
-
-
-@lru_cache
-def _object_store(bucket: str) -> tuple[fs.FileSystem, str]:
-    # Kept, because making one asks the store where its bucket lies.
-    return fs.FileSystem.from_uri(bucket)
-
-
-def _patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T:
-    """What `call` returns, asked again for PATIENCE while its storage fails in a way that passes."""
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    start, pause = time.monotonic(), 0.5
-    while True:
-        try:
-            return call()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            passing = error.errno in _PASSING if local else not any(word in str(error) for word in _FINAL)
-            if not passing:
-                raise
-            if time.monotonic() - start > PATIENCE:
-                raise StorageError(f"{place}: storage failed for {PATIENCE:.0f} s: {error}") from error
-        time.sleep(pause * random.uniform(0.5, 1))  # so that a thousand tasks do not come back at once
-        pause = min(2 * pause, 30.0)
-
-
-def _write_local(_: fs.FileSystem, path: str, data: bytes) -> None:
-    # A local file shows at once, so it is renamed when it is whole.
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
-
-
-def _write_object(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
-    # An object shows when its upload is complete.
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(data)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_binary(kind)
-
-
-def _column(field: pa.Field, values: list[Any]) -> pa.Array:
-    if not pa.types.is_list(field.type):
-        empty = {pa.string(): "", pa.binary(): b""}.get(field.type, 0)
-        return pa.array([empty if value is None else value for value in values], field.type)
-    if _is_text(field.type.value_type):
-        return pa.array([[] if value is None else value for value in values], field.type)
-    dtype = field.type.value_type.to_pandas_dtype()
-    flat = [np.asarray([] if value is None else value, dtype).ravel() for value in values]
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in flat])]).astype(np.int32)
+def _column(column: dataclasses.Field[Any], values: list[Any]) -> pa.Array:
+    kind, dtype = column.metadata["type"], column.metadata.get("dtype")
+    if dtype is None:
+        return pa.array(values, kind)
+    flat = [np.asarray(value, dtype).ravel() for value in values]
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in flat])]).astype(np.int64)
     joined = np.concatenate([*flat, np.empty(0, dtype)])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(joined, field.type.value_type))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(joined, kind.value_type))

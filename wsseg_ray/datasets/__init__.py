@@ -1,16 +1,18 @@
 """Data sets: which photos there are, what is in each, and where their masks lie.
 
-`list_photos` reads a layout (`voc`, `folder` or `demo`) into one `Listing`. A photo that cannot be used stays in the
-listing, with a message; a data set that cannot be used raises `DatasetError` before any work starts.
+`list_photos` reads a layout into one `Listing`. A photo that cannot be used stays in the listing, with a message. A data
+set that cannot be used raises `DatasetError` before any work starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
+from wsseg_ray.registry import Registry
 
 MAX_ID_BYTES = 240  # an image_id names files; file systems take 255 bytes, suffix included
 
@@ -51,7 +53,32 @@ class Listing:
     photos: list[Photo]
 
 
-def list_photos(section: DatasetSection, demo_folder: str | None = None, seed: int = 0) -> Listing:
+@dataclass(frozen=True)
+class Layout:
+    """A way in which photos and labels lie on disk.
+
+    Arguments:
+        read: `(section, seed) -> Listing` of all photos of both splits, in any order. `section` is the recipe's
+            `dataset`. Raises DatasetError where the data set as a whole cannot be read; a photo that cannot be used has
+            an `error`.
+        draws: whether it makes its photos itself, in a folder that the run gives it as `section.root`.
+    """
+
+    read: Callable[[DatasetSection, int], Listing]
+    draws: bool = False
+
+
+LAYOUTS: Registry[Layout] = Registry(
+    "data set layout",
+    {
+        "voc": "wsseg_ray.datasets.voc:LAYOUT",
+        "folder": "wsseg_ray.datasets.folder:LAYOUT",
+        "demo": "wsseg_ray.datasets.demo:LAYOUT",
+    },
+)
+
+
+def list_photos(section: DatasetSection, own_folder: str | None = None, seed: int = 0) -> Listing:
     """The photos that a recipe asks for.
 
     Photos without any of the wanted classes are left out. Of the rest, `section.limit` takes photo `floor(i n / limit)`
@@ -59,21 +86,19 @@ def list_photos(section: DatasetSection, demo_folder: str | None = None, seed: i
 
     Arguments:
         section: the recipe's `dataset`.
-        demo_folder: layout `demo`: the folder to draw into.
-        seed: layout `demo`: what is drawn.
+        own_folder: of a layout that draws its photos: the folder to draw into.
+        seed: of a layout that draws its photos: what is drawn.
     Costs one scan of every folder; no photo is opened.
     Raises DatasetError where the data set as a whole cannot be used.
     """
-    from wsseg_ray.datasets import folder, voc  # here, because both import this module
-
-    if section.layout == "demo":
-        from wsseg_ray.datasets import demo
-
-        if demo_folder is None:
-            raise DatasetError("dataset.layout 'demo' needs a folder to draw into")
-        demo.draw(Path(demo_folder), seed, section.limit)
-        section = section.model_copy(update={"root": demo_folder})
-    listing = (folder if section.layout == "folder" else voc).read(section)
+    layout = LAYOUTS.get(section.layout)
+    if layout.draws:
+        if own_folder is None:
+            raise DatasetError(f"dataset.layout '{section.layout}' needs a folder to draw into")
+        section = section.model_copy(update={"root": own_folder})
+    elif section.root is None:
+        raise DatasetError(f"dataset.root: layout '{section.layout}' needs the data set's folder")
+    listing = layout.read(section, seed)
     _refuse_duplicates(listing.photos)
     wanted = [photo for photo in listing.photos if photo.labels or photo.error]
     photos = [photo for split in ("train", "val") for photo in _spread(wanted, split, section.limit)]

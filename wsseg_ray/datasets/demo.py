@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from wsseg_ray.datasets import Layout, Listing, voc
 from wsseg_ray.datasets.pixels import encode_mask
+from wsseg_ray.recipe import DatasetSection
 
 TRAIN_PHOTOS = 320
 VAL_PHOTOS = 80
@@ -421,3 +423,12 @@ def _stripes(rng: np.random.Generator) -> Litter:
 def _confetti(rng: np.random.Generator) -> Litter:
     for n, centre in enumerate(rng.uniform(0, 1, (40, 2))):
         yield centre + rng.uniform(-0.07, 0.07, (rng.integers(3, 6), 2)), n
+
+
+def _read(section: DatasetSection, seed: int) -> Listing:
+    """The drawn photos; draws those that are not there yet, into the section's root."""
+    draw(Path(section.root or "."), seed, section.limit)
+    return voc.read(section)
+
+
+LAYOUT = Layout(_read, draws=True)

@@ -21,7 +21,17 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes, read_text, root_of
+from wsseg_ray.datasets import (
+    Layout,
+    Listing,
+    Photo,
+    choose_classes,
+    id_problem,
+    names_in,
+    read_classes,
+    read_text,
+    root_of,
+)
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
@@ -36,7 +46,7 @@ class Row(NamedTuple):
     error: str = ""
 
 
-def read(section: DatasetSection) -> Listing:
+def read(section: DatasetSection, seed: int = 0) -> Listing:
     """All labelled photos. Raises DatasetError where the labels as a whole cannot be read."""
     root = root_of(section)
     there = [name for name in ("labels.csv", "labels.json") if (root / name).is_file()]
@@ -168,3 +178,6 @@ def _photo(
 def _hashed_split(image_id: str) -> str:
     digest = hashlib.sha256(image_id.encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") % VAL_ONE_IN == 0 else "train"
+
+
+LAYOUT = Layout(read)

@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes, read_text, root_of
+from wsseg_ray.datasets import (
+    Layout,
+    Listing,
+    Photo,
+    choose_classes,
+    id_problem,
+    names_in,
+    read_classes,
+    read_text,
+    root_of,
+)
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
 
@@ -35,7 +45,7 @@ class Tree(NamedTuple):
     classes: list[str]  # the wanted ones
 
 
-def read(section: DatasetSection) -> Listing:
+def read(section: DatasetSection, seed: int = 0) -> Listing:
     """All photos of the two splits. Raises DatasetError where a folder or a split is missing."""
     root = root_of(section)
     known = read_classes(root) or VOC_CLASSES
@@ -159,3 +169,6 @@ def _annotated(tree: Tree, image_id: str) -> set[str]:
 
 def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
+
+
+LAYOUT = Layout(read)

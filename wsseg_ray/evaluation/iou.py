@@ -80,6 +80,11 @@ def iou(confusion: np.ndarray) -> np.ndarray:
     return 100 * np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
 
 
+def by_class(names: list[str], confusion: np.ndarray) -> dict[str, float]:
+    """`iou` of each class, in percent, by name."""
+    return dict(zip(names, iou(confusion).tolist(), strict=True))
+
+
 def miou(confusion: np.ndarray) -> float:
     """Mean of `iou` over the classes that occur, in percent; NaN where none does."""
     values = iou(confusion)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from wsseg_ray.proposals import combinations, contours, hierarchies, ranking
+from wsseg_ray.proposals import Source, combinations, contours, hierarchies, ranking
 from wsseg_ray.proposals.learned import layers
 from wsseg_ray.proposals.regions import RegionProposals
 
@@ -86,3 +86,6 @@ def cut(photo: np.ndarray, boundary: np.ndarray | None = None) -> tuple[hierarch
 def _whole(photo: np.ndarray) -> tuple[RegionProposals, np.ndarray]:
     whole = sparse.csr_array(np.ones((1, 1), np.float32))
     return RegionProposals(np.zeros(photo.shape[:2], np.uint16), whole), np.zeros(1, np.float32)
+
+
+SOURCE = Source(from_photo=generate, takes_boundary=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError
+from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError, Source
 from wsseg_ray.proposals.regions import RegionProposals, from_masks
 
 SCORES = ("score", "predicted_iou", "stability_score")
@@ -153,3 +153,6 @@ def _regions(flips: list[np.ndarray], size: tuple[int, int]) -> RegionProposals:
         raise ProposalFileError(str(error)) from error
     columns = np.repeat(regions.superpixels[0], np.diff(boundaries))
     return RegionProposals(columns.reshape(width, height).T, regions.membership)
+
+
+SOURCE = Source(from_file=read, suffix=".json")

@@ -23,7 +23,7 @@ from itertools import islice
 import h5py
 import numpy as np
 
-from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError
+from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError, Source
 from wsseg_ray.proposals.regions import MAX_SUPERPIXELS, RegionProposals, from_flat
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -199,3 +199,6 @@ def _ids(name: str, values: np.ndarray) -> np.ndarray:
     if not ((values >= 1) & (values <= MAX_ID) & (values == np.floor(values))).all():
         raise ProposalFileError(f"'{name}' holds a value that is no superpixel id: ids are whole numbers from 1")
     return values.astype(np.int64)
+
+
+SOURCE = Source(from_file=read, suffix=".mat")

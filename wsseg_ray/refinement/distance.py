@@ -12,7 +12,9 @@ BLAS, whose order of additions depends on its threads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -20,7 +22,6 @@ from scipy import sparse
 GRID = 2.0**-16  # what a photo's moments are rounded to
 ROWS = 512  # candidates compared at once: 1 MB of float32 at 512 dimensions, which the core's cache holds
 TILE = 2048  # candidates a side of one tile of pairs: 16 MB of float32
-METRICS = ("squared_l2", "l2", "cosine", "nearest")
 
 
 def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,44 +131,92 @@ def _squared_l2(features: np.ndarray, centers: np.ndarray, group: np.ndarray) ->
     return squared
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A distance between candidates, for Eq. (1) by its pairs.
+
+    Arguments:
+        pairs: `(queries (q, D), candidates (m, D)) -> distances (q, m)`, all float32.
+        prepare: what is done to features (n, D) before, given the mean (D,) of the queries.
+        nearest: whether a photo counts with its nearest candidate, not with the mean over its candidates.
+        factors: whether Eq. (1) needs no pairs with it: see `moments_distance`.
+    """
+
+    pairs: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    prepare: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    nearest: bool = False
+    factors: bool = False
+
+
+def centred(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Features less a centre: FAISS expands |x - y|^2, and float32 loses what features have in common."""
+    return np.ascontiguousarray(features - centre, np.float32)
+
+
+def unit(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Features of length 1; a zero vector stays one."""
+    features = features.astype(np.float64)
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.ascontiguousarray(features / np.where(norm > 0, norm, 1), np.float32)
+
+
+def _squared_l2_pairs(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    faiss, pairwise = _faiss()
+    pairs = pairwise(queries, candidates, metric=faiss.METRIC_L2)
+    return np.maximum(pairs, 0, out=pairs)
+
+
+def _l2_pairs(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    pairs = _squared_l2_pairs(queries, candidates)
+    return np.sqrt(pairs, out=pairs)
+
+
+def _cosine_pairs(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    faiss, pairwise = _faiss()
+    pairs = pairwise(queries, candidates, metric=faiss.METRIC_INNER_PRODUCT)
+    np.subtract(1, pairs, out=pairs)
+    return np.maximum(pairs, 0, out=pairs)
+
+
+SQUARED_L2 = Metric(_squared_l2_pairs, centred, factors=True)  # Eq. (1)
+L2 = Metric(_l2_pairs, centred)  # not squared
+COSINE = Metric(_cosine_pairs, unit)  # 1 - cosine; 1 for a zero vector
+NEAREST = Metric(_squared_l2_pairs, centred, nearest=True)
+
+
 def pairwise_sums(
-    features: np.ndarray, photo: np.ndarray, block: np.ndarray, owners: np.ndarray, metric: str
+    features: np.ndarray, photo: np.ndarray, block: np.ndarray, owners: np.ndarray, metric: Metric
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. (1) by its pairs, with FAISS, for one block of a class: the caller adds up the blocks and divides.
+    """Eq. (1) by its pairs, for one block of a class: the caller adds up the blocks and divides.
 
     Arguments:
         features: (n, D) floats, candidates of one class, of any photos.
         photo: (n,) integers, the photo of each.
         block: (m, D) floats, candidates of the same class. Those of a photo lie in one block, in any order.
         owners: (m,) integers, the photo of each.
-        metric: `squared_l2` (the paper), `l2` (not squared), `cosine` (1 - cosine; 1 for a zero vector), or `nearest`
-            (a photo counts with the squared distance of its nearest candidate, not with the mean).
     Returns, of the photos of the block other than the candidate's own, the sum of their mean distances (n,) float64
     and their number (n,) int64. Accurate to float32. Costs n m D; the memory is two copies of the arguments and one
     tile of TILE x TILE pairs (wider where a photo alone has more candidates).
-    Raises ValueError on an unknown metric and on features that are not finite, ImportError where FAISS is missing.
+    Raises ValueError on features that are not finite, ImportError where FAISS is needed and missing.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric '{metric}' is none of {', '.join(METRICS)}")
-    distances = _faiss_distances(metric)
     total, others = np.zeros(len(features)), np.zeros(len(features), np.int64)
     if len(features) == 0 or len(block) == 0:
         return total, others
     _refuse_non_finite(features)
     _refuse_non_finite(block)
-    reduce = np.minimum.reduceat if metric == "nearest" else np.add.reduceat
-    center = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    queries = _prepare(features, center, metric)
+    reduce = np.minimum.reduceat if metric.nearest else np.add.reduceat
+    centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    queries = metric.prepare(features, centre)
     order = np.argsort(owners, kind="stable")
-    candidates = _prepare(block[order], center, metric)
+    candidates = metric.prepare(block[order], centre)
     ids, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
     for tile in _tiles(starts):
         rows = slice(starts[tile[0]], starts[tile[-1]] + counts[tile[-1]])
         for begin in range(0, len(queries), TILE):
             part = slice(begin, begin + TILE)
-            pairs = distances(queries[part], candidates[rows])  # (q, m)
+            pairs = metric.pairs(queries[part], candidates[rows])  # (q, m)
             by_photo = reduce(pairs, starts[tile] - rows.start, axis=1).astype(np.float64)  # (q, photos)
-            if metric != "nearest":
+            if not metric.nearest:
                 by_photo /= counts[tile]
             other = photo[part, None] != ids[tile]
             total[part] += by_photo.sum(axis=1, where=other)
@@ -181,35 +230,15 @@ def _tiles(starts: np.ndarray) -> list[np.ndarray]:
     return np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // TILE)) + 1)
 
 
-def _prepare(features: np.ndarray, center: np.ndarray, metric: str) -> np.ndarray:
-    """Unit vectors for cosine; else centred, because FAISS expands |x - y|^2 and float32 loses what is common."""
-    if metric != "cosine":
-        return np.ascontiguousarray(features - center, np.float32)
-    features = features.astype(np.float64)
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.ascontiguousarray(features / np.where(norm > 0, norm, 1), np.float32)
-
-
-def _faiss_distances(metric: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The function from (q, D) and (m, D) float32 to (q, m) float32, on the GPU where FAISS finds one."""
+def _faiss() -> tuple[Any, Callable[..., np.ndarray]]:
+    """FAISS, and its function for all pairs, on the GPU where it finds one."""
     try:
         import faiss
     except ImportError as error:
         raise ImportError("engine 'faiss' needs FAISS: pip install faiss-cpu, or faiss-gpu-cu12 for CUDA") from error
-    pairwise = faiss.pairwise_distances
     if faiss.get_num_gpus() > 0:
-        pairwise = partial(faiss.pairwise_distance_gpu, _gpu_resources())
-
-    def distances(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        if metric == "cosine":
-            pairs = pairwise(queries, candidates, metric=faiss.METRIC_INNER_PRODUCT)
-            np.subtract(1, pairs, out=pairs)
-        else:
-            pairs = pairwise(queries, candidates, metric=faiss.METRIC_L2)
-        np.maximum(pairs, 0, out=pairs)
-        return np.sqrt(pairs, out=pairs) if metric == "l2" else pairs
-
-    return distances
+        return faiss, partial(faiss.pairwise_distance_gpu, _gpu_resources())
+    return faiss, faiss.pairwise_distances
 
 
 @cache

@@ -1,39 +1,70 @@
-"""Which candidates of a photo and class stay (Sec. 3.2: "the top half")."""
+"""Which candidates of a photo and class are kept (Sec. 3.2: "the top half")."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 
-def select(
-    keep: str,
-    fraction: float,
-    distance: np.ndarray,
-    norm: np.ndarray,
-    score: np.ndarray,
-    area: np.ndarray,
-    seed: list[int],
-) -> np.ndarray:
+class Candidates(NamedTuple):
+    """The candidates of one photo and class, by which some are kept."""
+
+    distance: np.ndarray  # (n,) Eq. (1)
+    norm: np.ndarray  # (n,) length of the CNN feature
+    score: np.ndarray  # (n,) in 0..1
+    area: np.ndarray  # (n,) share of the photo
+    seed: Sequence[int]  # other for every photo and class
+
+
+Keep = Callable[[Candidates], np.ndarray]  # (n,) costs: candidates of the lowest cost are kept
+
+
+def nearest(candidates: Candidates) -> np.ndarray:
+    """Those that are nearest to the candidates of other photos by Eq. (1), as the paper argues."""
+    return candidates.distance
+
+
+def farthest(candidates: Candidates) -> np.ndarray:
+    """Those that are farthest by Eq. (1): the paper's "descending order"."""
+    return -candidates.distance
+
+
+def norm(candidates: Candidates) -> np.ndarray:
+    """Control: those with the largest feature."""
+    return -candidates.norm
+
+
+def score(candidates: Candidates) -> np.ndarray:
+    """Control: those with the best score."""
+    return -candidates.score
+
+
+def area(candidates: Candidates) -> np.ndarray:
+    """Control: the largest regions."""
+    return -candidates.area
+
+
+def random(candidates: Candidates) -> np.ndarray:
+    """Control: any, drawn from the seed."""
+    order = np.random.default_rng(candidates.seed).permutation(len(candidates.distance))
+    cost = np.empty(len(order))
+    cost[order] = np.arange(len(order))
+    return cost
+
+
+def select(keep: Keep, fraction: float, candidates: Candidates) -> np.ndarray:
     """Keep `ceil(fraction * n)` candidates of one photo and class.
 
     Arguments:
-        keep: `nearest` or `farthest` by Eq. (1) (the paper's "descending order" is `farthest`), or the controls `norm`
-            (largest norm of the feature), `score` (best score), `area` (largest region) and `random`.
+        keep: such as the functions above.
         fraction: the share to keep, in (0, 1].
-        distance, norm, score, area: (n,) floats.
-        seed: what `random` draws from; unlike for every photo and class.
-    Returns (n,) bool. Ties keep the earlier candidate. Costs n log n.
-    Raises KeyError on an unknown `keep`.
+    Returns (n,) bool. Of equal costs the earlier candidate is kept. Costs n log n.
     """
-    n = len(distance)
+    n = len(candidates.distance)
     count = math.ceil(round(fraction * n, 9))  # 0.07 * 100 is 7.000000000000001
-    if keep == "random":
-        order = np.random.default_rng(seed).permutation(n)
-    else:
-        cost = {"nearest": distance, "farthest": -distance, "norm": -norm, "score": -score, "area": -area}[keep]
-        order = np.argsort(cost, kind="stable")
     kept = np.zeros(n, bool)
-    kept[order[: max(count, 1)]] = True
+    kept[np.argsort(keep(candidates), kind="stable")[: max(count, 1)]] = True
     return kept

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Template
 
 from wsseg_ray.datasets.pixels import VOID, voc_palette
-from wsseg_ray.recipe import ALL_NETWORKS, CAM, CEILING, KEEPS, NETWORKS, RIVALS, UNREFINED, VOC_CLASSES
+from wsseg_ray.recipe import VOC_CLASSES
 from wsseg_ray.report import paper
 from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
 from wsseg_ray.report.templates import template
@@ -162,15 +162,16 @@ def _hex(colour: np.ndarray) -> str:
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """SN_B's mIoU, or the best weak network's where there is no SN_B; the better of without and with CRF."""
+    kinds = _kinds(metrics)
     scores = {
         (name, key): _finite(_at(metrics, "networks", name, "val", key))
-        for name in ALL_NETWORKS
+        for name in kinds
         for key in ("miou", "miou_crf")
     }
-    weak = {which: score for which, score in scores.items() if which[0] != CEILING and score is not None}
+    weak = {which: score for which, score in scores.items() if kinds[which[0]] != "ceiling" and score is not None}
     chosen = {which: score for which, score in weak.items() if which[0] == "SN_B"} or weak
     network, key = max(chosen, key=chosen.get, default=(None, "miou"))
-    ceiling = scores[CEILING, key]
+    ceiling = next((scores[name, key] for name, kind in kinds.items() if kind == "ceiling"), None)
     return {
         "network": network,
         "crf": key == "miou_crf",
@@ -180,6 +181,15 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
         "photos": sum(_finite(_at(metrics, "data", split)) or 0 for split in ("train", "val")) or None,
         "seconds": _seconds(metrics),
     }
+
+
+def _kinds(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What kind of network each is: `paper` (the paper's own), `rival`, `cam`, `ceiling`, or None for another.
+
+    Networks that were trained without the refinement are left out: they have a table of their own.
+    """
+    networks = _at(metrics, "networks") or {}
+    return {name: _at(about, "kind") for name, about in networks.items() if not _at(about, "unrefined_of")}
 
 
 def _seconds(metrics: dict[str, Any]) -> float | None:
@@ -208,7 +218,8 @@ def _figures(strip: Strip) -> dict[str, Any]:
 
 def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
     """The paper's Table 1: a row per class and the mean, a column per network without and with CRF."""
-    names = [name for name in ALL_NETWORKS if _at(metrics, "networks", name) is not None]
+    kinds = _kinds(metrics)
+    names = list(kinds)
     if not names:
         return None
     vals = {name: _at(metrics, "networks", name, "val") for name in names}
@@ -220,7 +231,7 @@ def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | N
     scores.append([_at(vals[n], f"miou{suffix}") for n, suffix in columns])
     rows = []
     for label, row, reference in zip(["background", *classes, "mIoU"], scores, printed, strict=True):
-        weak = [n != CEILING for n, _ in columns]
+        weak = [kinds[n] != "ceiling" for n, _ in columns]
         best = _best([score for score, counts in zip(row, weak, strict=True) if counts])
         cells = [
             {"value": score, "best": counts and best is not None and score == best}
@@ -230,11 +241,11 @@ def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | N
     return {
         "names": names,
         "crf": crf,
-        "ceiling": CEILING,
-        "cam": CAM in names,
-        "rivals": [name for name in names if name in RIVALS],
+        "ceiling": next((name for name, kind in kinds.items() if kind == "ceiling"), None),
+        "cam": "cam" in kinds.values(),
+        "rivals": [name for name, kind in kinds.items() if kind == "rival"],
         "rows": rows,
-        "paper": NETWORKS if voc else (),
+        "paper": paper.NETWORKS if voc else (),
         "subset": len(classes) < len(VOC_CLASSES),
     }
 
@@ -242,9 +253,10 @@ def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | N
 def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """The paper's Table 3: mIoU of every network that was trained with and without the refinement."""
     rows = []
-    for name in NETWORKS:
-        without, refined = (_at(metrics, "networks", key, "val") for key in (name + UNREFINED, name))
-        if without is not None:
+    networks = _at(metrics, "networks") or {}
+    for other, about in networks.items():
+        if name := _at(about, "unrefined_of"):
+            without, refined = _at(about, "val"), _at(networks, name, "val")
             pairs = [(_at(without, key), _at(refined, key)) for key in ("miou", "miou_crf")]
             rows.append({"name": name, "pairs": [(a, b, _difference(b, a)) for a, b in pairs]})
     return rows
@@ -253,19 +265,21 @@ def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 def _rivals(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
     """The paper's Table 4: mIoU of each method without and with CRF, and what the paper prints; SN_B and CAM beside."""
     found = _at(metrics, "networks") or {}
-    names = [name for name in (*RIVALS, CAM, "SN_B") if name in found]
+    kinds = _kinds(metrics)
+    names = [name for name, kind in kinds.items() if kind in ("rival", "cam")]
+    names += ["SN_B"] * ("SN_B" in found and bool(names))
     voc = set(classes) <= set(VOC_CLASSES)
-    ours = dict(zip(NETWORKS, paper.val_rows(classes)[-1], strict=True)) if voc else {}
+    ours = dict(zip(paper.NETWORKS, paper.val_rows(classes)[-1], strict=True)) if voc else {}
     rows = [
         {
             "name": name,
             "scores": [_at(found[name], "val", key) for key in ("miou", "miou_crf")],
-            "shown": paper.rival_val(name, classes) if voc and name in RIVALS else ours.get(name),
+            "shown": paper.rival_val(name, classes) if voc and kinds[name] == "rival" else ours.get(name),
             "printed": {**paper.RIVALS_VAL_MIOU, **paper.VAL_MIOU}.get(name),
         }
         for name in names
     ]
-    return rows if set(names) - {"SN_B"} else []
+    return rows
 
 
 def _supervision(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
@@ -291,7 +305,7 @@ def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Quality of the supervision under every way of keeping candidates, the best of each column marked."""
     table = _at(metrics, "supervision", "ablation") or {}
     columns = ("localization_miou", "localization_best_miou", "rough_mask_miou")
-    best = {column: _best([_at(table, keep, column) for keep in KEEPS]) for column in columns}
+    best = {column: _best([_at(table, keep, column) for keep in table]) for column in columns}
     return [
         {
             "keep": keep,
@@ -303,8 +317,7 @@ def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
                 for value in [_at(table, keep, column)]
             ],
         }
-        for keep in KEEPS
-        if keep in table
+        for keep in table
     ]
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsseg_ray.recipe import NETWORKS
-
+NETWORKS = ("AN_A", "SN_A", "AN_B", "SN_B")  # the columns of Table 1
 CITATION = "Wei et al., “Learning to Segment with Image-level Annotations”, Pattern Recognition, 2016"
 
 # Table 1, val: IoU of AN_A, SN_A, AN_B, SN_B
@@ -80,7 +79,7 @@ def val_rows(classes: list[str]) -> list[tuple[float, ...]]:
 
     Arguments:
         classes: names of VOC, without background.
-    Returns len(classes) + 2 rows of IoU in percent, in the order of `recipe.NETWORKS`.
+    Returns len(classes) + 2 rows of IoU in percent, in the order of `NETWORKS`.
     Raises KeyError for a name that VOC does not have.
     """
     rows = [VAL_IOU[name] for name in ("background", *classes)]

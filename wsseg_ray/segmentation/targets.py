@@ -18,17 +18,18 @@ SLIVER = 1e-9  # pixels: the rounding error of the overlap of a cell and a pixel
 
 
 def crop_and_mirror(
-    rng: np.random.Generator, photo: np.ndarray, arrays: Sequence[np.ndarray], crop: int
+    rng: np.random.Generator, photo: np.ndarray, arrays: Sequence[np.ndarray], crop: int, padding: np.ndarray = PAD
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """A random square of the photo, mirrored with probability 1/2, never rescaled; the same square of other arrays.
 
-    A photo smaller than the crop is padded at the bottom and on the right: the photo with ImageNet's mean colour, the
+    A photo smaller than the crop is padded at the bottom and on the right: the photo with its mean colour, the
     arrays with zeros.
 
     Arguments:
         photo: (H, W, 3) uint8, RGB.
         arrays: (H, W) each, such as superpixels or masks.
         crop: side of the square, in pixels.
+        padding: (3,) uint8, the colour around the photo: the mean that the backbone's photos are normalised by.
     Returns the photo (crop, crop, 3), the arrays (crop, crop), and (crop, crop) bool, True where the photo is and False
     in the padding.
     """
@@ -44,7 +45,7 @@ def crop_and_mirror(
         padded[: piece.shape[0], : piece.shape[1]] = piece
         return padded
 
-    return cut(photo, PAD), [cut(array) for array in arrays], cut(np.ones((height, width), bool))
+    return cut(photo, padding), [cut(array) for array in arrays], cut(np.ones((height, width), bool))
 
 
 def soft_target(

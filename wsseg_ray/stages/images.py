@@ -1,36 +1,67 @@
 """Stage `images`: every photo is decoded once, and the table that all others follow is written.
 
-A photo that cannot be decoded, or kills the process that tries, goes no further than this: trainings, where it would
-cost more, never meet it.
+A photo that cannot be decoded, or that kills the process that tries, goes no further than this: trainings, where it
+would cost more, never meet it.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 
 from wsseg_ray.datasets import Photo
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.rows import add_photo
-from wsseg_ray.stages.shards import Row, map_shards
-from wsseg_ray.tables import plan_shards
-
-TABLE = "images"
+from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
+from wsseg_ray.storage import read_bytes
+from wsseg_ray.tables import IMAGES, ImageRow, plan_shards
 
 
-def run(job: Job) -> int:
+def _run(job: Job, runner: Runner) -> int:
     """Write `images/` in shards named `train-00000`, `val-00000`, ...; returns the photos done now."""
     shards = {}
     for split in ("train", "val"):
         photos = [photo for photo in job.listing.photos if photo.split == split]
         for number, members in enumerate(plan_shards(len(photos))):
-            shards[f"{split}-{number:05d}"] = [photos[i] for i in members]
-    return map_shards(job, "images", TABLE, shards, _rows, _look)
+            shards[f"{split}-{number:05d}"] = [_row(photos[i]) for i in members]
+    return runner.map_shards(job, STAGE, _work(job), shards)
 
 
-def _rows(job: Job, shard: str, photos: list[Photo]) -> list[Row]:
-    return [asdict(photo) for photo in photos]
+def _row(photo: Photo) -> ImageRow:
+    return ImageRow(**{**asdict(photo), "labels": np.array(photo.labels, np.int32)})
 
 
-def _look(job: Job, row: Row) -> Row:
-    height, width = add_photo(job, row)["photo"].shape[:2]
-    return {**row, "height": height, "width": width}
+def _work(job: Job) -> Work[ImageRow]:
+    return Work(IMAGES, lambda job, shard: list(job.run.read_good(IMAGES, shard).values()), (Step(_look, ImageRow),))
+
+
+def _look(job: Job, row: ImageRow) -> ImageRow:
+    row.height, row.width = read_photo(read_bytes(row.uri), job.recipe.dataset.max_side).shape[:2]
+    return row
+
+
+def _metrics(job: Job) -> dict[str, Any]:
+    counts = dict.fromkeys(("train", "val", "single_label", "train_with_masks"), 0)
+    for row in job.run.rows(IMAGES, ["error", "split", "labels", "mask_uri"]):
+        if not row.error:
+            train = row.split == "train"
+            counts[row.split] += 1
+            counts["single_label"] += train and len(row.labels) == 1
+            counts["train_with_masks"] += train and bool(row.mask_uri)
+    return {"data": counts}
+
+
+STAGE = Stage(
+    name="images",
+    reads=(),
+    writes=IMAGES.folder,
+    run=_run,
+    settings=lambda recipe: ["dataset.max_side"],
+    also=lambda job: asdict(job.listing),
+    covers=("dataset",),
+    table=IMAGES,
+    work=_work,
+    split="all",
+    metrics=_metrics,
+)

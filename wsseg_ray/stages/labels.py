@@ -1,4 +1,4 @@
-"""From what networks say of a photo to labels of its pixels: at the photo's size, with priors and the dense CRF.
+"""From the logits of networks to labels of a photo's pixels: at its size, with priors and the dense CRF.
 
 Imports no Ray: the stages use it, and prediction without Ray.
 """
@@ -15,7 +15,9 @@ from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.inference import View, at_pixels
-from wsseg_ray.segmentation.objectives.ilp import ILP, SMOOTHERS, image_prior
+from wsseg_ray.segmentation.networks import Network
+from wsseg_ray.segmentation.objectives import SMOOTHERS
+from wsseg_ray.segmentation.objectives.ilp import image_prior
 
 MAX_PIXELS = 2**21  # that the CRF sees: bounds its memory
 MAX_VALUES = 2**26  # probabilities of several networks that go through the CRF together: 256 MB
@@ -25,7 +27,7 @@ ABSENT = -1e4  # a logit of what cannot be: finite, because bilinear weights of 
 
 def segment(
     recipe: Recipe,
-    names: Sequence[str],
+    networks: Sequence[Network],
     photo: np.ndarray,
     views: Sequence[Sequence[View]],
     present: np.ndarray | None = None,
@@ -33,18 +35,17 @@ def segment(
     """Labels (H, W) uint8 of a photo (H, W, 3) by each network, and, where it is on, after the CRF.
 
     Arguments:
-        names: of the networks.
         views: of each network, from `photo_views`.
         present: the classes that the photo can have, as channels 1..C; None: all. Background is always possible.
     Returns, for each network, its labels, and the labels after the CRF.
     """
     size, photo = photo.shape[:2], bounded(photo)
     together = max(1, MAX_VALUES // (len(views[0][0].logits) * photo.shape[0] * photo.shape[1]))
-    regions = _regions(recipe, photo) if any(name in SMOOTHERS for name in names) else None
+    regions = _regions(recipe, photo) if any(network.smoother for network in networks) else None
     found = []
-    for start in range(0, len(names), together):
-        group = zip(names[start : start + together], views[start : start + together], strict=True)
-        probabilities = torch.stack([_probabilities(name, photo, own, present, regions) for name, own in group])
+    for start in range(0, len(networks), together):
+        group = zip(networks[start : start + together], views[start : start + together], strict=True)
+        probabilities = torch.stack([_probabilities(network, photo, own, present, regions) for network, own in group])
         labels = [probabilities.argmax(dim=1).to(torch.uint8).numpy()]
         if recipe.crf.enabled:
             settings = crf_settings(recipe, max(photo.shape[:2]) / max(size))
@@ -75,7 +76,7 @@ def _regions(recipe: Recipe, photo: np.ndarray) -> RegionProposals:
 
 
 def _probabilities(
-    name: str,
+    network: Network,
     photo: np.ndarray,
     views: Sequence[View],
     present: np.ndarray | None,
@@ -86,10 +87,11 @@ def _probabilities(
         absent = torch.from_numpy(np.setdiff1d(np.arange(1, len(views[0].logits)), present))
         views = [view._replace(logits=view.logits.index_fill(0, absent, ABSENT)) for view in views]
     probabilities = at_pixels(views, *photo.shape[:2]).softmax(dim=0)
-    if name in ILP:
+    if network.image_prior:
         probabilities = image_prior([view.logits for view in views], probabilities)
-    if name in SMOOTHERS:
-        probabilities = torch.from_numpy(SMOOTHERS[name](probabilities.numpy(), regions)).float()
+    if network.smoother and regions is not None:
+        smoothed = SMOOTHERS.get(network.smoother)(probabilities.numpy(), regions)
+        probabilities = torch.from_numpy(smoothed).float()
     return probabilities
 
 

@@ -12,104 +12,129 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from PIL import Image
 
-from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
-from wsseg_ray.evaluation.iou import confusion
-from wsseg_ray.hcp.trunk import mixed_precision, normalise
-from wsseg_ray.segmentation.inference import photo_views
-from wsseg_ray.stages.job import Job
+from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask, read_photo
+from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
+from wsseg_ray.evaluation import iou
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.report import Strip
+from wsseg_ray.segmentation.networks import NETWORKS
 from wsseg_ray.stages.labels import enlarge, segment
-from wsseg_ray.stages.resources import needs
-from wsseg_ray.stages.rows import add_photo
-from wsseg_ray.stages.segmenters import networks, trained
-from wsseg_ray.stages.shards import Row, map_shards
-from wsseg_ray.tables import read_bytes
+from wsseg_ray.stages.pictures import chosen, truth
+from wsseg_ray.stages.predictor import Predictor, ViewsRow, unpacked
+from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
+from wsseg_ray.stages.segmenters import networks, read_log
+from wsseg_ray.storage import read_bytes
+from wsseg_ray.tables import PREDICTIONS, PredictionRow
 
-TABLE = "predictions"
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
 
 
-def run(job: Job) -> int:
-    """Write `predictions/` for the val photos, and a zip a network to hand in; returns the photos done now."""
-    shards = job.run.shards("images", "val")
-    known = dict.fromkeys(shards, needs(job.recipe, "predict").threads)
-    actor = partial(Predictor, names=networks(job.recipe), **job.recipe.prediction.model_dump())
-    done = map_shards(job, "predict", TABLE, known, photo_rows, add_photo, actor, _finish)
-    for name in networks(job.recipe):
-        if done or not job.run.exists(TABLE, name, ZIP):
-            job.run.write_bytes(_zipped(job, name), TABLE, name, ZIP)
+def _run(job: Job, runner: Runner) -> int:
+    """Write `predictions/` for the val photos, and a zip per network to hand in; returns the photos done now."""
+    done = runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.run.shards("images", "val")))
+    for network in networks(job.recipe):
+        if done or not job.run.exists(PREDICTIONS.folder, network.name, ZIP):
+            job.run.write_bytes(_zipped(job, network.name), PREDICTIONS.folder, network.name, ZIP)
     return done
+
+
+def _work(job: Job) -> Work[PredictionRow]:
+    views = job.recipe.prediction.model_dump()
+    steps = (
+        Step(add_photo, PhotoRow),
+        Step(partial(Predictor, networks(job.recipe), None, views), ViewsRow, actor=True),
+        Step(_finish, PredictionRow),
+    )
+    return Work(PREDICTIONS, photo_rows, steps)
 
 
 def _zipped(job: Job, name: str) -> bytes:
     """A network's submission folder; the same bytes for the same labels."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for file in job.run.names(TABLE, name, *SUBMISSION):
+        for file in job.run.names(PREDICTIONS.folder, name, *SUBMISSION):
             member = zipfile.ZipInfo("/".join([*SUBMISSION, file]))  # its date is a constant
-            archive.writestr(member, job.run.read_bytes(TABLE, name, *SUBMISSION, file))
+            archive.writestr(member, job.run.read_bytes(PREDICTIONS.folder, name, *SUBMISSION, file))
     return buffer.getvalue()
 
 
-def photo_rows(job: Job, shard: str, threads: int) -> list[Row]:
-    """The rows of `images` of a shard, for `add_photo` and `Predictor`."""
-    return [{**row, "threads": threads} for row in job.run.read_good("images", shard).values()]
-
-
-class Predictor:
-    """Trained networks on this actor's device, after a round of training or the last; `views`: see `photo_views`."""
-
-    def __init__(self, job: Job, names: list[str], round_: int | None = None, **views: Any) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._networks = [trained(job, name, round_).to(self._device) for name in names]
-        if job.recipe.segmentation.freeze == "all":  # then every network has the trunk that it began with
-            trunk = RememberingTrunk(self._networks[0].trunk)
-            for network in self._networks:
-                network.trunk = trunk
-        self._views = views
-
-    def __call__(self, row: Row) -> Row:
-        """The row with the `views` of each network."""
-        torch.set_num_threads(row["threads"])
-        photo = normalise(row["photo"]).to(self._device)
-        with mixed_precision(self._device):
-            return {**row, "views": photo_views(self._networks, photo, **self._views)}
-
-
-class RememberingTrunk(nn.Module):
-    """A trunk that several networks share: asked about the same tensor again, it has the answer."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self._trunk = trunk
-        self._last: tuple[torch.Tensor | None, Any] = (None, None)
-
-    def forward(self, photos: torch.Tensor) -> Any:
-        if photos is not self._last[0]:
-            self._last = (photos, self._trunk(photos))
-        return self._last[1]
-
-
-def _finish(job: Job, row: Row) -> Row:
+def _finish(job: Job, row: ViewsRow) -> PredictionRow:
     """Labels, with and without CRF, of every network, at full size; their files and confusion matrices."""
-    names, crf = networks(job.recipe), job.recipe.crf
-    data = read_bytes(row["uri"])
+    every, crf = networks(job.recipe), job.recipe.crf
+    data = read_bytes(row.uri)
     full = photo_size(data)
-    truth = None
-    if row["mask_uri"]:
-        truth = read_mask(read_bytes(row["mask_uri"]), *full, job.listing.mask_values)
-    encoded: dict[str, list[bytes]] = {"labels": [], "labels_crf": []}
+    true = read_mask(read_bytes(row.mask_uri), *full, job.listing.mask_values) if row.mask_uri else None
+    found = PredictionRow(networks=[network.name for network in every])
     confusions = []
-    for name, own in zip(names, segment(job.recipe, names, row["photo"], row["views"]), strict=True):
-        found = [enlarge(labels, full) for labels in own]
-        for column, labels in zip(encoded, found, strict=False):
-            encoded[column].append(encode_mask(labels))
-        submitted = encoded["labels_crf" if crf.enabled else "labels"][-1]
-        job.run.write_bytes(submitted, TABLE, name, *SUBMISSION, f"{row['image_id']}.png")
-        if truth is not None:
-            matrices = [confusion(labels, truth, len(job.classes) + 1) for labels in found]
+    for network, own in zip(every, segment(job.recipe, every, row.photo, unpacked(row)), strict=True):
+        labels = [enlarge(one, full) for one in own]
+        for column, one in zip((found.png, found.png_crf), labels, strict=False):
+            column.append(encode_mask(one))
+        submitted = (found.png_crf if crf.enabled else found.png)[-1]
+        job.run.write_bytes(submitted, PREDICTIONS.folder, network.name, *SUBMISSION, f"{row.image_id}.png")
+        if true is not None:
+            matrices = [iou.confusion(one, true, len(job.classes) + 1) for one in labels]
             confusions.append(matrices if crf.enabled else [*matrices, np.zeros_like(matrices[0])])
-    return {"networks": names, **encoded, "confusion": np.array(confusions, np.int64)}
+    found.confusion = np.array(confusions, np.int64)
+    return found
+
+
+def _metrics(job: Job) -> dict[str, Any]:
+    every, names = networks(job.recipe), ["background", *job.classes]
+    total, photos = np.zeros((len(every), 2, len(names), len(names)), np.int64), 0
+    for row in job.run.rows(PREDICTIONS, ["error", "confusion"]):
+        if len(row.confusion):
+            total += row.confusion.reshape(total.shape)
+            photos += 1
+    found = {}
+    for network, (plain, crf) in zip(every, total, strict=True):
+        val: dict[str, Any] = {"photos": photos}
+        if photos:
+            val |= {"miou": iou.miou(plain), "iou": iou.by_class(names, plain)}
+        if photos and job.recipe.crf.enabled:
+            val |= {"miou_crf": iou.miou(crf), "iou_crf": iou.by_class(names, crf)}
+        about: dict[str, Any] = {"val": val, "log": read_log(job, network), "kind": network.kind}
+        if network.unrefined_of:
+            about["unrefined_of"] = network.unrefined_of
+        found[network.name] = about
+    return {"networks": found}
+
+
+def _strips(job: Job) -> list[Strip]:
+    strips = []
+    shown = {NETWORKS.get(name).name for name in job.recipe.segmentation.networks}
+    for _, image, row in chosen(job, PREDICTIONS, "val"):
+        size = (image.width, image.height)
+        column, suffix = (row.png_crf, " + CRF") if job.recipe.crf.enabled else (row.png, "")
+        predictions = [
+            (name + suffix, np.asarray(Image.open(io.BytesIO(png)).resize(size, Image.Resampling.NEAREST)))
+            for name, png in zip(row.networks, column, strict=True)
+            if name in shown
+        ]
+        photo = read_photo(read_bytes(image.uri), job.recipe.dataset.max_side)
+        labels = [job.classes[label] for label in image.labels]
+        strips.append(Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image)))
+    return strips
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    own = ["prediction", "segmentation.networks", "segmentation.ablation", "segmentation.rounds"]
+    return own if recipe.segmentation.rounds else [*own, "crf"]
+
+
+STAGE = Stage(
+    name="predict",
+    reads=("images", "segmenters"),
+    writes=PREDICTIONS.folder,
+    run=_run,
+    settings=_settings,
+    table=PREDICTIONS,
+    work=_work,
+    workers=lambda recipe: "actors",
+    split="val",
+    metrics=_metrics,
+    strips=_strips,
+)

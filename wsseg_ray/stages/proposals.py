@@ -1,81 +1,77 @@
 """Stage `proposals`: the candidate regions of every training photo, and the ten that train HCP. CPU tasks.
 
-Where a trunk draws the contours, tasks read and decode, actors (one a GPU) find the boundaries, tasks do the rest.
+Where a backbone finds the boundaries, tasks read and decode, actors (one per GPU) find the boundaries, tasks do the
+rest.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.datasets import Listing
+from wsseg_ray.engine.checkpoints import weights_finding, weights_source
+from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Step, Work
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.hypotheses import select_hypotheses
-from wsseg_ray.proposals import ProposalFileError, contours, generate, masks, mcg
+from wsseg_ray.proposals import SOURCES, ProposalFileError, Source, contours, generate
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import Recipe
-from wsseg_ray.stages.checkpoints import weights_source
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.rows import add_photo
-from wsseg_ray.stages.shards import Row, map_shards
-from wsseg_ray.tables import read_bytes
-
-TABLE = "proposals"
-READERS = {"mcg": (mcg.read, ".mat"), "masks": (masks.read, ".json")}
+from wsseg_ray.stages.rows import BoundaryRow, PhotoRow, add_photo, photo_rows
+from wsseg_ray.storage import read_bytes, shown
+from wsseg_ray.tables import PROPOSALS, ProposalRow
 
 
-def run(job: Job) -> int:
+def _run(job: Job, runner: Runner) -> int:
     """Write `proposals/` for the training photos; returns the photos done now."""
-    shards = dict.fromkeys(job.run.shards("images", "train"))
-    if job.recipe.proposals.has_trunk:
-        return map_shards(job, "proposals", TABLE, shards, _rows, add_photo, _Boundary, _propose)
-    return map_shards(job, "proposals", TABLE, shards, _rows, _propose)
+    return runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.run.shards("images", "train")))
 
 
-def check_weights(recipe: Recipe) -> None:
-    """Raise WeightsError where the weights cannot be used."""
-    if recipe.proposals.has_trunk:
-        _trunk(recipe)
+def _work(job: Job) -> Work[ProposalRow]:
+    steps: tuple[Step, ...] = (Step(_propose, ProposalRow),)
+    if _has_backbone(job.recipe):
+        # Always one thread: convolutions on more differ in the last bits, and a watershed follows every bit.
+        steps = (Step(add_photo, PhotoRow), Step(_Boundary, BoundaryRow, actor=True, threads=1), *steps)
+    return Work(PROPOSALS, photo_rows, steps)
 
 
-def _trunk(recipe: Recipe) -> torch.nn.Sequential:
-    weights = recipe.proposals.weights
+def _has_backbone(recipe: Recipe) -> bool:
+    return _source(recipe).takes_boundary and recipe.proposals.weights is not None
+
+
+def _source(recipe: Recipe) -> Source:
+    return SOURCES.get(recipe.proposals.source)
+
+
+def _trunk(recipe: Recipe) -> torch.nn.Module:
+    weights = recipe.proposals.weights or ""
     return contours.contour_trunk(weights_source(weights), weights)
 
 
-def _rows(job: Job, shard: str, _: None) -> list[Row]:
-    return list(job.run.read_good("images", shard).values())
-
-
 class _Boundary:
-    """The trunk on this actor's device."""
+    """The backbone that finds boundaries, on this actor's device."""
 
     def __init__(self, job: Job) -> None:
-        # Always one: convolutions on more threads differ in the last bits, and a watershed follows every bit.
-        torch.set_num_threads(1)
         self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def __call__(self, row: Row) -> Row:
-        return {**row, "boundary": contours.trunk_boundary(self._trunk, generate.shrink(row["photo"]))}
+    def __call__(self, row: PhotoRow) -> BoundaryRow:
+        boundary = contours.trunk_boundary(self._trunk, generate.shrink(row.photo))
+        return BoundaryRow(**vars(row), rows=boundary.shape[0], columns=boundary.shape[1], boundary=boundary)
 
 
-def _propose(job: Job, row: Row) -> Row:
-    settings, hcp = job.recipe.proposals, job.recipe.hcp
-    if settings.source == "generate":
-        if job.recipe.proposals.has_trunk:
-            photo, boundary = row["photo"], row["boundary"]
-        else:
-            photo, boundary = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side), None
-        regions, objectness = generate.generate(photo, settings.count, boundary)
-    else:
-        regions, objectness = _from_file(job, row)
-    return {
-        "height": row["height"],
-        "width": row["width"],
-        "superpixels": regions.superpixels.astype("<u2").tobytes(),
-        "indptr": regions.membership.indptr,
-        "indices": regions.membership.indices,
-        "objectness": objectness,
-        "hypotheses": select_hypotheses(
+def _propose(job: Job, row: PhotoRow) -> ProposalRow:
+    hcp = job.recipe.hcp
+    regions, objectness = _regions(job, row)
+    return ProposalRow(
+        height=row.height,
+        width=row.width,
+        superpixels=regions.superpixels,
+        indptr=regions.membership.indptr,
+        indices=regions.membership.indices,
+        objectness=objectness,
+        hypotheses=select_hypotheses(
             regions.boxes,
             objectness,
             hcp.hypotheses,
@@ -84,18 +80,30 @@ def _propose(job: Job, row: Row) -> Row:
             job.recipe.seed,
             clustered=hcp.clustered_boxes,
         ),
-    }
+    )
 
 
-def _from_file(job: Job, row: Row) -> tuple[RegionProposals, np.ndarray]:
-    read, suffix = READERS[job.recipe.proposals.source]
-    place = f"{job.recipe.proposals.root.rstrip('/')}/{row['image_id']}{suffix}"
+def _regions(job: Job, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
+    source, count = _source(job.recipe), job.recipe.proposals.count
+    if source.from_file is not None:
+        return _from_file(job, source, row)
+    assert source.from_photo is not None
+    if not source.takes_boundary:
+        return source.from_photo(add_photo(job, row).photo, count)
+    if isinstance(row, BoundaryRow):
+        return source.from_photo(row.photo, count, row.boundary)
+    return source.from_photo(add_photo(job, row).photo, count, None)
+
+
+def _from_file(job: Job, source: Source, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
+    assert source.from_file is not None
+    place = f"{(job.recipe.proposals.root or '').rstrip('/')}/{row.image_id}{source.suffix}"
     try:
         data = read_bytes(place)
     except OSError as error:
         raise ProposalFileError(f"no proposals: {place} cannot be read ({error})") from error
-    regions, objectness = read(data, job.recipe.proposals.count)
-    full, size = regions.superpixels.shape, (row["height"], row["width"])
+    regions, objectness = source.from_file(data, job.recipe.proposals.count)
+    full, size = regions.superpixels.shape, (row.height, row.width)
     shrink = max(size) / max(full)
     if shrink > 1 or max(abs(full[0] * shrink - size[0]), abs(full[1] * shrink - size[1])) > 1:
         raise ProposalFileError(f"proposals of {full[1]}x{full[0]} px for a photo of {size[1]}x{size[0]} px")
@@ -105,3 +113,41 @@ def _from_file(job: Job, row: Row) -> tuple[RegionProposals, np.ndarray]:
         if len(kept) == 0:
             raise ProposalFileError(f"no proposal is left at {size[1]}x{size[0]} px")
     return regions, objectness
+
+
+def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
+    settings, source = recipe.proposals, _source(recipe)
+    found = []
+    if source.from_file is not None and settings.root is None:
+        text = f"proposals.root: source '{settings.source}' needs the folder that holds its files"
+        return [Finding("proposals", False, text, RecipeError(text))]
+    if _has_backbone(recipe):
+        found.append(weights_finding("proposals", settings.weights, lambda: (_trunk(recipe), [])))
+    if source.from_file is not None and settings.root is not None and "://" not in settings.root:
+        names = {path.name for path in Path(settings.root).iterdir()} if Path(settings.root).is_dir() else set()
+        train = [photo for photo in listing.photos if photo.split == "train" and not photo.error]
+        there = sum(f"{photo.image_id}{source.suffix}" in names for photo in train)
+        text = f"{there} of {len(train)} training photos have a file in {shown(settings.root)}"
+        found.append(Finding("proposals", there == len(train), text))
+    return found
+
+
+STAGE = Stage(
+    name="proposals",
+    reads=("images",),
+    writes=PROPOSALS.folder,
+    run=_run,
+    settings=lambda recipe: [
+        "seed",
+        "proposals",
+        "hcp.hypotheses",
+        "hcp.clustered_boxes",
+        "hcp.min_area",
+        "hcp.max_aspect",
+    ],
+    table=PROPOSALS,
+    work=_work,
+    workers=lambda recipe: "actors" if _has_backbone(recipe) else "tasks",
+    may_have_network=True,
+    check=_check,
+)

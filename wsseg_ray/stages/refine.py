@@ -2,75 +2,93 @@
 
 Engine `moments`: one pass that reduces the photos to sums per class, which become the file `refined/sums.npz`, and one
 pass whose tasks read that file.
-Engine `faiss`: every shard reads all others once, a shard in memory at a time, and meets them class by class.
+Engine `faiss`: every shard reads all others once, one shard in memory at a time, and meets them class by class.
 
 A photo whose features or scores are not finite takes no part and becomes a row with an error: one infinite feature
 would make every distance of its class NaN.
 """
 
+# ruff: noqa: RUF009 (a column is a dataclass field with its type)
+
 from __future__ import annotations
 
+import importlib.util
 import io
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 
+from wsseg_ray.datasets import Listing
+from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Step, Work, photo_number
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.refinement import KEEPS, METRICS
 from wsseg_ray.refinement.distance import moments_distance, pairwise_sums, photo_moments, sum_moments
-from wsseg_ray.refinement.selection import select
-from wsseg_ray.stages.job import Job, photo_number
-from wsseg_ray.stages.shards import Row, map_shards
+from wsseg_ray.stages.selection import kept_candidates
+from wsseg_ray.tables import REFINED, SCORES, RefinedRow, ScoreRow, array
 
-TABLE = "refined"
 SUMS = "sums.npz"
 COLUMNS = ("labels", "scores", "candidate", "candidate_label", "norm", "area", "features")
+Sums = tuple[np.ndarray, np.ndarray, np.ndarray]  # photos, sum of mu and sum of m of each class
 
 
-def run(job: Job) -> int:
+@dataclass
+class DistanceRow(ScoreRow):
+    """A row of `scores` with the distances of its candidates."""
+
+    distance: np.ndarray = array("float64", ("candidate",), "(n,) Eq. (1)")
+    photos: np.ndarray = array("int64", ("labels",), "(K,) photos that have candidates of the class")
+
+
+def _run(job: Job, runner: Runner) -> int:
     """Write `refined/` for the scored photos; returns the photos done now."""
-    shards = dict.fromkeys(job.run.shards("scores", "train"))
-    settings = job.recipe.refinement
-    if settings.engine == "faiss" or settings.metric != "squared_l2":
-        return map_shards(job, "refine", TABLE, shards, _pairwise_rows, _keep)
-    if set(shards) <= set(job.run.shards(TABLE)):
+    shards = job.run.shards("scores", "train")
+    if set(shards) <= set(job.run.shards(REFINED.folder)):
         return 0
-    # One that is there is an interrupted run's: what a changed input or setting made is deleted before a stage starts.
-    if not job.run.exists(TABLE, SUMS):
-        _write_sums(job, _reduce(job, list(shards)))
-    return map_shards(job, "refine", TABLE, shards, _moments_rows, _keep)
+    # Sums that are there are an interrupted run's: what a changed input or setting made is deleted before a stage starts.
+    if not _by_pairs(job.recipe) and not job.run.exists(REFINED.folder, SUMS):
+        _write_sums(job, _added(runner.map_reduce(job, "refine_moments", _shard_sums, shards)))
+    return runner.map_shards(job, STAGE, _work(job), dict.fromkeys(shards))
 
 
-def _write_sums(job: Job, sums: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def _work(job: Job) -> Work[RefinedRow]:
+    return Work(REFINED, _pairwise_rows if _by_pairs(job.recipe) else _moments_rows, (Step(_keep, RefinedRow),))
+
+
+def _by_pairs(recipe: Recipe) -> bool:
+    return recipe.refinement.engine == "faiss" or not METRICS.get(recipe.refinement.metric).factors
+
+
+def _write_sums(job: Job, sums: Sums) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, *sums)
-    job.run.write_bytes(buffer.getvalue(), TABLE, SUMS)
+    job.run.write_bytes(buffer.getvalue(), REFINED.folder, SUMS)
 
 
-def _read_sums(job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with np.load(io.BytesIO(job.run.read_bytes(TABLE, SUMS))) as kept:
-        return tuple(kept[name] for name in kept.files)
-
-
-def _reduce(job: Job, shards: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Photos, sum of mu and sum of m of every class. The sums are exact, so their order does not matter."""
-    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    dataset.set_name("refine_moments")
-    photos, means, squares = 0, 0, 0
-    for row in dataset.map(partial(_shard_sums, job)).iter_rows():
-        photos, means, squares = (
-            total + part for total, part in zip((photos, means, squares), row["sums"], strict=True)
-        )
+def _read_sums(job: Job) -> Sums:
+    with np.load(io.BytesIO(job.run.read_bytes(REFINED.folder, SUMS))) as kept:
+        photos, means, squares = (kept[name] for name in kept.files)
     return photos, means, squares
 
 
-def _shard_sums(job: Job, item: Row) -> Row:
-    _, features, photo, label = _candidates(job, item["shard"])
+def _added(parts: Iterable[dict[str, np.ndarray]]) -> Sums:
+    """Sums of all shards. They are exact, so their order does not matter."""
+    total: dict[str, Any] = {"photos": 0, "means": 0, "squares": 0}
+    for part in parts:
+        total = {name: total[name] + part[name] for name in total}
+    return total["photos"], total["means"], total["squares"]
+
+
+def _shard_sums(job: Job, shard: str) -> dict[str, np.ndarray]:
+    _, features, photo, label = _candidates(job, shard)
     starts = groups(photo, label)
-    return {"sums": sum_moments(label[starts], *photo_moments(features, starts), len(job.classes))}
+    photos, means, squares = sum_moments(label[starts], *photo_moments(features, starts), len(job.classes))
+    return {"photos": photos, "means": means, "squares": squares}
 
 
-def _moments_rows(job: Job, shard: str, _: None) -> list[Row]:
+def _moments_rows(job: Job, shard: str) -> list[DistanceRow]:
     rows, features, photo, label = _candidates(job, shard)
     sums = _read_sums(job)
     starts = groups(photo, label)
@@ -78,17 +96,16 @@ def _moments_rows(job: Job, shard: str, _: None) -> list[Row]:
     return _with_distances(rows, moments_distance(features, starts, label[starts], own, sums), sums[0])
 
 
-def _pairwise_rows(job: Job, shard: str, _: None) -> list[Row]:
+def _pairwise_rows(job: Job, shard: str) -> list[DistanceRow]:
     own = _candidates(job, shard)
     rows, features, photo, label = own
+    metric = METRICS.get(job.recipe.refinement.metric)
     total, others = np.zeros(len(label)), np.zeros(len(label), int)
     for name in job.run.shards("scores", "train"):
         _, block, owners, theirs = own if name == shard else _candidates(job, name)
         for k in np.intersect1d(label, theirs):
             queries, met = label == k, theirs == k
-            sums, counts = pairwise_sums(
-                features[queries], photo[queries], block[met], owners[met], job.recipe.refinement.metric
-            )
+            sums, counts = pairwise_sums(features[queries], photo[queries], block[met], owners[met], metric)
             total[queries] += sums
             others[queries] += counts
     photos = np.zeros(len(job.classes), int)
@@ -96,59 +113,77 @@ def _pairwise_rows(job: Job, shard: str, _: None) -> list[Row]:
     return _with_distances(rows, np.divide(total, others, out=np.zeros(len(label)), where=others > 0), photos)
 
 
-def _candidates(job: Job, shard: str) -> tuple[list[Row], np.ndarray, np.ndarray, np.ndarray]:
+def _candidates(job: Job, shard: str) -> tuple[list[ScoreRow], np.ndarray, np.ndarray, np.ndarray]:
     """The rows of a shard that `score` could do, and the candidates of those whose numbers are finite.
 
     Of the candidates the features (n, D), photos (n,) and labels (n,). The other rows have an `error`.
     """
-    rows = [_checked(row) for row in job.run.read_good("scores", shard, COLUMNS).values()]
-    good = [row for row in rows if not row["error"]]
-    photo = np.repeat([photo_number(row["image_id"]) for row in good], [len(row["candidate"]) for row in good])
+    rows = [_checked(row) for row in job.run.read_good(SCORES, shard, COLUMNS).values()]
+    good = [row for row in rows if not row.error]
+    photo = np.repeat([photo_number(row.image_id) for row in good], [len(row.candidate) for row in good])
     if len(photo) == 0:
         return rows, np.zeros((0, 1), np.float32), np.zeros(0, int), np.zeros(0, int)
-    features = np.concatenate([row["features"] for row in good]).reshape(len(photo), -1)
-    return rows, features.astype(np.float32), photo, np.concatenate([row["candidate_label"] for row in good])
+    features = np.concatenate([row.features for row in good])
+    return rows, features.astype(np.float32), photo, np.concatenate([row.candidate_label for row in good])
 
 
-def _checked(row: Row) -> Row:
-    wrong = [name for name in ("features", "scores") if not np.isfinite(row[name]).all()]
+def _checked(row: ScoreRow) -> ScoreRow:
+    wrong = [name for name in ("features", "scores") if not np.isfinite(getattr(row, name)).all()]
     if not wrong:
         return row
     error = f"{' and '.join(wrong)} in the table 'scores' are not finite (infinite or NaN): nothing can be compared"
-    return {"image_id": row["image_id"], "error": error}
+    return ScoreRow(row.image_id, error)
 
 
 def groups(photo: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Where a photo's candidates of a label begin: the table has them label after label."""
+    """Where a photo's candidates of a class begin: the table has them class after class."""
     return np.flatnonzero((np.diff(photo, prepend=-1) != 0) | (np.diff(label, prepend=-1) != 0))
 
 
-def _with_distances(rows: list[Row], distance: np.ndarray, photos: np.ndarray) -> list[Row]:
-    """The rows, each good one with its candidates' distances and the number of photos of each of its labels."""
-    begin = 0
+def _with_distances(rows: Sequence[ScoreRow], distance: np.ndarray, photos: np.ndarray) -> list[DistanceRow]:
+    """The rows, each good one with its candidates' distances and the number of photos of each of its classes."""
+    found, begin = [], 0
     for row in rows:
-        if row["error"]:
+        if row.error:
+            found.append(DistanceRow(row.image_id, row.error))
             continue
-        end = begin + len(row["candidate"])
-        row["distance"], row["photos"] = distance[begin:end], photos[row["labels"]]
+        end = begin + len(row.candidate)
+        found.append(DistanceRow(**vars(row), distance=distance[begin:end], photos=photos[row.labels]))
         begin = end
-    return rows
+    return found
 
 
-def _keep(job: Job, row: Row) -> dict[str, Any]:
+def _keep(job: Job, row: DistanceRow) -> RefinedRow:
     settings = job.recipe.refinement
-    kept = np.ones(len(row["candidate"]), bool)
-    all_scores = row["scores"].reshape(len(row["labels"]), -1)
-    for photos, label, scores in zip(row["photos"], row["labels"], all_scores, strict=True):
-        own = np.flatnonzero(row["candidate_label"] == label)
+    kept = np.ones(len(row.candidate), bool)
+    for photos, label in zip(row.photos, row.labels, strict=True):
+        own = np.flatnonzero(row.candidate_label == label)
         if settings.enabled and photos > 1:  # a class with one photo has no distance: all its candidates are kept
-            kept[own] = choose(job, row, label, settings.keep, row["distance"][own], scores)
-    return {"distance": row["distance"], "kept": kept}
+            kept[own] = kept_candidates(job, row, KEEPS.get(settings.keep), label, row.distance[own])
+    return RefinedRow(distance=row.distance, kept=kept)
 
 
-def choose(job: Job, row: Row, label: int, keep: str, distance: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """`select` for one label of a row of `scores`; `random` draws from the recipe's seed, the photo and the label."""
-    own = row["candidate_label"] == label
-    seed = [job.recipe.seed, photo_number(row["image_id"]), int(label)]
-    norm, score, area = row["norm"][own], scores[row["candidate"][own]], row["area"][own]
-    return select(keep, job.recipe.refinement.fraction, distance, norm, score, area, seed)
+def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
+    settings = recipe.refinement
+    if settings.engine == "moments" and not METRICS.get(settings.metric).factors:
+        text = f"refinement: metric '{settings.metric}' does not factor; engine 'moments' cannot compute it: use faiss"
+        return [Finding("refinement", False, text, RecipeError(text))]
+    if importlib.util.find_spec("faiss") is None:
+        text = 'not installed: pip install "wsseg_ray[cpu]", or [gpu] with CUDA'
+        return [Finding("faiss", not _by_pairs(recipe), text)]
+    import faiss
+
+    return [Finding("faiss", True, f"{faiss.__version__}, {faiss.get_num_gpus()} GPUs")]
+
+
+STAGE = Stage(
+    name="refine",
+    reads=("scores",),
+    writes=REFINED.folder,
+    run=_run,
+    settings=lambda recipe: ["refinement"],
+    table=REFINED,
+    work=_work,
+    pairs=_by_pairs,
+    check=_check,
+)

@@ -1,52 +1,64 @@
-"""Between two rounds of `train_segmenter`: what networks see in the training photos, as labels for the next round.
+"""Stage `relabel`: before each round of training but the first, what networks see in the training photos, as labels.
 
 Only classes that the photo has can be seen (image-level labels forbid the rest), and the CRF draws them along edges.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 
 from wsseg_ray.datasets.pixels import encode_mask
-from wsseg_ray.recipe import CAM
+from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.inference import View, at_pixels
+from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.objectives.cam import activation_probabilities
-from wsseg_ray.stages import predict
-from wsseg_ray.stages.feed import OWN_LABELS
-from wsseg_ray.stages.job import Job
 from wsseg_ray.stages.labels import bounded, enlarge, segment
-from wsseg_ray.stages.resources import needs
-from wsseg_ray.stages.rows import add_photo
-from wsseg_ray.stages.shards import Row, map_shards
+from wsseg_ray.stages.predictor import Predictor, ViewsRow, unpacked
+from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
+from wsseg_ray.stages.segmenters import folder, is_trained, of_round
+from wsseg_ray.tables import SUPERVISION, OwnLabelsRow, own_labels
 
 
-def run(job: Job, names: list[str], round_: int) -> int:
-    """Write `segmenters/labels-<round>/` with what networks see after the round before; returns the photos done now."""
-    table = f"{OWN_LABELS}-{round_}"
-    for shard in job.run.shards(table):
-        if any(
-            not set(names) <= set(row["networks"]) for row in job.run.read_good(table, shard, ["networks"]).values()
-        ):
-            job.run.delete(table)  # of other networks: the recipe was changed in between
+def _run(round_: int, job: Job, runner: Runner) -> int:
+    """Write `labels-<round>/` for the networks that the round has still to train; returns the photos done now."""
+    missing = [network for network in of_round(job.recipe, round_) if not is_trained(job, network, round_)]
+    if not missing:
+        return 0
+    table, names = own_labels(round_), {network.name for network in missing}
+    for shard in job.run.shards(table.folder):
+        if any(not names <= set(row.networks) for row in job.run.read_good(table, shard, ["networks"]).values()):
+            job.run.delete(table.folder)  # of other networks: the recipe was changed in between
             break
-    shards = dict.fromkeys(job.run.shards("supervision"), needs(job.recipe, "predict").threads)
-    actor = partial(predict.Predictor, names=names, round_=round_ - 1)
-    return map_shards(
-        job, "relabel", table, shards, predict.photo_rows, add_photo, actor, partial(_finish, names, round_), "predict"
+    shards = dict.fromkeys(job.run.shards(job.table(SUPERVISION).folder))
+    return runner.map_shards(job, stage(round_), _of_networks(missing, round_), shards)
+
+
+def _of_networks(networks: Sequence[Network], round_: int) -> Work[OwnLabelsRow]:
+    steps = (
+        Step(add_photo, PhotoRow),
+        Step(partial(Predictor, networks, round_ - 1, {}), ViewsRow, actor=True),
+        Step(partial(_finish, networks, round_), OwnLabelsRow),
     )
+    return Work(own_labels(round_), photo_rows, steps)
 
 
-def _finish(names: list[str], round_: int, job: Job, row: Row) -> Row:
+def _finish(networks: Sequence[Network], round_: int, job: Job, row: ViewsRow) -> OwnLabelsRow:
     """A palette PNG for each network."""
-    found = own_labels(job, names, round_, row["photo"], row["views"], row["labels"] + 1)
-    return {"networks": names, "labels": [encode_mask(labels) for labels in found]}
+    found = labels_of(job, networks, round_, row.photo, unpacked(row), row.labels + 1)
+    return OwnLabelsRow(networks=[network.name for network in networks], png=[encode_mask(own) for own in found])
 
 
-def own_labels(
-    job: Job, names: list[str], round_: int, photo: np.ndarray, views: list[list[View]], present: np.ndarray
+def labels_of(
+    job: Job,
+    networks: Sequence[Network],
+    round_: int,
+    photo: np.ndarray,
+    views: Sequence[Sequence[View]],
+    present: np.ndarray,
 ) -> list[np.ndarray]:
     """What each network sees in a photo (H, W, 3) that has the channels `present`, after the CRF if it is on.
 
@@ -57,13 +69,36 @@ def own_labels(
         views: of each network, from `photo_views`.
     Returns (H, W) uint8 for each network.
     """
-    views_of = dict(zip(names, views, strict=True))
-    found = {}
-    if CAM in names and round_ == 1:
-        small = bounded(photo)
-        maps = at_pixels(views_of.pop(CAM), *small.shape[:2])
-        found[CAM] = enlarge(dense_crf(small, activation_probabilities(maps, present.tolist())), photo.shape[:2])
-    if views_of:  # together: they share the work of the CRF on the photo
-        labels = segment(job.recipe, list(views_of), photo, list(views_of.values()), present)
-        found |= zip(views_of, (own[-1] for own in labels), strict=True)
-    return [found[name] for name in names]
+    found, others = {}, []
+    for network, own in zip(networks, views, strict=True):
+        if network.activation_maps and round_ == 1:
+            small = bounded(photo)
+            probabilities = activation_probabilities(at_pixels(own, *small.shape[:2]), present.tolist())
+            found[network.name] = enlarge(dense_crf(small, probabilities), photo.shape[:2])
+        else:
+            others.append((network, own))
+    if others:  # together: they share the work of the CRF on the photo
+        labels = segment(job.recipe, [n for n, _ in others], photo, [own for _, own in others], present)
+        found |= {network.name: own[-1] for (network, _), own in zip(others, labels, strict=True)}
+    return [found[network.name] for network in networks]
+
+
+@cache
+def stage(round_: int) -> Stage:
+    """The stage of a round, counted from 1."""
+    return Stage(
+        name=f"relabel-{round_}",
+        reads=("images", "supervision", folder(round_ - 1)),
+        writes=own_labels(round_).folder,
+        run=partial(_run, round_),
+        # The labels of a training's own round follow the CRF; CAM's first ones do not.
+        settings=lambda recipe: ["crf"] if round_ == 1 and recipe.segmentation.rounds else [],
+        table=own_labels(round_),
+        work=lambda job: _of_networks(of_round(job.recipe, round_), round_),
+        workers=lambda recipe: "actors",
+        again=stage,
+        first_round=1,
+    )
+
+
+STAGE = stage(1)

@@ -1,33 +1,73 @@
-"""Rows of the tables as the objects that kernels take."""
+"""Rows that travel between the steps of a stage, and rows of the tables as the objects that kernels take."""
+
+# ruff: noqa: RUF009 (a column is a dataclass field with its type)
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from wsseg_ray.datasets.pixels import read_mask, read_photo
+from wsseg_ray.engine.stage import Job
 from wsseg_ray.proposals.regions import RegionProposals, from_flat
-from wsseg_ray.stages.job import Job
-from wsseg_ray.tables import read_bytes
+from wsseg_ray.storage import read_bytes
+from wsseg_ray.tables import IMAGES, ImageRow, ProposalRow, array, number, text
 
 
-def add_photo(job: Job, row: dict[str, Any]) -> dict[str, Any]:
-    """A row that has a `uri` with its `photo` (H, W, 3), decoded. Raises ValueError or OSError where it cannot be."""
-    return {**row, "photo": read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)}
+@dataclass
+class PhotoRow(ImageRow):
+    """A row of `images`, with the photo once it is decoded."""
+
+    photo: np.ndarray = array("uint8", ("height", "width", 3), "(H, W, 3) RGB, after dataset.max_side")
 
 
-def superpixels_of(row: dict[str, Any]) -> np.ndarray:
-    """The superpixel map (H, W) uint16 of a row of `proposals`."""
-    return np.frombuffer(row["superpixels"], "<u2").reshape(row["height"], row["width"])
+@dataclass
+class RegionsRow(ProposalRow):
+    """A row of `proposals` with what the network needs of the photo; of a val photo the regions are empty."""
+
+    uri: str = text("where the photo lies")
+    split: str = text("train or val")
+    labels: np.ndarray = array("int32", (-1,), "(K,) the photo's classes")
+    photo: np.ndarray = array("uint8", ("height", "width", 3), "(H, W, 3) RGB, after dataset.max_side")
 
 
-def regions_of(row: dict[str, Any]) -> RegionProposals:
-    """The proposals of a row of `proposals`."""
-    return from_flat(superpixels_of(row), row["indptr"], row["indices"])
+@dataclass
+class BoundaryRow(PhotoRow):
+    """A photo with the boundaries that a backbone finds in it, at the working size of the proposals."""
+
+    rows: int = number("int32", "pixels")
+    columns: int = number("int32", "pixels")
+    boundary: np.ndarray = array("float32", ("rows", "columns"), "(h, w) in 0..1")
 
 
-def truth_of(job: Job, image: dict[str, Any]) -> np.ndarray:
-    """The true mask (H, W) uint8, 255 for what does not count, of a row of `images` that has one."""
-    data, size = read_bytes(image["mask_uri"]), (image["height"], image["width"])
+P = TypeVar("P", PhotoRow, RegionsRow)
+
+
+def add_photo(job: Job, row: P) -> P:
+    """The row with its photo, decoded.
+
+    Raises ValueError or OSError where it cannot be decoded, or has another size than in the table `images`.
+    """
+    row.photo = read_photo(read_bytes(row.uri), job.recipe.dataset.max_side)
+    if row.photo.shape[:2] != (row.height, row.width):
+        found, known = "x".join(map(str, row.photo.shape[1::-1])), f"{row.width}x{row.height}"
+        raise ValueError(f"the photo is {found} px now and was {known} px in stage images: it was changed since")
+    return row
+
+
+def photo_rows(job: Job, shard: str) -> list[PhotoRow]:
+    """The photos of a shard, for `add_photo`."""
+    return [PhotoRow(**vars(row)) for row in job.run.read_good(IMAGES, shard).values()]
+
+
+def regions_of(row: ProposalRow) -> RegionProposals:
+    """The proposals of a row."""
+    return from_flat(row.superpixels, row.indptr, row.indices)
+
+
+def truth_of(job: Job, image: ImageRow) -> np.ndarray:
+    """The true mask (H, W) uint8, 255 for what does not count, of a row that has one."""
+    data, size = read_bytes(image.mask_uri), (image.height, image.width)
     return read_mask(data, *size, job.listing.mask_values, job.recipe.dataset.max_side)

@@ -1,8 +1,8 @@
 """Stage `score`: every proposal of every training photo through the network, on actors (one per GPU).
 
-Tasks read and decode, actors score, tasks write. PCA is fitted before, once, on a bounded sample; features are
-projected inside the actor, so that 4,096 numbers per proposal never travel. Val photos pass too, each as the one
-hypothesis, to measure the classifier: its average precision on photos that it has not seen.
+Tasks read and decode, actors score, tasks write. PCA is fitted before, once, on a bounded sample. Features are
+projected inside the actor, so 4,096 numbers per proposal never travel. Val photos pass too, each as the one hypothesis,
+to measure the classifier: its average precision on photos that it has not seen.
 """
 
 from __future__ import annotations
@@ -10,135 +10,174 @@ from __future__ import annotations
 import io
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
-import ray
 import torch
 
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.console import say
+from wsseg_ray.engine import training
+from wsseg_ray.engine.shards import guard
+from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation.iou import mean_average_precision
 from wsseg_ray.hcp.reduction import fit_pca, project
 from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, pool_photo, score_proposals
-from wsseg_ray.hcp.trunk import mixed_precision, normalise
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.stages import train_hcp, training
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.resources import needs
-from wsseg_ray.stages.rows import add_photo, regions_of
-from wsseg_ray.stages.shards import Row, guard, map_shards
+from wsseg_ray.stages.hcp import FOLDER, colours_of, loss_of, trained
+from wsseg_ray.stages.rows import RegionsRow, add_photo, regions_of
+from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, ScoreRow
 
-TABLE = "scores"
+PCA = "pca.npz"
 
 
-def run(job: Job) -> int:
+def _run(job: Job, runner: Runner) -> int:
     """Write `scores/` and `scores/pca.npz`; returns the photos done now."""
-    wanted = needs(job.recipe, "score")
-    if not job.run.exists(TABLE, "pca.npz"):
-        ray.get(ray.remote(**wanted.options())(_fit_pca).remote(job, wanted.threads))
-    shards = dict.fromkeys([*job.run.shards("proposals"), *job.run.shards("images", "val")], wanted.threads)
-    done = map_shards(job, "score", TABLE, shards, _rows, add_photo, actor=_Scorer)
+    if not job.run.exists(SCORES.folder, PCA):
+        runner.call(job, STAGE, _fit_pca)
+    shards = dict.fromkeys([*job.run.shards("proposals"), *job.run.shards("images", "val")])
+    done = runner.map_shards(job, STAGE, _work(job), shards)
     if done:
-        found = {name: ap for name, ap in val_precision(job).items() if not math.isnan(ap)}
-        if found:
-            classes = ", ".join(f"{name} {ap:.1f}" for name, ap in found.items())
-            say(f"{'':<16} val mAP {np.mean(list(found.values())):.1f}: {classes}")
+        precision = _val_precision(job)
+        if precision["val_map"] is not None:
+            classes = ", ".join(f"{name} {ap:.1f}" for name, ap in precision["ap"].items() if ap is not None)
+            say(f"{'':<16} val mAP {precision['val_map']:.1f}: {classes}")
     return done
 
 
-def val_precision(job: Job) -> dict[str, float]:
-    """Average precision of each class over the val photos, each scored as a whole; percentages, NaN where unknown."""
-    logits, truth = [], []
-    for shard in job.run.shards(TABLE, "val"):
-        images = job.run.read_good("images", shard, ["labels"])
-        for image_id, row in job.run.read_good(TABLE, shard, ["photo_logits"]).items():
-            logits.append(row["photo_logits"])
-            truth.append(np.isin(np.arange(len(job.classes)), images[image_id]["labels"]))
-    found = mean_average_precision(np.array(logits), np.array(truth)) if logits else [math.nan] * len(job.classes)
-    return dict(zip(job.classes, map(float, found), strict=True))
+def _work(job: Job) -> Work[ScoreRow]:
+    return Work(SCORES, _rows, (Step(add_photo, RegionsRow), Step(Scorer, ScoreRow, actor=True)))
 
 
-def read_pca(job: Job) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Mean (D,), components (d, D), and what the report says of them."""
-    with np.load(io.BytesIO(job.run.read_bytes(TABLE, "pca.npz"))) as kept:
-        energy = {"dims": len(kept["components"]), "energy": float(kept["energy"])}
-        return kept["mean"], kept["components"], energy
-
-
-def _rows(job: Job, shard: str, threads: int) -> list[Row]:
-    images = job.run.read_good("images", shard)
+def _rows(job: Job, shard: str) -> list[RegionsRow]:
+    images = job.run.read_good(IMAGES, shard)
+    about = {
+        image_id: {"uri": image.uri, "split": image.split, "labels": image.labels} for image_id, image in images.items()
+    }
     if shard.startswith("val"):
-        return [{**image, "threads": threads} for image in images.values()]
-    rows = list(job.run.read_good("proposals", shard).values())
-    for row in rows:
-        image = images[row["image_id"]]
-        row |= {"labels": image["labels"], "uri": image["uri"], "split": image["split"], "threads": threads}
-    return rows
+        return [RegionsRow(i, height=images[i].height, width=images[i].width, **known) for i, known in about.items()]
+    return [RegionsRow(**vars(row), **about[i]) for i, row in job.run.read_good(PROPOSALS, shard).items()]
 
 
-class _Scorer:
+class Scorer:
     """The trained network on this actor's device."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = train_hcp.trained(job).to(self._device)
-        self._pca = read_pca(job)[:2] if job.run.exists(TABLE, "pca.npz") else None
+        self._network = trained(job).to(self._device)
+        self._colours = colours_of(job.recipe.hcp.backbone)
+        self._pca = read_pca(job)[:2] if job.run.exists(SCORES.folder, PCA) else None
 
-    def __call__(self, row: Row) -> Row:
-        torch.set_num_threads(row["threads"])
-        if row["split"] == "val":
-            return {"photo_logits": self.photo_logits(row)}
+    def __call__(self, row: RegionsRow) -> ScoreRow:
+        if row.split == "val":
+            return ScoreRow(photo_logits=self._photo_logits(row))
+        assert self._pca is not None
         regions = regions_of(row)
         scores, chosen, fallback, embedding = self.candidates(row, regions)
-        candidate, candidate_label = flatten_candidates(chosen, row["labels"])
+        candidate, candidate_label = flatten_candidates(chosen, row.labels)
         features = embedding[candidate]
-        return {
-            "labels": row["labels"],
-            "scores": scores.astype(np.float16),
-            "candidate": candidate,
-            "candidate_label": candidate_label,
-            "area": regions.region_areas[candidate] / regions.superpixels.size,
-            "norm": np.linalg.norm(features, axis=1),
-            "features": project(features, *self._pca),
-            "fallback": fallback,
-        }
+        return ScoreRow(
+            labels=row.labels,
+            scores=scores.astype(np.float16),
+            candidate=candidate,
+            candidate_label=candidate_label,
+            area=regions.region_areas[candidate] / regions.superpixels.size,
+            norm=np.linalg.norm(features, axis=1),
+            features=project(features, *self._pca),
+            fallback=fallback,
+        )
 
     def candidates(
-        self, row: Row, regions: RegionProposals
+        self, row: RegionsRow, regions: RegionProposals
     ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
-        """Scores (K, N) float32, candidates and fall-backs of each label, embeddings (N, D).
+        """Scores (K, N) float32, candidates and fall-backs of each class of the photo, embeddings (N, D).
 
         Candidates are chosen before scores are rounded for storage: 0.50002 in half precision is 0.5.
         """
-        photo = normalise(row["photo"])[0].to(self._device)
+        photo = normalise(row.photo, *self._colours)[0].to(self._device)
         hcp = self._job.recipe.hcp
         with mixed_precision(self._device):
-            all_scores, embedding = score_proposals(self._network, photo, regions, hcp.loss)
-        scores = all_scores.T[row["labels"]]
+            all_scores, embedding = score_proposals(self._network, photo, regions, loss_of(self._job.recipe))
+        scores = all_scores.T[row.labels]
         return scores, *choose_candidates(scores, hcp.threshold, hcp.min_candidates), embedding
 
     @torch.no_grad()
-    def photo_logits(self, row: Row) -> np.ndarray:
+    def _photo_logits(self, row: RegionsRow) -> np.ndarray:
         """(C,) float32 of the photo as the one hypothesis."""
-        photo = normalise(row["photo"])[0].to(self._device)
+        photo = normalise(row.photo, *self._colours)[0].to(self._device)
         with mixed_precision(self._device):
             return self._network.classify(self._network.embed(pool_photo(self._network, photo)))[0].cpu().numpy()
 
 
-def _fit_pca(job: Job, threads: int) -> None:
+def _fit_pca(job: Job) -> None:
     settings = job.recipe.refinement
-    photos = [(shard, i) for shard, ids in training.chosen(training.index(job.run, "proposals")) for i in ids]
+    photos = [(shard, i) for shard, ids in training.chosen(training.index(job.run, PROPOSALS)) for i in ids]
     wanted = {photos[i * len(photos) // settings.pca_photos] for i in range(settings.pca_photos)}
-    scorer, sample = _Scorer(job), []
-    torch.set_num_threads(threads)
+    scorer, sample = Scorer(job), []
     rng = np.random.default_rng(job.recipe.seed)
     for shard in sorted({shard for shard, _ in wanted}):
-        for row in (guard(partial(add_photo, job), row) for row in _rows(job, shard, threads)):
-            if (shard, row["image_id"]) in wanted and not row.get("error"):
+        for row in (guard(partial(add_photo, job), RegionsRow, row) for row in _rows(job, shard)):
+            if (shard, row.image_id) in wanted and isinstance(row, RegionsRow) and row.is_good:
                 _, chosen, _, embedding = scorer.candidates(row, regions_of(row))
                 candidates = np.unique(np.concatenate(chosen))
                 sample.append(embedding[rng.permutation(candidates)[: settings.pca_candidates]])
     mean, components, energy = fit_pca(np.concatenate(sample), settings.pca_energy, settings.pca_dims)
     buffer = io.BytesIO()
     np.savez(buffer, mean=mean, components=components, energy=energy)
-    job.run.write_bytes(buffer.getvalue(), TABLE, "pca.npz")
+    job.run.write_bytes(buffer.getvalue(), SCORES.folder, PCA)
+
+
+def read_pca(job: Job) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Mean (D,), components (d, D), and what the report says of them."""
+    with np.load(io.BytesIO(job.run.read_bytes(SCORES.folder, PCA))) as kept:
+        energy = {"dims": len(kept["components"]), "energy": float(kept["energy"])}
+        return kept["mean"], kept["components"], energy
+
+
+def _val_precision(job: Job) -> dict[str, Any]:
+    """Average precision of each class over the val photos, each scored as a whole, and their mean.
+
+    They are percentages; None where no photo says anything of the class.
+    """
+    logits, truth = [], []
+    for shard in job.run.shards(SCORES.folder, "val"):
+        images = job.run.read_good(IMAGES, shard, ["labels"])
+        for image_id, row in job.run.read_good(SCORES, shard, ["photo_logits"]).items():
+            logits.append(row.photo_logits)
+            truth.append(np.isin(np.arange(len(job.classes)), images[image_id].labels))
+    found = mean_average_precision(np.array(logits), np.array(truth)) if logits else [math.nan] * len(job.classes)
+    precision = {name: None if math.isnan(ap) else float(ap) for name, ap in zip(job.classes, found, strict=True)}
+    known = [ap for ap in precision.values() if ap is not None]
+    return {"ap": precision, "val_map": float(np.mean(known)) if known else None}
+
+
+def _metrics(job: Job) -> dict[str, Any]:
+    found = {name: dict.fromkeys(("photos", "candidates", "fallback"), 0) for name in job.classes}
+    for row in job.run.rows(SCORES, ["error", "labels", "candidate_label", "fallback"]):
+        for label, fallback in zip(row.labels, row.fallback, strict=True):
+            entry = found[job.classes[label]]
+            entry["photos"] += 1
+            entry["candidates"] += int((row.candidate_label == label).sum())
+            entry["fallback"] += int(fallback)
+    return {"hcp": {**_val_precision(job), "pca": read_pca(job)[2]}, "candidates": found}
+
+
+STAGE = Stage(
+    name="score",
+    reads=("images", "proposals", FOLDER),
+    writes=SCORES.folder,
+    run=_run,
+    settings=lambda recipe: [
+        *([] if recipe.hcp.region_rounds else ["hcp.threshold", "hcp.min_candidates"]),
+        "refinement.pca_energy",
+        "refinement.pca_dims",
+        "refinement.pca_photos",
+        "refinement.pca_candidates",
+    ],
+    table=SCORES,
+    work=_work,
+    workers=lambda recipe: "actors",
+    metrics=_metrics,
+)

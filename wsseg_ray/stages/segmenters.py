@@ -1,77 +1,101 @@
-"""The segmentation networks of a run: their names, how they begin, and where they are kept when they are trained."""
+"""The segmentation networks of a run: which there are, how they begin, and where they are kept when they are trained."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 
-from wsseg_ray.console import say
-from wsseg_ray.hcp.trunk import load_weights
-from wsseg_ray.recipe import CAM, CEILING, NETWORKS, RIVALS, START, UNREFINED, Recipe
-from wsseg_ray.segmentation.models import SegmentationNetwork, create, freeze
-from wsseg_ray.segmentation.objectives.ilp import ILP
-from wsseg_ray.stages.checkpoints import restore, weights_source
-from wsseg_ray.stages.job import Job
+from wsseg_ray.backbones.weights import load_weights
+from wsseg_ray.engine.checkpoints import restore, weights_source
+from wsseg_ray.engine.stage import Job
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.segmentation.network import SegmentationNetwork
+from wsseg_ray.segmentation.networks import NETWORKS, START, Network, unrefined
 
-FOLDER = "segmenters"
+WEIGHTS = "network.pt"
 
 
-def networks(recipe: Recipe) -> list[str]:
-    """Names of all networks to train: the recipe's, and without refinement where the ablation is asked for."""
-    names = recipe.segmentation.networks
+def networks(recipe: Recipe) -> list[Network]:
+    """All networks to train: the recipe's, and without refinement where the ablation is asked for."""
+    named = [NETWORKS.get(name) for name in recipe.segmentation.networks]
     ablation = recipe.segmentation.ablation and recipe.refinement.enabled
-    return [*names, *(name + UNREFINED for name in names if ablation and name in NETWORKS)]
+    return [*named, *(unrefined(network) for network in named if ablation and network.kind == "paper")]
 
 
-def rounds(recipe: Recipe, name: str) -> int:
-    """How often a network learns again, from its own labels: CAM once more than others, the ceiling never."""
-    return 0 if name == CEILING else recipe.segmentation.rounds + (name == CAM)
+def network_named(recipe: Recipe, name: str) -> Network:
+    """One of the networks of a recipe, or START."""
+    return next(network for network in (*networks(recipe), START) if network.name == name)
 
 
-def epochs(recipe: Recipe, name: str) -> int:
+def rounds(recipe: Recipe, network: Network) -> int:
+    """How often a network learns again, from its own labels.
+
+    One that begins with activation maps learns once more than others, the ceiling never.
+    """
+    return recipe.segmentation.rounds + network.activation_maps if network.weak else 0
+
+
+def most_rounds(recipe: Recipe) -> int:
+    """The largest number of rounds of the recipe's networks."""
+    return max(rounds(recipe, network) for network in networks(recipe))
+
+
+def of_round(recipe: Recipe, round_: int) -> list[Network]:
+    """The networks that are trained in a round, counted from 0."""
+    return [network for network in networks(recipe) if rounds(recipe, network) >= round_]
+
+
+def folder(round_: int) -> str:
+    """Where the networks of a round are kept."""
+    return f"segmenters-{round_}" if round_ else "segmenters"
+
+
+def last_folder(recipe: Recipe, network: Network) -> str:
+    """Where a network is kept after its last round."""
+    return folder(rounds(recipe, network))
+
+
+def is_trained(job: Job, network: Network, round_: int) -> bool:
+    """Whether a round of a network is done."""
+    return job.run.exists(folder(round_), network.name, WEIGHTS)
+
+
+def epochs(recipe: Recipe, network: Network) -> int:
     """How many epochs a round of a network has."""
-    return recipe.segmentation.rivals.start_epochs if name == START else recipe.segmentation.epochs
+    return recipe.segmentation.rivals.start_epochs if network is START else recipe.segmentation.epochs
 
 
-def learning_rate(recipe: Recipe, name: str) -> float:
-    """The first learning rate of a network. The rivals with a maximum over cells have a lower one."""
+def learning_rate(recipe: Recipe, network: Network) -> float:
+    """The first learning rate of a network. It is lower where few cells get all of the gradient."""
     settings = recipe.segmentation
-    return settings.rivals.max_learning_rate if name == "MIL_FCN" or name in ILP else settings.learning_rate
+    return settings.rivals.max_learning_rate if network.max_over_cells else settings.learning_rate
 
 
-def begins_with_start(recipe: Recipe, name: str) -> bool:
+def begins_with_start(recipe: Recipe, network: Network) -> bool:
     """Whether a network begins as the classifier START, which must be trained before."""
-    return name in RIVALS and recipe.segmentation.rivals.start_epochs > 0
-
-
-def file_of(recipe: Recipe, name: str, round_: int) -> str:
-    """Where a network is kept in its folder after a round: `network.pt` after the last."""
-    if name == START:
-        return "weights.pt"
-    return "network.pt" if round_ == rounds(recipe, name) else f"round-{round_}.pt"
+    return network.starts_as_classifier and recipe.segmentation.rivals.start_epochs > 0
 
 
 def build(
     recipe: Recipe,
     classes: int,
-    trunk: dict[str, torch.Tensor] | None,
+    hcp: dict[str, torch.Tensor] | None,
     start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[SegmentationNetwork, list[str]]:
     """A network with its first weights, and the names of the parameters that start at random.
 
     Arguments:
-        trunk: state of this run's HCP network, for `segmentation.weights: hcp`.
+        hcp: state of this run's HCP network, for `segmentation.weights: hcp`.
         start: state of START, for a rival that begins with it.
-    Raises WeightsError where the weights cannot be used.
+    Raises WeightsError where the weights cannot be used, RecipeError where the head does not fit the backbone.
     """
     settings = recipe.segmentation
     torch.manual_seed(recipe.seed)
-    network = create(settings.model, classes + 1)
+    network = create(recipe, classes)
     fresh = [name for name, _ in network.named_parameters()]
     if settings.weights == "hcp":
-        if trunk is not None:
-            kept = {key: value for key, value in trunk.items() if key.startswith("trunk.")}
+        if hcp is not None:
+            kept = {key: value for key, value in hcp.items() if key.startswith("backbone.")}
             network.load_state_dict(kept, strict=False)
             fresh = [name for name in fresh if name not in kept]
     elif settings.weights is not None:
@@ -79,28 +103,32 @@ def build(
     if start is not None:
         network.load_state_dict(start)
         fresh = []
-    freeze(network, settings.freeze)
+    network.freeze(settings.freeze)
     return network, fresh
 
 
-def check_weights(recipe: Recipe) -> None:
-    """Raise WeightsError where the weights cannot be used; say what will start at random."""
-    _, fresh = build(recipe, 1, None)
-    layers = list(OrderedDict.fromkeys(name.rsplit(".", 1)[0] for name in fresh))
-    if recipe.segmentation.weights not in (None, "hcp") and "fc6" in layers:
-        say(
-            f"{recipe.segmentation.weights} holds the conv layers alone: {', '.join(layers)} of DeepLab start at random"
-        )
+def create(recipe: Recipe, classes: int) -> SegmentationNetwork:
+    """The network of a recipe, at random. Raises RecipeError where the head does not fit the backbone."""
+    settings = recipe.segmentation
+    try:
+        return SegmentationNetwork(settings.backbone, settings.head, classes + 1)
+    except ValueError as error:
+        raise RecipeError(f"segmentation.head: {error}") from error
 
 
-def trained(job: Job, name: str, round_: int | None = None) -> SegmentationNetwork:
+def trained(job: Job, network: Network, round_: int | None = None) -> SegmentationNetwork:
     """A trained network, for prediction; of a round, or of the last."""
-    network = create(job.recipe.segmentation.model, len(job.classes) + 1)
-    file = "network.pt" if round_ is None else file_of(job.recipe, name, round_)
-    network.load_state_dict(restore(job.run, FOLDER, name, file))
-    return network.eval()
+    found = create(job.recipe, len(job.classes))
+    place = last_folder(job.recipe, network) if round_ is None else folder(round_)
+    found.load_state_dict(restore(job.run, place, network.name, WEIGHTS))
+    return found.eval()
 
 
-def read_log(job: Job, name: str) -> list[dict[str, float]]:
-    """Loss of every epoch, and the share of its time that the trainer waited for photos."""
-    return job.run.read_json(FOLDER, name, "log.json") or []
+def read_log(job: Job, network: Network, before: int | None = None) -> list[dict[str, float]]:
+    """Loss of every epoch, and the share of its time that the trainer waited for photos.
+
+    Arguments:
+        before: the round before which the log ends; None: all rounds.
+    """
+    places = (folder(round_) for round_ in range(rounds(job.recipe, network) + 1 if before is None else before))
+    return [entry for place in places for entry in job.run.read_json(place, network.name, "log.json") or []]

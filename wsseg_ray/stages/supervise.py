@@ -5,57 +5,100 @@ for the refinement in use, for no refinement, and for every other way to keep ca
 nothing else.
 """
 
+# ruff: noqa: RUF009 (a column is a dataclass field with its type)
+
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.recipe import KEEPS
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.refine import choose
+from wsseg_ray.refinement import KEEPS
+from wsseg_ray.report import Strip
+from wsseg_ray.stages.pictures import chosen, truth
 from wsseg_ray.stages.rows import regions_of, truth_of
-from wsseg_ray.stages.shards import Row, map_shards
-from wsseg_ray.supervision.maps import localization_maps, normalize_max
+from wsseg_ray.stages.selection import kept_candidates
+from wsseg_ray.storage import read_bytes
+from wsseg_ray.supervision import REFINERS, Evidence
+from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.supervision.masks import rough_mask
+from wsseg_ray.tables import (
+    IMAGES,
+    PROPOSALS,
+    REFINED,
+    SCORES,
+    SUPERVISION,
+    ScoreRow,
+    SupervisionRow,
+    array,
+    number,
+    text,
+)
 
-TABLE = "supervision"
 ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the argmax of the maps, the rough mask, and the maps at each threshold
+ALL = "none"  # the ablation's name for keeping all candidates
 
 
-def run(job: Job) -> int:
+@dataclass
+class EvidenceRow(ScoreRow):
+    """All that is known of a photo: columns of `images`, `proposals`, `scores` and `refined`."""
+
+    uri: str = text("where the photo lies")
+    mask_uri: str = text('where the true mask lies, or ""')
+    height: int = number("int32", "pixels")
+    width: int = number("int32", "pixels")
+    superpixels: np.ndarray = array("uint16", ("height", "width"), "(H, W) superpixel of each pixel")
+    indptr: np.ndarray = array("int32", (-1,), "(N + 1,) of M (N, S) as CSR rows")
+    indices: np.ndarray = array("int32", (-1,), "(nnz,) of M (N, S)")
+    distance: np.ndarray = array("float32", ("candidate",), "(n,) Eq. (1)")
+    kept: np.ndarray = array("bool", ("candidate",), "(n,) whether the candidate is kept")
+
+
+def _run(job: Job, runner: Runner) -> int:
     """Write `supervision/` for the refined photos; returns how many photos this call did."""
-    return map_shards(job, "supervise", TABLE, dict.fromkeys(job.run.shards("refined")), _rows, _supervise)
+    return runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.run.shards("refined")))
 
 
-def _rows(job: Job, shard: str, _: None) -> list[Row]:
-    tables = [job.run.read_good(name, shard) for name in ("images", "proposals", "scores", "refined")]
-    return [{k: v for table in tables for k, v in table[image_id].items()} for image_id in tables[-1]]
+def _work(job: Job) -> Work[SupervisionRow]:
+    return Work(SUPERVISION, _rows, (Step(_supervise, SupervisionRow),))
 
 
-def _supervise(job: Job, row: Row) -> Row:
-    regions, labels = regions_of(row), row["labels"].tolist()
-    scores = row["scores"].reshape(len(labels), -1).astype(np.float64)
-    maps, mask = _maps_and_mask(job, row, regions, scores, row["kept"])
-    plain_maps, plain_mask = _maps_and_mask(job, row, regions, scores, np.ones(len(row["kept"]), bool))
-    return {
-        "labels": labels,
-        "maps": maps,
-        "mask": mask.tobytes(),
-        "maps_unrefined": plain_maps,
-        "mask_unrefined": plain_mask.tobytes(),
-        **(_measures(job, row, regions, scores, (maps, mask)) if row["mask_uri"] else {}),
-    }
+def _rows(job: Job, shard: str) -> list[EvidenceRow]:
+    images = job.run.read_good(IMAGES, shard, ["uri", "mask_uri"])
+    proposals = job.run.read_good(PROPOSALS, shard, ["height", "width", "superpixels", "indptr", "indices"])
+    scores, refined = job.run.read_good(SCORES, shard), job.run.read_good(REFINED, shard)
+    tables = (images, proposals, scores, refined)
+    return [EvidenceRow(**{k: v for table in tables for k, v in vars(table[i]).items()}) for i in refined]
+
+
+def _supervise(job: Job, row: EvidenceRow) -> SupervisionRow:
+    regions = regions_of(row)
+    maps, mask = _maps_and_mask(job, row, regions, row.kept)
+    plain_maps, plain_mask = _maps_and_mask(job, row, regions, np.ones(len(row.kept), bool))
+    found = SupervisionRow(
+        labels=row.labels, maps=maps, mask=mask, maps_unrefined=plain_maps, mask_unrefined=plain_mask
+    )
+    if row.mask_uri:
+        found.candidate_iou, found.quality = _measures(job, row, regions, (maps, mask))
+    return found
 
 
 def _maps_and_mask(
-    job: Job, row: Row, regions: RegionProposals, scores: np.ndarray, kept: np.ndarray
+    job: Job, row: EvidenceRow, regions: RegionProposals, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    settings, labels = job.recipe.supervision, row["labels"].tolist()
+    settings, labels, scores = job.recipe.supervision, row.labels.tolist(), row.scores.astype(np.float64)
     maps = localization_maps(regions, _by_label(row, kept))
-    if settings.normalize == "max":
-        maps = normalize_max(maps)
-    # Stage `score` gives every label at least one candidate, so no class is left without a region.
+    for name in settings.refiners:
+        read = partial(_photo, job, row.uri)
+        maps = REFINERS.get(name)(Evidence(regions, labels, maps, scores, read))
+    # Stage `score` gives every class of a photo at least one candidate, so no class is left without a region.
     pools = _by_label(row, np.ones(len(kept), bool)) if settings.pool == "candidates" else None
     mask = rough_mask(
         regions, maps, scores, labels, settings.regions, settings.min_area, settings.ranking, settings.threshold, pools
@@ -63,38 +106,121 @@ def _maps_and_mask(
     return maps, mask
 
 
-def _by_label(row: Row, chosen: np.ndarray) -> list[np.ndarray]:
-    """Per label of the photo, the proposals among its candidates that are chosen (n,) bool."""
-    return [row["candidate"][chosen & (row["candidate_label"] == label)] for label in row["labels"]]
+def _photo(job: Job, uri: str) -> np.ndarray:
+    return read_photo(read_bytes(uri), job.recipe.dataset.max_side)
+
+
+def _by_label(row: EvidenceRow, chosen: np.ndarray) -> list[np.ndarray]:
+    """Per class of the photo, the proposals among its candidates that are chosen (n,) bool."""
+    return [row.candidate[chosen & (row.candidate_label == label)] for label in row.labels]
 
 
 def _measures(
-    job: Job, row: Row, regions: RegionProposals, scores: np.ndarray, in_use: tuple[np.ndarray, np.ndarray]
-) -> dict[str, np.ndarray]:
+    job: Job, row: EvidenceRow, regions: RegionProposals, in_use: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Comparison with the true mask.
 
-    Returns `candidate_iou` (K,), the mean IoU in percent of each label's candidates with the class, and `quality`
-    (1 + KEEPS, ASSIGNMENTS, C+1, C+1), confusion matrices in pixels, those of the supervision in use first.
+    Returns `candidate_iou` (K,), the mean IoU in percent of each class's candidates with the class, and `quality`
+    (2 + KEEPS, ASSIGNMENTS, C + 1, C + 1), confusion matrices in pixels: of the supervision in use, of that from all
+    candidates, and of every way to keep candidates.
     """
-    classes, labels = len(job.classes) + 1, row["labels"].tolist()
+    classes, labels = len(job.classes) + 1, row.labels.tolist()
     counts = iou.superpixel_counts(regions.superpixels, truth_of(job, row), classes)
     overlaps = 100 * iou.region_iou(regions.membership, counts)[:, 1:]
-    candidate_iou = [overlaps[row["candidate"][row["candidate_label"] == label], label].mean() for label in labels]
-    variants = [in_use]
-    for keep in KEEPS:
-        kept = np.ones(len(row["kept"]), bool)
-        if keep != "none":
-            for label, s in zip(labels, scores, strict=True):
-                own = row["candidate_label"] == label
-                kept[own] = choose(job, row, label, keep, row["distance"][own], s)
-        variants.append(_maps_and_mask(job, row, regions, scores, kept))
+    candidate_iou = [overlaps[row.candidate[row.candidate_label == label], label].mean() for label in labels]
+    variants = [in_use, _maps_and_mask(job, row, regions, np.ones(len(row.kept), bool))]
+    for keep in KEEPS.variants():
+        kept = np.ones(len(row.kept), bool)
+        for label in labels:
+            own = row.candidate_label == label
+            kept[own] = kept_candidates(job, row, keep, label, row.distance[own])
+        variants.append(_maps_and_mask(job, row, regions, kept))
     quality = [
         [iou.superpixel_confusion(assigned, counts) for assigned in _assignments(maps, mask, labels)]
         for maps, mask in variants
     ]
-    return {"candidate_iou": np.array(candidate_iou), "quality": np.array(quality)}
+    return np.array(candidate_iou), np.array(quality)
 
 
 def _assignments(maps: np.ndarray, mask: np.ndarray, labels: list[int]) -> list[np.ndarray]:
     thresholded = [iou.threshold_assignment(maps, labels, threshold) for threshold in iou.THRESHOLDS]
     return [iou.argmax_assignment(maps, labels), mask, *thresholded]
+
+
+def _metrics(job: Job) -> dict[str, Any]:
+    classes, ways = len(job.classes) + 1, [ALL, *KEEPS.names]
+    shape = (1 + len(ways), ASSIGNMENTS, classes, classes)
+    total, photos = np.zeros(shape, np.int64), 0
+    overlaps: list[list[float]] = [[] for _ in job.classes]
+    for row in job.run.rows(SUPERVISION, ["error", "labels", "candidate_iou", "quality"]):
+        if len(row.quality):
+            total += row.quality.reshape(shape)
+            photos += 1
+            for label, overlap in zip(row.labels, row.candidate_iou, strict=True):
+                overlaps[label].append(overlap)
+    if not photos:
+        return {"supervision": {"photos": 0}}
+    settings, names = job.recipe.refinement, ["background", *job.classes]
+    found = {
+        "photos": photos,
+        "keep": settings.keep if settings.enabled else ALL,
+        **_quality(total[0]),
+        "candidate_iou": {
+            name: float(np.mean(own)) if own else math.nan for name, own in zip(job.classes, overlaps, strict=True)
+        },
+        "candidate_miou": float(np.mean(np.concatenate(overlaps))),
+        "iou": {
+            "localization": iou.by_class(names, total[0, 0]),
+            "localization_best": iou.by_class(names, total[0, 2 + _best(total[0])]),
+            "rough_mask": iou.by_class(names, total[0, 1]),
+        },
+        "ablation": {keep: _quality(part) for keep, part in zip(ways, total[1:], strict=True)},
+    }
+    return {"supervision": found}
+
+
+def _quality(confusions: np.ndarray) -> dict[str, float]:
+    """mIoU of one variant's assignments (argmax, rough mask, thresholds)."""
+    best = _best(confusions)
+    return {
+        "localization_miou": iou.miou(confusions[0]),
+        "localization_best_miou": iou.miou(confusions[2 + best]),
+        "localization_best_threshold": float(iou.THRESHOLDS[best]),
+        "rough_mask_miou": iou.miou(confusions[1]),
+    }
+
+
+def _best(confusions: np.ndarray) -> int:
+    return int(np.argmax([iou.miou(confusion) for confusion in confusions[2:]]))
+
+
+def _strips(job: Job) -> list[Strip]:
+    strips = []
+    for shard, image, row in chosen(job, SUPERVISION, "train"):
+        superpixels = job.run.read_good(PROPOSALS, shard, ["superpixels"])[row.image_id].superpixels
+        labels = [job.classes[label] for label in row.labels]
+        strips.append(
+            Strip(
+                row.image_id,
+                "train",
+                _photo(job, image.uri),
+                labels,
+                maps=[(name, p[superpixels]) for name, p in zip(labels, row.maps.astype(np.float32), strict=True)],
+                rough=row.mask[superpixels],
+                truth=truth(job, image),
+            )
+        )
+    return strips
+
+
+STAGE = Stage(
+    name="supervise",
+    reads=("images", "proposals", "scores", "refined"),
+    writes=SUPERVISION.folder,
+    run=_run,
+    settings=lambda recipe: ["supervision"],
+    table=SUPERVISION,
+    work=_work,
+    metrics=_metrics,
+    strips=_strips,
+)

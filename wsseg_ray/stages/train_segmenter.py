@@ -1,251 +1,289 @@
-"""Stage `train_segmenter`: the segmentation networks on Ray Train, one after the other, in one worker group.
+"""Stage `train_segmenter`: the segmentation networks, one after the other, in one group of workers.
 
-Network_A learns localization maps (Eq. 3-4), Network_B rough masks; AN from all photos, SN from those with one label.
-`<name>_unrefined` is the same without the refinement (Table 3); FULL learns the true masks: the ceiling. The rivals of
-Table 4 (`objectives`) learn from all photos and their labels alone, and begin as one classifier of photos, START. CAM
-first learns to classify, then from its own activation maps. With `segmentation.rounds` every network but FULL learns
-again from what it sees (`relabel`).
+What each learns from is said in `segmentation/networks.py`. Round 0 learns from the supervision, the true masks or the
+labels alone; networks that start as a classifier begin as START, which is trained first. With `segmentation.rounds`
+every network but the ceiling learns again, in a stage of its own per round, from what it sees (`relabel`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import ray
-import ray.train
 import torch
+from torch import nn
 
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.datasets import Listing
+from wsseg_ray.engine import training
+from wsseg_ray.engine.checkpoints import restore, weights_finding
+from wsseg_ray.engine.schedule import learning_rate_at
+from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Worker
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.dropout import mixed, number_photos
-from wsseg_ray.hcp.trunk import learning_rate_at, mixed_precision, normalise
-from wsseg_ray.recipe import CAM, CEILING, START
-from wsseg_ray.segmentation.deeplab import parameter_groups
+from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.losses import IGNORE, hard_cross_entropy, soft_cross_entropy
-from wsseg_ray.segmentation.models import SegmentationNetwork
+from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
+from wsseg_ray.segmentation.networks import START, Network
 from wsseg_ray.segmentation.objectives import OBJECTIVES
-from wsseg_ray.segmentation.objectives.ilp import ILP
-from wsseg_ray.stages import relabel, train_hcp, training
-from wsseg_ray.stages.checkpoints import restore
-from wsseg_ray.stages.feed import OWN_LABELS, Batch, Step, stream, target_kind
-from wsseg_ray.stages.job import Job
+from wsseg_ray.stages import hcp
+from wsseg_ray.stages.feed import Batch, SgdStep, stream, target_kind
 from wsseg_ray.stages.segmenters import (
-    FOLDER,
+    WEIGHTS,
     begins_with_start,
     build,
     epochs,
-    file_of,
+    folder,
+    is_trained,
     learning_rate,
-    networks,
-    rounds,
+    network_named,
+    of_round,
+    read_log,
 )
+from wsseg_ray.tables import SUPERVISION
 
-KEPT_BYTES = 2 * 2**30  # of a frozen trunk's feature maps, a worker
+KEPT_BYTES = 2 * 2**30  # of a frozen backbone's feature maps, per worker
 
 
-def run(job: Job) -> int:
-    """Train the networks that `segmenters/` lacks, round after round; returns the photos seen over all epochs."""
-    todo = [name for name in networks(job.recipe) if not job.run.exists(FOLDER, name, "network.pt")]
+def _run(round_: int, job: Job, runner: Runner) -> int:
+    """Train the networks that a round lacks; returns the photos seen over all epochs."""
+    todo = [network for network in of_round(job.recipe, round_) if not is_trained(job, network, round_)]
     if not todo:
         return 0
-    photos = training.index(job.run, "supervision")
-    for name in todo:
-        if not members(photos, name):
-            raise RuntimeError(f"{name}: no training photo for it; leave it out of segmentation.networks")
-    total = 0
-    for round_ in range(1 + max(rounds(job.recipe, name) for name in todo)):
-        names = [name for name in todo if rounds(job.recipe, name) >= round_]
-        source, twins = _twins(job, names) if round_ == 0 else ("", [])
-        missing = [name for name in names if not _is_done(job, name, round_)]
-        if missing and round_:
-            relabel.run(job, missing, round_)
-        untrained = [name for name in missing if name not in twins]
-        if round_ == 0 and any(begins_with_start(job.recipe, name) for name in untrained):
-            untrained = [START] * (not _is_done(job, START, 0)) + untrained
-        if untrained:
-            total += _fit(job, photos, untrained, round_)
-        for name in twins:  # they differ in how their predictions are smoothed
-            for file, own in ((file_of(job.recipe, n, round_) for n in (source, name)), ("log.json", "log.json")):
-                job.run.write_bytes(job.run.read_bytes(FOLDER, source, file), FOLDER, name, own)
-    for name in todo:
-        for round_ in range(rounds(job.recipe, name)):
-            job.run.delete(FOLDER, name, file_of(job.recipe, name, round_))
-            job.run.delete(f"{OWN_LABELS}-{round_ + 1}")
-    return total
+    photos = training.index(job.run, job.table(SUPERVISION))
+    for network in todo:
+        if not members(photos, network):
+            raise RuntimeError(f"{network.name}: no training photo for it; leave it out of segmentation.networks")
+    twins = _twins(job, todo) if round_ == 0 else {}
+    untrained = [network for network in todo if network.name not in twins]
+    if round_ == 0 and any(begins_with_start(job.recipe, network) for network in untrained):
+        untrained = [START] * (not is_trained(job, START, 0)) + untrained
+    total = _seen(job.recipe, photos, untrained)
+    if untrained:
+        job.run.delete(folder(round_), training.PROGRESS)
+        runner.fit(job, stage(round_), partial(_loop, [network.name for network in untrained], round_), total, photos)
+    for name, source in twins.items():
+        for file in (WEIGHTS, "log.json"):
+            job.run.write_bytes(job.run.read_bytes(folder(0), source, file), folder(0), name, file)
+    # Copies alone are work too, though no photo is seen.
+    return total or len(twins)
 
 
-def _fit(job: Job, photos: training.Index, names: list[str], round_: int) -> int:
-    total = sum(epochs(job.recipe, name) * sum(len(ids) for _, ids in members(photos, name)) for name in names)
-    job.run.delete(FOLDER, training.PROGRESS)
-    training.fit(job, "train_segmenter", FOLDER, partial(_loop, names, round_), total, photos)
-    return total
+def _seen(recipe: Recipe, photos: training.Index, networks: list[Network]) -> int:
+    """Photos that a training sees, over all epochs and networks."""
+    return sum(epochs(recipe, network) * sum(len(ids) for _, ids in members(photos, network)) for network in networks)
 
 
-def _twins(job: Job, names: list[str]) -> tuple[str, list[str]]:
-    """Of MIL-ILP's networks, which are one and the same in round 0, the one that is or will be trained, and its copies.
-
-    Arguments:
-        names: of the networks that are not trained yet.
-    """
-    own = [name for name in names if name in ILP]
-    trained = [name for name in networks(job.recipe) if name in ILP and _is_done(job, name, 0)]
-    source, *_ = [*trained, *own, ""]
-    return source, [name for name in own if name != source]
-
-
-def _is_done(job: Job, name: str, round_: int) -> bool:
-    return job.run.exists(FOLDER, name, file_of(job.recipe, name, round_))
+def _twins(job: Job, todo: list[Network]) -> dict[str, str]:
+    """Networks that equal another one after round 0, with the one that is or will be trained, whose copy they get."""
+    found = {}
+    for group in {network.twin_of or network.name for network in todo}:
+        own = [network for network in of_round(job.recipe, 0) if group in (network.twin_of, network.name)]
+        source = next((network for network in own if is_trained(job, network, 0)), None)
+        missing = [network for network in own if network in todo]
+        source = source or missing[0]
+        found |= {network.name: source.name for network in missing if network is not source}
+    return found
 
 
-def members(photos: training.Index, name: str) -> list[tuple[str, list[str]]]:
+def members(photos: training.Index, network: Network) -> list[tuple[str, list[str]]]:
     """The photos that a network learns from, shard by shard."""
-    if name == CEILING:
-        return training.chosen(photos, lambda member: member.has_mask)
-    single = name.startswith("SN_")
-    return training.chosen(photos, lambda member: not single or member.labels == 1)
+    keep = {
+        "all": lambda member: True,
+        "single": lambda member: member.labels == 1,
+        "masked": lambda member: member.has_mask,
+    }[network.photos]
+    return training.chosen(photos, keep)
 
 
-def _loop(names: list[str], round_: int, config: dict[str, Any]) -> None:
-    job: Job = config["job"]
-    torch.set_num_threads(config["threads"])
-    device = ray.train.torch.get_device()
-    todo = [name for name in names if not _is_done(job, name, round_)]
+def _loop(names: list[str], round_: int, worker: Worker) -> None:
+    job = worker.job
+    todo = [network_named(job.recipe, name) for name in names]
+    todo = [network for network in todo if not is_trained(job, network, round_)]
     kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
-    plan = _plan(job, ray.get(config["photos"]), todo, round_)
-    for name, steps in groupby(stream(job, plan, device), key=lambda part: part[0].network):
-        _train(job, name, round_, steps, kept, spent)
+    for name, part in groupby(stream(worker, _plan(worker, todo, round_)), key=lambda pair: pair[0].network):
+        _Training(worker, network_named(job.recipe, name), round_, kept, spent).run(part)
 
 
-def _plan(job: Job, photos: training.Index, names: list[str], round_: int) -> Iterator[Step]:
+def _plan(worker: Worker, networks: list[Network], round_: int) -> Iterator[SgdStep]:
     """This worker's steps of all networks, from where the first one was cut off."""
+    job = worker.job
     seen, size = 0, job.recipe.segmentation.batch_size
-    for name in names:
-        own = members(photos, name)
-        state = restore(job.run, FOLDER, name, "state.pt")
-        begin = state["position"] if state and state["round"] == round_ else (0, 0)
-        for epoch in range(epochs(job.recipe, name)):
+    for network in networks:
+        own = members(worker.photos, network)
+        state = restore(job.run, folder(round_), network.name, "state.pt")
+        begin = tuple(state["position"]) if state else (0, 0)
+        for epoch in range(epochs(job.recipe, network)):
             order = training.epoch_order(own, np.random.default_rng([job.recipe.seed, epoch]))
             last = (len(order) - 1) // size
-            for index, (mine, count) in enumerate(training.batches(order, size)):
+            for index, (mine, count) in enumerate(training.batches(worker, order, size)):
                 if (epoch, index) >= begin:
-                    yield Step(name, round_, epoch, index, mine, count, index == last, seen)
+                    shards, ids = zip(*mine, strict=True) if mine else ((), ())
+                    yield SgdStep(network.name, round_, epoch, index, shards, ids, count, index == last, seen)
                 seen += count
 
 
-def _train(
-    job: Job,
-    name: str,
-    round_: int,
-    steps: Iterator[tuple[Step, Batch, float]],
-    kept: KeptFeatures,
-    spent: dict[str, float],
-) -> None:
-    settings, device = job.recipe.segmentation, ray.train.torch.get_device()
-    hcp = restore(job.run, train_hcp.FOLDER, "network.pt") if settings.weights == "hcp" else None
-    start = None
-    if round_ == 0 and begins_with_start(job.recipe, name):
-        start = restore(job.run, FOLDER, START, file_of(job.recipe, START, 0))
-    network, fresh = build(job.recipe, len(job.classes), hcp, start)
-    network.to(device).train()
-    groups = parameter_groups(network, learning_rate(job.recipe, name), fresh, settings.weight_decay)
-    optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
-    bases = [group["lr"] for group in groups]
-    if job.recipe.runtime.compile:
-        network.features, network.head = torch.compile(network.features), torch.compile(network.head)
-    log: list[dict[str, float]] = (job.run.read_json(FOLDER, name, "log.json") or []) if round_ else []
-    losses: list[float] = []
-    state = restore(job.run, FOLDER, name, "state.pt")
-    if state and state["round"] == round_:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        log, losses = state["log"], state["losses"]
-    waited, worked, saved = 0.0, 0.0, time.monotonic()
-    last_epoch = epochs(job.recipe, name) - 1
-    for step, batch, wait in steps:
+class _Training:
+    """The training of one network in one round."""
+
+    def __init__(
+        self, worker: Worker, network: Network, round_: int, kept: KeptFeatures, spent: dict[str, float]
+    ) -> None:
+        job, settings = worker.job, worker.job.recipe.segmentation
+        self._worker, self._about, self._round, self._spent = worker, network, round_, spent
+        self._place = (folder(round_), network.name)
+        state = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights == "hcp" else None
+        start = None
+        if round_ == 0 and begins_with_start(job.recipe, network):
+            start = restore(job.run, folder(0), START.name, WEIGHTS)
+        self._network, fresh = build(job.recipe, len(job.classes), state, start)
+        self._network.to(worker.device).train()
+        groups = parameter_groups(self._network, learning_rate(job.recipe, network), fresh, settings.weight_decay)
+        self._optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
+        self._rates = [group["lr"] for group in groups]
+        if job.recipe.runtime.compile:
+            self._network.backbone, self._network.head = map(
+                torch.compile, (self._network.backbone, self._network.head)
+            )
+        self._objective = training.shared(worker, SegmentationObjective(self._network, network, round_, kept))
+        self._before = read_log(job, network, round_)
+        self._log: list[dict[str, float]] = []
+        self._losses: list[float] = []
+        self._last_epoch = epochs(job.recipe, network) - 1
+        self._waited, self._worked, self._saved = 0.0, 0.0, time.monotonic()
+        if state := restore(job.run, *self._place, "state.pt"):
+            self._network.load_state_dict(state["network"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._log, self._losses = state["log"], state["losses"]
+
+    def run(self, steps: Iterator[tuple[SgdStep, Batch]]) -> None:
+        """Train all steps, and keep what is there after every epoch and every `runtime.checkpoint_minutes`."""
+        asked = time.monotonic()
+        for step, batch in steps:
+            self._step(step, batch, time.monotonic() - asked)
+            if step.ends_epoch:
+                self._end_epoch(step)
+            if (
+                step.ends_epoch
+                or time.monotonic() - self._saved >= 60 * self._worker.job.recipe.runtime.checkpoint_minutes
+            ):
+                self._keep(step)
+            asked = time.monotonic()
+
+    def _step(self, step: SgdStep, batch: Batch, waited: float) -> None:
         arrived = time.monotonic()
-        for group, base in zip(optimizer.param_groups, bases, strict=True):
-            group["lr"] = learning_rate_at(step.epoch, base, settings.decay_every)
-        with mixed_precision(device):
-            loss, weight = batch_loss(network, step, batch, kept, job.recipe.seed) if step.photos else (None, 0)
-        losses.append(training.step(loss, weight, optimizer))
-        note = f"{name} epoch {step.epoch + 1} of {last_epoch + 1}, loss {losses[-1]:.3f}"
-        waited, worked = waited + wait, worked + time.monotonic() - arrived
-        spent["busy"] += time.monotonic() - arrived
-        spent["waited"] += wait
-        training.tell(job, FOLDER, step.seen + step.size, f"{note}, round {round_}" if round_ else note, **spent)
-        if step.ends_epoch:
-            seconds = waited + worked
-            entry = {"round": round_, "epoch": step.epoch, "loss": float(np.mean(losses))}
-            log.append({**entry, "seconds": seconds, "waited": waited / seconds})
-            waited, worked, losses = 0.0, 0.0, []
-            training.tensorboard(job, name, [("loss", entry["loss"]) for entry in log])
-            if step.epoch == last_epoch:
-                _keep(job, name, round_, network, log)
-            ray.train.report({"network": name, **log[-1]})  # all workers wait here: what was kept is there for the next
-        elif time.monotonic() - saved < 60 * job.recipe.runtime.checkpoint_minutes:
-            continue
+        settings, seed = self._worker.job.recipe.segmentation, self._worker.job.recipe.seed
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = learning_rate_at(step.epoch, rate, settings.decay_every)
+        given = None
+        if step.photos:
+            dropout = [mixed(seed, number, step.epoch) for number in batch.numbers]
+            given = Shown(batch, dropout)
+        weight = counted(target_kind(self._about, self._round), batch.targets) if step.photos else 0
+        self._losses.append(training.step(self._worker, self._objective, given, weight, self._optimizer))
+        worked = time.monotonic() - arrived
+        self._waited, self._worked = self._waited + waited, self._worked + worked
+        self._spent["busy"] += worked
+        self._spent["waited"] += waited
+        note = f"{step.network} epoch {step.epoch + 1} of {self._last_epoch + 1}, loss {self._losses[-1]:.3f}"
+        note = f"{note}, round {self._round}" if self._round else note
+        training.tell(self._worker, self._place[0], step.seen + step.size, note, **self._spent)
+
+    def _end_epoch(self, step: SgdStep) -> None:
+        seconds = self._waited + self._worked
+        entry = {"round": self._round, "epoch": step.epoch, "loss": float(np.mean(self._losses))}
+        self._log.append({**entry, "seconds": seconds, "waited": self._waited / seconds})
+        self._waited, self._worked, self._losses = 0.0, 0.0, []
+        log = [*self._before, *self._log]
+        training.tensorboard(self._worker, step.network, [("loss", entry["loss"]) for entry in log])
+        if step.epoch == self._last_epoch and self._worker.rank == 0:
+            run = self._worker.job.run
+            run.write_json(self._log, *self._place, "log.json")
+            weights = {key: tensor.cpu() for key, tensor in self._network.state_dict().items()}
+            training.save(self._worker, weights, *self._place, WEIGHTS)
+            run.delete(*self._place, "state.pt")
+        # All workers wait here: what was kept is there for the next network.
+        self._worker.report({"network": step.network, **self._log[-1]})
+
+    def _keep(self, step: SgdStep) -> None:
         position = (step.epoch + 1, 0) if step.ends_epoch else (step.epoch, step.index + 1)
-        if position[0] <= last_epoch:
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "losses": losses}
-            training.save(job, {**state, "round": round_, "position": position}, FOLDER, name, "state.pt")
-        saved = time.monotonic()
+        if position[0] <= self._last_epoch:
+            state = {"network": self._network.state_dict(), "optimizer": self._optimizer.state_dict()}
+            state |= {"log": self._log, "losses": self._losses, "position": position}
+            training.save(self._worker, state, *self._place, "state.pt")
+        self._saved = time.monotonic()
 
 
-def _keep(job: Job, name: str, round_: int, network: SegmentationNetwork, log: list[dict[str, float]]) -> None:
-    """Keep a network that is trained; rank 0 alone writes."""
-    if ray.train.get_context().get_world_rank() == 0:
-        job.run.write_json(log, FOLDER, name, "log.json")
-        weights = {key: tensor.cpu() for key, tensor in network.state_dict().items()}
-        training.save(job, weights, FOLDER, name, file_of(job.recipe, name, round_))
-        job.run.delete(FOLDER, name, "state.pt")
+class Shown(NamedTuple):
+    """What a network is shown in a step."""
+
+    batch: Batch
+    dropout: list[int]  # a number for each photo
 
 
-def batch_loss(
-    network: SegmentationNetwork, step: Step, batch: Batch, kept: KeptFeatures, seed: int
-) -> tuple[torch.Tensor, float]:
-    """Mean loss of a batch, by what the step's network learns from, and over how many photos or cells it is the mean.
+def counted(kind: str, targets: torch.Tensor) -> int:
+    """Over how many photos or cells a batch's loss is the mean.
 
     Cells that lie outside a photo do not count, so batches of equally many photos can differ in cells.
     """
-    number_photos(network, [mixed(seed, number, step.epoch) for number in batch.numbers])
-    logits = network.head(kept.features(network, batch)).float()
-    kind = target_kind(step.network, step.round)
     if kind == "labels":
-        losses = [_label_loss(step.network, *pair) for pair in zip(logits, batch.targets, strict=True)]
-        return torch.stack(losses).mean(), len(losses)
+        return len(targets)
     if kind == "maps":
-        return soft_cross_entropy(logits, batch.targets), int((batch.targets.sum(dim=1) > 0).sum())
-    labels = batch.targets[:, 0].long()
-    return hard_cross_entropy(logits, labels), int((labels != IGNORE).sum())
+        return int((targets.sum(dim=1) > 0).sum())
+    return int((targets[:, 0].long() != IGNORE).sum())
 
 
-def _label_loss(name: str, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """An objective's loss of one photo: of the cells inside the photo, and of the channels that it has."""
-    inside = target[0] > 0
-    rows, columns = int(inside.any(dim=1).sum()), int(inside.any(dim=0).sum())
-    objective = OBJECTIVES[CAM if name == START else name]
-    return objective(logits[None, :, :rows, :columns], target.flatten(1).any(dim=1)[None])
+class SegmentationObjective(nn.Module):
+    """The loss of a batch, by what a network learns from: a module, so that workers can share its gradients."""
+
+    def __init__(self, network: SegmentationNetwork, about: Network, round_: int, kept: KeptFeatures) -> None:
+        super().__init__()
+        self.network, self._kind, self._kept = network, target_kind(about, round_), kept
+        self._objective = OBJECTIVES.get(about.objective) if self._kind == "labels" else None
+
+    def forward(self, shown: Shown | None) -> torch.Tensor:
+        """Mean loss over photos or cells, a scalar; 0 without photos."""
+        if shown is None:
+            return training.nothing(self)
+        targets = shown.batch.targets
+        number_photos(self.network, shown.dropout)
+        logits = self.network.head(self._kept.features(self.network, shown.batch)).float()
+        if self._kind == "labels":
+            losses = [self._of_labels(*pair) for pair in zip(logits, targets, strict=True)]
+            return torch.stack(losses).mean()
+        if self._kind == "maps":
+            return soft_cross_entropy(logits, targets)
+        return hard_cross_entropy(logits, targets[:, 0].long())
+
+    def _of_labels(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The objective's loss of one photo: of the cells inside the photo, and of the channels that it has."""
+        assert self._objective is not None
+        inside = target[0] > 0
+        rows, columns = int(inside.any(dim=1).sum()), int(inside.any(dim=0).sum())
+        return self._objective(logits[None, :, :rows, :columns], target.flatten(1).any(dim=1)[None])
 
 
 class KeptFeatures:
-    """Feature maps of crops that a frozen trunk has seen: a photo within the crop has two, itself and its mirror."""
+    """Feature maps of crops that a frozen backbone has seen: a photo within the crop has two, itself and its mirror."""
 
     def __init__(self) -> None:
         self._kept: dict[int, dict[str, torch.Tensor]] = {}
         self._bytes = 0
 
     def features(self, network: SegmentationNetwork, batch: Batch) -> dict[str, torch.Tensor]:
-        """`network.features` of the photos; of a trunk that trains, always anew."""
-        if any(parameter.requires_grad for parameter in network.trunk.parameters()):
-            return network.features(normalise(batch.photos))
+        """`network.features` of the photos; of a backbone that trains, always anew."""
+        if any(parameter.requires_grad for parameter in network.backbone.parameters()):
+            return network.features(normalise(batch.photos, network.mean, network.std))
         new = {number: place for place, number in enumerate(batch.numbers) if number not in self._kept}
         found = {number: self._kept[number] for number in batch.numbers if number in self._kept}
         if new:
             with torch.no_grad():
-                levels = network.features(normalise(batch.photos[list(new.values())]))
+                photos = batch.photos[list(new.values())]
+                levels = network.features(normalise(photos, network.mean, network.std))
             for place, number in enumerate(new):
                 found[number] = {level: maps[place].half() for level, maps in levels.items()}
                 if self._bytes < KEPT_BYTES:
@@ -253,3 +291,37 @@ class KeptFeatures:
                     self._bytes += sum(maps.nbytes for maps in found[number].values())
         levels = found[batch.numbers[0]]
         return {level: torch.stack([found[n][level] for n in batch.numbers]).float() for level in levels}
+
+
+def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
+    settings = recipe.segmentation
+    problems = hcp.backbone_problems("segmentation", settings.backbone, settings.weights, settings.freeze)
+    if problems:
+        return [Finding("segmentation", False, problem, RecipeError(problem)) for problem in problems]
+    try:
+        return [weights_finding(settings.head, settings.weights, lambda: build(recipe, 1, None))]
+    except RecipeError as error:
+        return [Finding("segmentation", False, str(error), error)]
+
+
+@cache
+def stage(round_: int) -> Stage:
+    """The stage of a round, counted from 0."""
+    first = round_ == 0
+    return Stage(
+        name=f"train_segmenter-{round_}" if round_ else "train_segmenter",
+        reads=("images", "proposals", "supervision", hcp.FOLDER)
+        if first
+        else ("images", f"labels-{round_}", hcp.FOLDER),
+        writes=folder(round_),
+        run=partial(_run, round_),
+        settings=lambda recipe: ["segmentation"] if first else [],
+        workers=lambda recipe: "trainers",
+        batch_size=lambda recipe: recipe.segmentation.batch_size,
+        check=_check if first else lambda recipe, listing: [],
+        cautions=lambda recipe: hcp.cautions("segmentation", recipe.segmentation.freeze) if first else [],
+        again=stage,
+    )
+
+
+STAGE = stage(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.supervision import Evidence
 
 
 def localization_maps(regions: RegionProposals, kept: list[np.ndarray]) -> np.ndarray:
@@ -28,6 +29,11 @@ def normalize_max(maps: np.ndarray) -> np.ndarray:
     """
     peak = maps.max(axis=1, keepdims=True, initial=0)
     return np.divide(maps, peak, out=np.zeros(maps.shape), where=peak > 0)
+
+
+def divide_by_max(evidence: Evidence) -> np.ndarray:
+    """The refiner `max`: `normalize_max` of the photo's maps."""
+    return normalize_max(evidence.maps)
 
 
 def background(maps: np.ndarray) -> np.ndarray:

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.supervision import RANKINGS
 from wsseg_ray.supervision.maps import map_iou
+
+
+def score_and_map(regions: RegionProposals, p: np.ndarray, s: np.ndarray, threshold: float) -> np.ndarray:
+    """Eq. (5): `v = s + mean of p^k inside`, (N,)."""
+    return s + regions.mean_inside(p)
+
+
+def iou_with_map(regions: RegionProposals, p: np.ndarray, s: np.ndarray, threshold: float) -> np.ndarray:
+    """IoU of each region with `p^k >= threshold * max p^k`, (N,)."""
+    return map_iou(regions, p, threshold)
 
 
 def rough_mask(
@@ -33,7 +44,7 @@ def rough_mask(
         labels: K classes, 0-based, at most 253.
         count: regions per class (Sec. 3.3.2: 10); fewer where the class has fewer.
         min_area: regions under this share of the photo are not ranked, unless the class has no larger one.
-        ranking: `sum` is Eq. (5), `v = s + mean of p^k inside`; `map_iou` is the IoU with `p^k >= threshold * max p^k`.
+        ranking: a name of `supervision.RANKINGS`: `sum` is Eq. (5), `map_iou` the IoU with the thresholded map.
         threshold: a share of the map's maximum, for `map_iou`.
         pools: per class, the regions that are ranked for it, as indices in any order or as a mask (N,) bool; a class
             with none has no part in the mask. None: all regions, for every class.
@@ -42,8 +53,7 @@ def rough_mask(
     Costs K nnz(M).
     Raises ValueError on an unknown ranking, and where `pools` does not have K entries.
     """
-    if ranking not in ("sum", "map_iou"):
-        raise ValueError(f"ranking '{ranking}' is neither sum nor map_iou")
+    value_of = RANKINGS.get(ranking)
     large = regions.region_areas / regions.superpixels.size >= min_area
     maps = maps.astype(np.float64)
     # A class has its map's value where its regions are and -1 elsewhere; -0.5 for the background lies between the two.
@@ -54,7 +64,7 @@ def rough_mask(
         chosen = np.zeros(len(regions), bool)
         chosen[pool] = True
         ranked = np.flatnonzero(chosen & large if (chosen & large).any() else chosen)
-        value = s + regions.mean_inside(p) if ranking == "sum" else map_iou(regions, p, threshold)
+        value = value_of(regions, p, s, threshold)
         covered = regions.union(ranked[np.argsort(-value[ranked], kind="stable")[:count]])
         claim[covered] = p[covered]
     return np.array([0, *(label + 1 for label in labels)], np.uint8)[claims.argmax(axis=0)]

@@ -1,25 +1,38 @@
 """Losses that ask for image-level labels alone: the rivals of the paper's Table 4, and CAM's classifier.
 
 Each is a function of the network's logits (B, C, h, w), channel 0 the background, and of which channels occur in the
-photos, (B, C) bool, the background always; it returns a scalar, the mean over photos.
+photos, (B, C) bool, the background always. It returns a scalar, the mean over photos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+from wsseg_ray.registry import Registry
 
-from wsseg_ray.segmentation.objectives.cam import cam_loss
-from wsseg_ray.segmentation.objectives.ccnn import ccnn_loss
-from wsseg_ray.segmentation.objectives.em_adapt import em_adapt_loss
-from wsseg_ray.segmentation.objectives.ilp import ilp_loss
-from wsseg_ray.segmentation.objectives.mil_fcn import mil_fcn_loss
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-OBJECTIVES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "MIL_FCN": mil_fcn_loss,
-    "EM_ADAPT": em_adapt_loss,
-    "CCNN": ccnn_loss,
-    **dict.fromkeys(("ILP", "ILP_SPPXL", "ILP_BB", "ILP_SEG"), ilp_loss),
-    "CAM": cam_loss,
-}
+    from wsseg_ray.proposals.regions import RegionProposals
+
+OBJECTIVES: Registry[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = Registry(
+    "label-only objective",
+    {
+        "mil_fcn": "wsseg_ray.segmentation.objectives.mil_fcn:mil_fcn_loss",
+        "em_adapt": "wsseg_ray.segmentation.objectives.em_adapt:em_adapt_loss",
+        "ccnn": "wsseg_ray.segmentation.objectives.ccnn:ccnn_loss",
+        "ilp": "wsseg_ray.segmentation.objectives.ilp:ilp_loss",
+        "cam": "wsseg_ray.segmentation.objectives.cam:cam_loss",
+    },
+)
+# How ILP smooths its predictions: `(probabilities (C, H, W), regions) -> (C, H, W)`
+SMOOTHERS: Registry[Callable[[np.ndarray, RegionProposals], np.ndarray]] = Registry(
+    "smoother",
+    {
+        "superpixels": "wsseg_ray.segmentation.objectives.ilp:smooth_by_superpixels",
+        "boxes": "wsseg_ray.segmentation.objectives.ilp:smooth_by_boxes",
+        "regions": "wsseg_ray.segmentation.objectives.ilp:smooth_by_regions",
+    },
+)

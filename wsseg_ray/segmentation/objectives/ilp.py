@@ -97,10 +97,6 @@ def smooth_by_regions(probabilities: np.ndarray, regions: RegionProposals) -> np
     return (votes / votes.sum(axis=0))[:, regions.superpixels]
 
 
-SMOOTHERS = {"ILP_SPPXL": smooth_by_superpixels, "ILP_BB": smooth_by_boxes, "ILP_SEG": smooth_by_regions}
-ILP = ("ILP", *SMOOTHERS)  # the same network, its predictions smoothed in different ways
-
-
 def _superpixel_means(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
     """(C, S) means of (C, H, W)."""
     flat = regions.superpixels.ravel()

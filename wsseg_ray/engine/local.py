@@ -1,0 +1,141 @@
+"""The runner without Ray: the same work in one process, shard after shard.
+
+For unit tests, debugging, notebooks, and to measure what Ray costs. It writes the same tables.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from wsseg_ray.engine import resources, shards
+from wsseg_ray.engine.meter import Meter
+from wsseg_ray.engine.resources import Needs, Node
+from wsseg_ray.engine.stage import Job, Stage, Work, Worker
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.tables import Row
+
+STEPS_A_READ = 16  # training steps that are read together: they share the shards that they need
+
+
+class LocalRunner:
+    """Runs the work of stages in this process; implements `engine.stage.Runner`."""
+
+    def __init__(self) -> None:
+        self.nodes = [Node(_cores(), _gpus(), 0)]
+
+    def check(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            resources.asked(recipe, stage)
+
+    def ask_for(self, job: Job, stage: Stage) -> None:
+        """There is this machine alone."""
+
+    def needs(self, job: Job, stage: Stage) -> Needs:
+        wanted = resources.needs(job.recipe, stage, self.nodes)
+        return Needs(wanted.cpus, wanted.gpus, wanted.memory, 1, 1, max(1, _cores()))
+
+    def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: dict[str, Sequence[Row] | None]) -> int:
+        done = set(job.run.shards(work.table.folder))
+        missing = {shard: rows for shard, rows in todo.items() if shard not in done}
+        if not missing:
+            return 0
+        kernels = [_kernel(job, step, self.needs(job, stage).threads) for step in work.steps]
+        photos = failed = 0
+        error = ""
+        with self._meter(job, stage, "shards", len(missing), any(step.actor for step in work.steps)) as meter:
+            for shard, given in missing.items():
+                rows: Sequence[Row] = work.read(job, shard) if given is None else given
+                spent: dict[str, float] = {}
+                for step, kernel in zip(work.steps, kernels, strict=True):
+                    name = shards.step_name(step, step is work.steps[-1])
+                    rows, seconds = shards.each(job, (stage.name, shard, name), kernel, step.row, rows)
+                    spent["busy" if step.actor else name] = seconds
+                shards.write(job, work.table, shard, rows)
+                errors = [row.error for row in rows if row.error]
+                photos, failed, error = photos + len(rows), failed + len(errors), [error, *errors][-1]
+                note = f"{photos} photos" + (f", {failed} failed" if failed else "")
+                meter.add(1, {"rows": len(rows), "failed": len(errors), **spent}, note)
+        shards.refuse_all_failed(stage.name, photos, failed, bool(done), error)
+        return photos
+
+    def map_reduce(self, job: Job, name: str, kernel: Callable[[Job, str], Any], todo: Sequence[str]) -> Iterator[Any]:
+        return (kernel(job, shard) for shard in todo)
+
+    def call(self, job: Job, stage: Stage, function: Callable[[Job], None]) -> None:
+        import torch
+
+        torch.set_num_threads(self.needs(job, stage).threads)
+        function(job)
+
+    def fit(self, job: Job, stage: Stage, loop: Callable[[Worker], None], total: int, photos: Any) -> None:
+        with self._meter(job, stage, "photos", total, True) as meter:
+            start = time.monotonic()
+            loop(_LocalWorker(job, self.needs(job, stage).threads, photos))
+            meter.add(total, {"rows": total, "busy": time.monotonic() - start}, "")
+
+    def _meter(self, job: Job, stage: Stage, unit: str, total: int, busy: bool) -> Meter:
+        here = {"CPU": self.nodes[0].cpus, "GPU": self.nodes[0].gpus}
+        return Meter(job, stage.name, unit, total, int(busy), lambda: here)
+
+
+class _LocalWorker:
+    """The one worker of a training; implements `engine.stage.Worker`."""
+
+    def __init__(self, job: Job, threads: int, photos: Any) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.job, self.rank, self.world, self.threads, self.photos = job, 0, 1, threads, photos
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Nobody else waits."""
+
+    def stream(
+        self, steps: Iterator[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]
+    ) -> Iterator[dict[str, Any]]:
+        import torch
+
+        while rows := list(islice(steps, STEPS_A_READ)):
+            for arrays in read(columns(rows)):
+                yield {name: torch.from_numpy(array[0]).to(self.device) for name, array in arrays.items()}
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows of plain data as columns, as Ray Data hands them over."""
+    found = {}
+    for name in rows[0]:
+        found[name] = np.empty(len(rows), object)
+        found[name][:] = [row[name] for row in rows]
+    return found
+
+
+def _kernel(job: Job, step: Any, threads: int) -> Callable[[Any], Row]:
+    if not step.actor:
+        return partial(step.kernel, job)
+    import torch
+
+    call = step.kernel(job)
+
+    def on_threads(row: Any) -> Row:
+        torch.set_num_threads(step.threads or threads)
+        return call(row)
+
+    return on_threads
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,484 @@
+"""The runner on Ray: shards stream through Ray Data, trainings run on Ray Train, the rest are remote functions.
+
+A row of a Dataset is a photo, so the dashboard counts photos; a block is a shard, because one task must write the file
+of a shard whole, and that file is the checkpoint. What travels between steps are Arrow columns of the row classes.
+"""
+
+from __future__ import annotations
+
+import _thread
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+import yaml
+from ray.autoscaler.sdk import request_resources
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.train.torch import TorchTrainer
+from ray.util.metrics import Counter, Gauge
+
+from wsseg_ray.console import say
+from wsseg_ray.engine import resources, shards
+from wsseg_ray.engine.meter import Meter
+from wsseg_ray.engine.resources import FEED_CPUS, GB, Needs, Node
+from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
+from wsseg_ray.engine.training import PROGRESS
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.storage import StorageError, shown
+from wsseg_ray.tables import MAX_SHARD_ROWS, Row, decode, encode
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
+MAX_FAILURES = 5  # machines that a training may lose; then the run stops, and goes on when it is run again
+SPAN = 8192  # training steps of one Dataset: bounds what a worker plans ahead
+STEPS_A_TASK = 16  # training steps that a task reads: they share the shards that they need
+PREFETCH = 4  # training steps that wait at the trainer's door
+
+TAGS = ("run", "stage")
+COUNTERS = {
+    "rows": ("wsseg_rows", "Photos that a stage has done; of trainings: photos seen, over all epochs"),
+    "failed": ("wsseg_failed_rows", "Photos that a stage could not process"),
+    "task": ("wsseg_task_seconds", "Seconds that tasks worked: reading, decoding, kernels of the CPU, writing"),
+    "busy": ("wsseg_busy_seconds", "Seconds that actors or trainers computed, on GPUs where they have them"),
+    "waited": ("wsseg_queue_wait_seconds", "Seconds that what actors work on lay ready; of trainers: that they waited"),
+}
+GAUGES = {
+    "seconds": ("wsseg_stage_seconds", "Seconds since the stage began"),
+    "busy_share": ("wsseg_busy_share", "Share of the time that actors or trainers computed"),
+    "progress": ("wsseg_progress", "Share of the stage's work that is done"),
+}
+
+
+@contextmanager
+def ray_runner(log: Path) -> Iterator[RayRunner]:
+    """Ray for the time of a run: the cluster that RAY_ADDRESS or the machine names, else one of our own.
+
+    Arguments:
+        log: where what Ray prints goes; it is told to the person who watches.
+    """
+    started = not ray.is_initialized()
+    # Threads that wait for each other must not spin: on two cores that Ray shares, spinning is ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How often Ray Train looks whether its workers are done; its two seconds make every training three longer.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if started:
+        context = ray.init(log_to_driver=False)
+        cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+        say(f"Ray: {cpus} CPUs, {gpus} GPUs, dashboard {context.dashboard_url or 'off'}; its log is {log}")
+    try:
+        yield RayRunner()
+    finally:
+        request_resources(bundles=[])  # idle machines may go
+        if started:
+            ray.shutdown()
+
+
+class RayRunner:
+    """Runs the work of stages on Ray; implements `engine.stage.Runner`."""
+
+    def check(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+        """Raise RecipeError where the cluster can never give a stage what it asks for."""
+        resources.check(recipe, stages, cluster(recipe))
+
+    def needs(self, job: Job, stage: Stage) -> Needs:
+        return resources.needs(job.recipe, stage, cluster(job.recipe))
+
+    def ask_for(self, job: Job, stage: Stage) -> None:
+        """Ask the autoscaler for what a stage needs at least, so that machines come, and stay, before work waits."""
+        wanted = self.needs(job, stage)
+        request_resources(bundles=[*[wanted.bundle()] * wanted.least, {"CPU": FEED_CPUS}])
+
+    def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: dict[str, Sequence[Row] | None]) -> int:
+        done = set(job.run.shards(work.table.folder))
+        missing = {shard: rows for shard, rows in todo.items() if shard not in done}
+        if not missing:
+            return 0
+        wanted = self.needs(job, stage)
+        photos = failed = 0
+        error = ""
+        with (
+            _whole_blocks(),
+            _meter(
+                job, stage, "shards", len(missing), wanted.most or 0 if stage.has_network(job.recipe) else 0
+            ) as meter,
+            _told_plainly(job, stage.name),
+        ):
+            for result in _dataset(job, stage, work, missing, wanted).iter_rows():
+                counts = bool(result["image_id"])
+                photos, failed = photos + counts, failed + bool(result["error"])
+                error = result["error"] or error
+                note = f"{photos} photos" + (f", {failed} failed" if failed else "")
+                meter.add(int(result["last"]), {**result, "rows": counts, "failed": bool(result["error"])}, note)
+        shards.refuse_all_failed(stage.name, photos, failed, bool(done), error)
+        return photos
+
+    def map_reduce(self, job: Job, name: str, kernel: Callable[[Job, str], Any], todo: Sequence[str]) -> Iterator[Any]:
+        dataset = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
+        dataset.set_name(name)
+        return dataset.map(_named(name, lambda item: kernel(job, item["shard"]))).iter_rows()
+
+    def call(self, job: Job, stage: Stage, function: Callable[[Job], None]) -> None:
+        wanted = self.needs(job, stage)
+        ray.get(ray.remote(**wanted.options())(_call).remote(job, wanted.threads, function))
+
+    def fit(self, job: Job, stage: Stage, loop: Callable[[Worker], None], total: int, photos: Any) -> None:
+        """See `engine.stage.Runner`. Raises RuntimeError where nothing is done for `runtime.no_progress_minutes`."""
+        wanted = self.needs(job, stage)
+        trainer = TorchTrainer(
+            _train,
+            # The photos are put into Ray's object store once.
+            train_loop_config={
+                "job": job,
+                "stage": stage.name,
+                "threads": wanted.threads,
+                "photos": ray.put(photos),
+                "loop": loop,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=wanted.least if wanted.least == wanted.most else (wanted.least, wanted.most),
+                use_gpu=wanted.gpus > 0,
+                resources_per_worker=wanted.bundle(),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"{stage.name}-{uuid.uuid4().hex[:8]}",
+                storage_path=job.run.uri("logs", "train"),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        with _meter(job, stage, "photos", total, wanted.most or 1) as meter:
+            watch = _Watch(job, stage, meter)
+            try:
+                trainer.fit()
+            except (KeyboardInterrupt, SystemExit):  # Ray Train answers an interrupt by the latter
+                if watch.hung:
+                    raise RuntimeError(
+                        f"{stage.name}: nothing was done for {job.recipe.runtime.no_progress_minutes:g} minutes "
+                        f"(runtime.no_progress_minutes) after {watch.seen} of {total} photos; the trainers wait for "
+                        f"{wanted.least} workers of {wanted.bundle()} or for each other. Run again to go on."
+                    ) from None
+                raise
+            except ray.train.TrainingFailedError as error:
+                raise RuntimeError(f"{stage.name}: {root_cause(error)}") from error
+            finally:
+                watch.stop()
+            meter.add(total - watch.seen, {"rows": total - watch.seen}, watch.note)
+
+
+def cluster(recipe: Recipe) -> list[Node]:
+    """The machines of this Ray: those that are there, or those that it may grow to where that is known and more.
+
+    Ray does not tell what its autoscaler may add. It is known from `runtime.cluster`, or, on the head of a cluster that
+    `ray up` made, from the file that it was made of.
+    Raises RecipeError where there is no CPU, and none is known to come.
+    """
+    there = [resources.node(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    if recipe.runtime.cluster:
+        may_be = [
+            Node(kind.cpus, kind.gpus, (kind.memory_gb or math.inf) * GB, kind.count) for kind in recipe.runtime.cluster
+        ]
+    else:
+        config = yaml.safe_load(BOOTSTRAP.read_text()) if BOOTSTRAP.is_file() else {}
+        kinds = config.get("available_node_types", {}).values()
+        may_be = [
+            resources.node({"memory": math.inf, **kind["resources"]}, kind.get("max_workers", 0)) for kind in kinds
+        ]
+    nodes = max(there, may_be, key=lambda kinds: sum(node.cpus * node.count for node in kinds))
+    nodes = [node for node in nodes if node.cpus and node.count]
+    if not nodes:
+        raise RecipeError(
+            "no machine of this cluster has a CPU for work; where machines come when they are asked for, say which: "
+            "--set 'runtime.cluster=[{cpus: 16, count: 8}, {cpus: 8, gpus: 1, count: 4}]'"
+        )
+    return nodes
+
+
+def root_cause(error: BaseException) -> str:
+    """What went wrong in a task or a worker, without the traces of what carried it here.
+
+    Ray hands over the text of the first error alone: it is the last line before what it led to.
+    """
+    text = str(error).partition("\nThe above exception was")[0].strip()
+    return text.rsplit("\n", 1)[-1].removeprefix(f"{StorageError.__module__}.{StorageError.__name__}: ")
+
+
+# ---- photos through Ray Data
+
+
+def _dataset(
+    job: Job, stage: Stage, work: Work[Any], missing: dict[str, Sequence[Row] | None], wanted: Needs
+) -> ray.data.Dataset:
+    """The Dataset of a stage: shards in, photos between the steps, one small row per photo out."""
+    photos = resources.asked(job.recipe, stage).batch_size or 1
+    given = next(iter(missing.values())) is not None
+    if given:
+        blocks = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items()]
+        dataset = ray.data.from_arrow(blocks)
+    else:
+        names = [{"shard": shard} for shard in missing]
+        dataset = ray.data.from_items(names, override_num_blocks=-(-len(names) // max(1, photos // MAX_SHARD_ROWS)))
+    dataset.set_name(stage.name)
+    dataset.context.execution_no_progress_timeout_s = 60 * job.recipe.runtime.no_progress_minutes
+    before = next(iter(missing.values()))
+    row = type(before[0]) if before is not None else None
+    last = work.steps[-1]
+    for place, step in enumerate(work.steps):
+        ends = step is last and not step.actor
+        options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+        if step.actor:
+            pool = ActorPoolStrategy(
+                min_size=min(wanted.least, len(missing)), max_size=min(wanted.most or 1, len(missing))
+            )
+            dataset = dataset.map_batches(
+                type(stage.name, (_Actor,), {}),
+                fn_constructor_args=(job, stage.name, step, row, wanted.threads),
+                compute=pool,
+                **options,
+                **wanted.options(),
+            )
+        else:
+            read = work.read if place == 0 and row is None else None
+            task = partial(_task, job, stage.name, work, step, row, read, ends)
+            alone = len(work.steps) == 1
+            name = stage.name if alone else f"{stage.name}_{shards.step_name(step, ends)}"
+            more = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else {}
+            dataset = dataset.map_batches(_named(name, task), **options, **more)
+        row = step.row
+    if last.actor:
+        write = partial(_task, job, stage.name, work, None, row, None, True)
+        dataset = dataset.map_batches(
+            _named(f"{stage.name}_write", write), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        )
+    return dataset
+
+
+def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
+    """Rows of a shard as they travel: with the shard's name, and the seconds that were spent on it so far.
+
+    A shard without photos has a row without a name: Ray Data forgets empty blocks, and the shard's file must be written.
+    """
+    table = encode(row, rows or [row()])
+    for name in ("read", "busy", "waited"):
+        table = table.append_column(f"spent_{name}", pa.array([spent.get(name, 0.0)] * table.num_rows))
+    table = table.append_column("spent_at", pa.array([time.time()] * table.num_rows))
+    return table.append_column("shard", pa.array([shard] * table.num_rows))
+
+
+def _shards_of(table: pa.Table, row: type[Row]) -> Iterator[tuple[str, list[Row], dict[str, float]]]:
+    """The shards of a block: name, rows, and the seconds spent so far, with the time when they were ready."""
+    place = 0
+    for shard, names in groupby(table.column("shard").to_pylist()):
+        part = table.slice(place, len(list(names)))
+        place += part.num_rows
+        spent = {name: part.column(f"spent_{name}")[0].as_py() for name in ("read", "busy", "waited", "at")}
+        yield shard, [one for one in decode(row, part) if one.image_id], spent
+
+
+def _task(
+    job: Job,
+    stage: str,
+    work: Work[Any],
+    step: Step | None,
+    row: type[Row] | None,
+    read: Callable[[Job, str], Sequence[Row]] | None,
+    ends: bool,
+    batch: pa.Table,
+) -> pa.Table:
+    """A step that runs in tasks, on all shards of a block; the last one writes the files."""
+    found = []
+    if read is not None:
+        todo = ((shard, read(job, shard), {}) for shard in batch.column("shard").to_pylist())
+    else:
+        todo = _shards_of(batch, row or Row)
+    for shard, rows, spent in todo:
+        start = time.monotonic()
+        if step is not None:
+            name = shards.step_name(step, ends)
+            rows, _ = shards.each(job, (stage, shard, name), partial(step.kernel, job), step.row, rows)
+        if not ends:
+            spent["read"] = time.monotonic() - start
+            found.append(_block(step.row if step else Row, shard, rows, spent))
+            continue
+        shards.write(job, work.table, shard, rows)
+        spent["write"] = time.monotonic() - start
+        found.append(_results(rows, spent))
+    return pa.concat_tables(found)
+
+
+def _results(rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
+    """What the driver is told: one small row per photo; the seconds of the shard stand in the last one."""
+    names = [row.image_id for row in rows] or [""]
+    last = [False] * (len(names) - 1) + [True]
+    seconds = {name: [spent.get(name, 0.0) * end for end in last] for name in ("read", "busy", "waited", "write")}
+    errors = [row.error for row in rows] or [""]
+    return pa.table({"image_id": names, "error": errors, "last": last, **seconds})
+
+
+class _Actor:
+    """A step that holds a network, on an actor."""
+
+    def __init__(self, job: Job, stage: str, step: Step, row: type[Row], threads: int) -> None:
+        self._job, self._stage, self._step, self._row = job, stage, step, row
+        self._threads, self._kernel = step.threads or threads, step.kernel(job)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        torch.set_num_threads(self._threads)
+        found = []
+        for shard, rows, spent in _shards_of(batch, self._row):
+            spent["waited"] = max(0.0, time.time() - spent["at"])  # the clocks of two machines may differ
+            place = (self._stage, shard, shards.step_name(self._step, False))
+            done, spent["busy"] = shards.each(self._job, place, self._kernel, self._step.row, rows)
+            found.append(_block(self._step.row, shard, done, spent))
+        return pa.concat_tables(found)
+
+
+@contextmanager
+def _whole_blocks() -> Iterator[None]:
+    """Ray Data cuts blocks at a size in bytes; here a block is a shard, however large its photos are."""
+    context = DataContext.get_current()
+    kept, context.target_max_block_size = context.target_max_block_size, None
+    try:
+        yield
+    finally:
+        context.target_max_block_size = kept
+
+
+@contextmanager
+def _told_plainly(job: Job, stage: str) -> Iterator[None]:
+    try:
+        yield
+    except ExecutionTimeoutError as error:
+        raise RuntimeError(
+            f"{stage}: nothing was done for {job.recipe.runtime.no_progress_minutes:g} minutes "
+            f"(runtime.no_progress_minutes). What is done is kept; run again to go on. {error}"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"{stage}: {root_cause(error)}") from error
+
+
+def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function by a name: the dashboard shows an operator by its function's name."""
+
+    def step(item: Any) -> Any:
+        return function(item)
+
+    step.__name__ = name
+    return step
+
+
+def _call(job: Job, threads: int, function: Callable[[Job], None]) -> None:
+    torch.set_num_threads(threads)
+    function(job)
+
+
+# ---- trainings through Ray Train
+
+
+class _RayWorker:
+    """A worker of Ray Train; implements `engine.stage.Worker`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        context = ray.train.get_context()
+        self.job, self.threads = config["job"], config["threads"]
+        self.photos = ray.get(config["photos"])
+        self._stage = config["stage"]
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        ray.train.report(metrics)
+
+    def stream(
+        self, steps: Iterator[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """See `engine.stage.Worker`. A row of the Dataset is a training step, because its photos are one tensor."""
+        while rows := list(islice(steps, SPAN)):
+            dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // STEPS_A_TASK))
+            dataset.set_name(self._stage)
+            # The rows come in the order of training, whatever task is done first, so results do not depend on the
+            # number of tasks, workers or machines.
+            dataset.context.execution_options.preserve_order = True
+            fed = dataset.map_batches(read, batch_size=STEPS_A_TASK).iter_torch_batches(
+                batch_size=1, prefetch_batches=PREFETCH, device=self.device, pin_memory=self.device.type == "cuda"
+            )
+            for row in fed:
+                yield {name: values[0] for name, values in row.items()}
+
+
+def _train(config: dict[str, Any]) -> None:
+    torch.set_num_threads(config["threads"])
+    config["loop"](_RayWorker(config))
+
+
+class _Watch:
+    """Passes on to a meter what worker 0 tells, and interrupts a training that stands still for too long."""
+
+    def __init__(self, job: Job, stage: Stage, meter: Meter) -> None:
+        self._job, self._folder, self._meter = job, stage.writes, meter
+        self.seen, self.note, self.hung = 0, "", False
+        self._told = {"busy": 0.0, "waited": 0.0}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch {stage.name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        moved = time.monotonic()
+        while not self._over.wait(1.0):
+            state = self._job.run.read_json(self._folder, PROGRESS)
+            if state and state["seen"] != self.seen:
+                moved = time.monotonic()
+                # A worker group that starts again counts its seconds from 0.
+                spent = {key: state[key] - (old if state[key] >= old else 0) for key, old in self._told.items()}
+                self._told = {key: state[key] for key in spent}
+                self._meter.add(state["seen"] - self.seen, {"rows": state["seen"] - self.seen, **spent}, state["note"])
+                self.seen, self.note = state["seen"], state["note"]
+            elif time.monotonic() - moved > 60 * self._job.recipe.runtime.no_progress_minutes:
+                self.hung = True
+                _thread.interrupt_main()
+                return
+
+
+# ---- metrics of Ray
+
+
+def _meter(job: Job, stage: Stage, unit: str, total: int, workers: int) -> Meter:
+    """A meter that also feeds Ray's metrics, which the dashboard and Prometheus show; names begin with `ray_`.
+
+    They are kept by the driver alone, from what its tasks, actors and trainers report, so none is lost with a worker.
+    """
+    counters = {key: Counter(*about, tag_keys=TAGS) for key, about in COUNTERS.items()}
+    gauges = {key: Gauge(*about, tag_keys=TAGS) for key, about in GAUGES.items()}
+    for metric in (*counters.values(), *gauges.values()):
+        metric.set_default_tags({"run": shown(job.run.root.partition("?")[0]), "stage": stage.name})
+
+    def tell(amounts: dict[str, float], status: dict[str, Any]) -> None:
+        for key, counter in counters.items():
+            if amounts[key]:
+                counter.inc(amounts[key])
+        share = status["done"] / status["total"] if status["total"] else 1.0
+        for key, gauge in gauges.items():
+            value = {"progress": share, **status}[key]
+            if value is not None:
+                gauge.set(value)
+
+    def here() -> dict[str, float]:
+        return {kind: ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU")}
+
+    return Meter(job, stage.name, unit, total, workers, here, tell)

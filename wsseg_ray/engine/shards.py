@@ -1,0 +1,80 @@
+"""The work on the photos of one shard, one step at a time: what both runners do.
+
+Ray starts a task again, without end, when its process dies, and a photo that kills every process that touches it would
+keep a run busy for ever. So a shard that is being worked on leaves a note in `tries/`. A shard that finds such a note
+goes photo by photo and writes down which photo it is at. A photo whose process dies twice more is recorded as failed,
+and the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wsseg_ray.engine.stage import Job, Step
+from wsseg_ray.storage import StorageError
+from wsseg_ray.tables import Row, Table
+
+TRIES = "tries"
+MAX_DEATHS = 2  # of a photo that is worked on alone, after the death that made it suspect
+
+
+def each(
+    job: Job, place: tuple[str, str, str], kernel: Callable[[Any], Row], row: type[Row], rows: Sequence[Row]
+) -> tuple[list[Row], float]:
+    """A step's row for each row of a shard, and the seconds that it took.
+
+    Arguments:
+        place: stage, shard and the step's name.
+        row: the class of the rows that the step returns.
+    """
+    note = (TRIES, place[0], f"{place[1]}-{place[2]}.json")
+    start, tries, done = time.monotonic(), job.run.read_json(*note), []
+    if tries is None:
+        job.run.write_json({"at": "", "died": {}}, *note)
+    elif tries["at"]:
+        tries["died"][tries["at"]] = tries["died"].get(tries["at"], 0) + 1
+    for one in rows:
+        if tries is not None:
+            if tries["died"].get(one.image_id, 0) >= MAX_DEATHS:
+                one = Row(one.image_id, f"{place[0]} died each time it worked on this photo")
+            job.run.write_json({**tries, "at": one.image_id}, *note)
+        done.append(guard(kernel, row, one))
+    job.run.delete(*note)
+    return done, time.monotonic() - start
+
+
+def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:
+    """The kernel's row, or a row that says why there is none."""
+    if one.error:
+        return row(one.image_id, one.error)
+    try:
+        found = kernel(one)
+        found.image_id = one.image_id
+        return found
+    except StorageError:
+        raise
+    except (ValueError, OSError) as error:
+        return row(one.image_id, str(error) or type(error).__name__)
+    except Exception as error:  # one photo's surprise must not cost the others their results
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{where.filename.rsplit('/', 1)[-1]}:{where.lineno}"
+        return row(one.image_id, f"unexpected {type(error).__name__} at {place}: {error}")
+
+
+def step_name(step: Step, last: bool) -> str:
+    """What a step is called in notes and metrics."""
+    return "actor" if step.actor else "write" if last else "read"
+
+
+def write(job: Job, table: Table[Any], shard: str, rows: Sequence[Row]) -> None:
+    """Write the file of a shard."""
+    job.run.write_shard(table, shard, rows)
+
+
+def refuse_all_failed(stage: str, photos: int, failed: int, resumed: bool, error: str) -> None:
+    """Raise RuntimeError where every photo failed: then no photo is at fault."""
+    if photos and photos == failed and not resumed:
+        raise RuntimeError(f"{stage}: all {photos} photos failed, one with: {error}")

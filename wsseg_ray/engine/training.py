@@ -1,0 +1,173 @@
+"""What both trainings share: the order of photos, batches, gradients, checkpoints, progress. Imports no Ray.
+
+The photos of a batch are dealt out over the workers, and the gradient is that of the mean over the whole batch, so the
+batch, the learning rate and the loss are the same for any number of workers. A checkpoint per epoch is kept in the run.
+A worker group that starts again, after a fault or in a new run, goes on from it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed
+from tensorboardX import SummaryWriter
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from wsseg_ray.backbones.precision import mixed_precision
+from wsseg_ray.engine.stage import Worker
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, Table
+
+PROGRESS = "progress.json"
+WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
+
+_told = [-math.inf]  # when this process last told how far it is
+
+T = TypeVar("T")
+
+
+def tell(worker: Worker, folder: str, seen: int, note: str, busy: float, waited: float) -> None:
+    """Say how far the training is, at most once a second. Worker 0 alone does.
+
+    Arguments:
+        seen: photos, over all epochs.
+        note: what a person wants to know now.
+        busy, waited: seconds that this process computed and waited for photos, since it began.
+    """
+    if worker.rank == 0 and time.monotonic() - _told[0] > 1:
+        _told[0] = time.monotonic()
+        worker.job.run.write_json({"seen": seen, "note": note, "busy": busy, "waited": waited}, folder, PROGRESS)
+
+
+def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """All photos once, as (shard, image_id), shuffled within windows of shards.
+
+    Shards come in random order; those of a window are mixed, so that a worker holds the shards of one window.
+    """
+    order = rng.permutation(len(members))
+    photos = []
+    for start in range(0, len(order), WINDOW):
+        window = [(members[i][0], image_id) for i in order[start : start + WINDOW] for image_id in members[i][1]]
+        photos += [window[i] for i in rng.permutation(len(window))]
+    return photos
+
+
+def batches(worker: Worker, photos: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
+    """This worker's part of every batch, and the size of the whole batch."""
+    for start in range(0, len(photos), size):
+        batch = photos[start : start + size]
+        yield list(batch[worker.rank :: worker.world]), len(batch)
+
+
+def shared(worker: Worker, objective: nn.Module) -> nn.Module:
+    """A module that computes a loss, set up to be trained by all workers together: DistributedDataParallel.
+
+    BatchNorm's statistics are each worker's own, as they are of the photos that it sees.
+    """
+    if worker.world == 1:
+        return objective
+    return DistributedDataParallel(objective, broadcast_buffers=False)
+
+
+def step(worker: Worker, objective: nn.Module, batch: Any, weight: float, optimizer: torch.optim.Optimizer) -> float:
+    """One step of SGD on the mean loss over all workers' photos or cells; returns that mean.
+
+    Arguments:
+        objective: from `shared`: `objective(batch)` is the mean loss over this worker's photos or cells. For a worker
+            without any, `batch` is None and the answer is 0.
+        weight: how many photos or cells this worker has. So the mean is that over the whole batch, however it is dealt
+            out.
+    Raises FloatingPointError, before the weights are changed, where the mean is not finite.
+    """
+    device = worker.device if worker.world > 1 else torch.device("cpu")
+    total_weight = torch.tensor(float(weight), device=device)
+    if worker.world > 1:
+        torch.distributed.all_reduce(total_weight)
+    share = weight / total_weight.clamp(min=1)
+    optimizer.zero_grad(set_to_none=False)
+    with mixed_precision(worker.device):
+        loss = objective(batch)
+    scaled = loss * share.to(loss.device)
+    # DistributedDataParallel takes the mean of the workers' gradients, but their sum is wanted.
+    (scaled * worker.world if worker.world > 1 else scaled).backward()
+    total = scaled.detach().to(device)
+    if worker.world > 1:
+        torch.distributed.all_reduce(total)
+    if not total.isfinite():
+        raise FloatingPointError(f"the loss is {float(total)}: training diverged; a lower learning_rate may help")
+    optimizer.step()
+    return float(total)
+
+
+def nothing(module: nn.Module) -> torch.Tensor:
+    """The loss of a worker without photos: 0, with a gradient of 0 for all that is trained."""
+    return sum((p.sum() * 0 for p in module.parameters() if p.requires_grad), torch.zeros(()))
+
+
+def save(worker: Worker, state: dict[str, Any], *place: str) -> None:
+    """Keep tensors and plain data in the run. Worker 0 alone writes."""
+    if worker.rank == 0:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        worker.job.run.write_bytes(buffer.getvalue(), *place)
+
+
+def tensorboard(worker: Worker, name: str, losses: list[tuple[str, float]]) -> None:
+    """Write a training's losses so far to `logs/tensorboard/<name>/`, as TensorBoard reads them. Worker 0 alone writes.
+
+    The file is written anew after each epoch, so a run that goes on, here or on an object store, has every epoch once.
+
+    Arguments:
+        losses: tag and loss of each epoch.
+    """
+    if worker.rank != 0:
+        return
+    steps: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for tag, loss in losses:
+                steps[tag] = steps.get(tag, 0) + 1
+                writer.add_scalar(tag, loss, steps[tag])
+        (events,) = Path(folder).iterdir()
+        worker.job.run.write_bytes(events.read_bytes(), "logs", "tensorboard", name, "events.out.tfevents.0")
+
+
+class Member(NamedTuple):
+    """A photo that a training may learn from, and what decides whether it does."""
+
+    image_id: str
+    labels: int  # how many classes the photo has
+    has_mask: bool
+
+
+Index = list[tuple[str, list[Member]]]  # the photos of each shard
+
+
+def index(run: RunDirectory, table: Table[Any]) -> Index:
+    """The training photos of a table that did not fail, shard by shard.
+
+    It reads two tables whole, so a stage makes it once, on the driver, and hands it to its workers: `Runner.fit`.
+    """
+    found = []
+    for shard in run.shards(table.folder, "train"):
+        images = run.read_good(IMAGES, shard, ["labels", "mask_uri"])
+        good = sorted(image_id for image_id in run.read_good(table, shard, []) if image_id in images)
+        members = [Member(i, len(images[i].labels), bool(images[i].mask_uri)) for i in good]
+        if members:
+            found.append((shard, members))
+    return found
+
+
+def chosen(photos: Index, keep: Callable[[Member], bool] = lambda member: True) -> list[tuple[str, list[str]]]:
+    """The image_ids of an index that a training learns from, shard by shard."""
+    kept = [(shard, [member.image_id for member in members if keep(member)]) for shard, members in photos]
+    return [(shard, ids) for shard, ids in kept if ids]

@@ -1,0 +1,243 @@
+"""The run directory: tables with one row per photo, cut into shards.
+
+A table is a folder of Parquet files, one file per shard. A shard is a fixed group of photos (`tables.plan_shards`), the
+same in every table. So a stage joins tables file by file, works shard by shard, and sees from the files which shards
+are done. A file appears whole or not at all, and a shard that runs again writes the same file: no row is there twice.
+
+A run directory is local or on an object store (`s3://`, `gs://`), through pyarrow's filesystems. Storage that fails is
+asked again for some minutes. If it still fails, no photo is at fault: `StorageError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from wsseg_ray.tables import R, Table, columns_of, decode, encode
+
+PATIENCE = 300.0  # seconds that storage may fail before a run gives up
+# What a local or mounted disk says when it fails for a while; everything else is meant as it is said.
+_PASSING = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+}
+# What an object store says and means, as Arrow words it.
+_FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_KEY")
+# A file's name can be at fault; then it is the photo that has it.
+_NAMING = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
+
+T = TypeVar("T")
+
+
+class StorageError(RuntimeError):
+    """Storage that cannot be written, or failed for longer than PATIENCE. The message names the place."""
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a local path or a URI.
+
+    Raises OSError where it cannot be read, StorageError where its storage failed for longer than PATIENCE.
+    """
+    filesystem, path = _resolve(uri)
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    return _patiently(filesystem, shown(uri), read)
+
+
+def shown(uri: str) -> str:
+    """A path or URI as people may see it: without the user and password of `s3://user:password@bucket`."""
+    return re.sub(r"://[^/?]*@", "://", uri)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps its tables, checkpoints and report.
+
+    `root` is an absolute path or a URI; a URI's `?endpoint_override=...` (MinIO and the like) stays at its end.
+    """
+
+    root: str
+
+    @classmethod
+    def at(cls, place: str) -> RunDirectory:
+        """A run directory at a path or URI; a relative path is made absolute, since jobs run elsewhere."""
+        if "://" not in place:
+            return cls(str(Path(place).expanduser().resolve()))
+        folder, mark, query = place.partition("?")
+        return cls(folder.rstrip("/") + mark + query)
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.root
+
+    def uri(self, *parts: str) -> str:
+        if self.is_local:
+            return "/".join((self.root, *parts))
+        folder, mark, query = self.root.partition("?")
+        return "/".join((folder, *parts)) + mark + query
+
+    def exists(self, *parts: str) -> bool:
+        filesystem, path = _resolve(self.uri(*parts))
+        info = _patiently(filesystem, path, lambda: filesystem.get_file_info(path))
+        return info.type != fs.FileType.NotFound
+
+    def read_bytes(self, *parts: str) -> bytes:
+        return read_bytes(self.uri(*parts))
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write a file whole or not at all; when it is there, it survives a machine that loses power.
+
+        Raises StorageError where it cannot be written, OSError where that is its name's fault.
+        """
+        filesystem, path = _resolve(self.uri(*parts))
+        write = _write_local if isinstance(filesystem, fs.LocalFileSystem) else _write_object
+        try:
+            _patiently(filesystem, path, lambda: write(filesystem, path, data))
+        except OSError as error:
+            if error.errno in _NAMING:
+                raise
+            raise StorageError(f"{shown(self.uri(*parts))} cannot be written: {error.strerror or error}") from error
+
+    def read_json(self, *parts: str) -> Any:
+        """The JSON of a file, or None where there is none."""
+        return json.loads(self.read_bytes(*parts)) if self.exists(*parts) else None
+
+    def write_json(self, value: Any, *parts: str) -> None:
+        self.write_bytes(json.dumps(value, indent=1).encode(), *parts)
+
+    def delete(self, *parts: str) -> None:
+        """Delete a folder or file below the run, if it is there."""
+        filesystem, path = _resolve(self.uri(*parts))
+
+        def delete() -> None:
+            kind = filesystem.get_file_info(path).type
+            if kind == fs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == fs.FileType.File:
+                filesystem.delete_file(path)
+
+        _patiently(filesystem, path, delete)
+
+    def names(self, *parts: str) -> list[str]:
+        """Names in a folder, sorted; none where the folder is missing."""
+        filesystem, path = _resolve(self.uri(*parts))
+        try:
+            selector = fs.FileSelector(path, allow_not_found=True)
+            infos = _patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
+        except FileNotFoundError:  # deleted by a run that starts a stage anew, while it was listed
+            return []
+        return sorted(info.base_name for info in infos)
+
+    def shards(self, table: str, split: str = "") -> list[str]:
+        """The shards that a table has, sorted: all, or those of the split `train` or `val`."""
+        files = [name for name in self.names(table) if name.startswith(split) and name.endswith(".parquet")]
+        return [name.removesuffix(".parquet") for name in files]
+
+    def write_shard(self, table: Table[R], shard: str, rows: Sequence[R]) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(encode(table.row, rows), sink, compression="zstd")
+        self.write_bytes(sink.getvalue().to_pybytes(), table.folder, f"{shard}.parquet")
+
+    def read_shard(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> list[R]:
+        """All rows of a shard, failed ones too; none where the shard is missing."""
+        if not self.exists(table.folder, f"{shard}.parquet"):
+            return []
+        source = pa.BufferReader(self.read_bytes(table.folder, f"{shard}.parquet"))
+        wanted = None if columns is None else columns_of(table.row, columns)
+        return decode(table.row, pq.read_table(source, columns=wanted))
+
+    def read_good(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> dict[str, R]:
+        """The rows of a shard that did not fail, by image_id."""
+        wanted = None if columns is None else ["image_id", "error", *columns]
+        return {row.image_id: row for row in self.read_shard(table, shard, wanted) if not row.error}
+
+    def rows(self, table: Table[R], columns: Iterable[str] | None = None) -> Iterator[R]:
+        """All rows of a table in the order of its shards. One shard is in memory at a time."""
+        for shard in self.shards(table.folder):
+            yield from self.read_shard(table, shard, columns)
+
+
+def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in uri:
+        return fs.LocalFileSystem(), uri
+    scheme, _, rest = uri.partition("://")
+    if scheme not in ("s3", "gs"):
+        return fs.FileSystem.from_uri(uri)
+    path, mark, query = rest.partition("?")
+    bucket, _, below = path.partition("/")
+    filesystem, bucket = _object_store(f"{scheme}://{bucket}{mark}{query}")
+    return filesystem, f"{bucket}/{below}"
+
+
+@lru_cache
+def _object_store(bucket: str) -> tuple[fs.FileSystem, str]:
+    # Kept, because making one asks the store where its bucket lies.
+    return fs.FileSystem.from_uri(bucket)
+
+
+def _patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T:
+    """What `call` returns, asked again for PATIENCE while its storage fails in a way that passes."""
+    local = isinstance(filesystem, fs.LocalFileSystem)
+    start, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            passing = error.errno in _PASSING if local else not any(word in str(error) for word in _FINAL)
+            if not passing:
+                raise
+            if time.monotonic() - start > PATIENCE:
+                raise StorageError(f"{place}: storage failed for {PATIENCE:.0f} s: {error}") from error
+        time.sleep(pause * random.uniform(0.5, 1))  # so that a thousand tasks do not come back at once
+        pause = min(2 * pause, 30.0)
+
+
+def _write_local(_: fs.FileSystem, path: str, data: bytes) -> None:
+    # A local file shows at once, so it is renamed when it is whole.
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{uuid.uuid4().hex}.tmp")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def _write_object(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    # An object shows when its upload is complete.
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
