@@ -1,4 +1,4 @@
-"""The whole way as a Ray job; run again, it goes on where it stopped.
+"""A run as a Ray job: `wsseg run`, all stages or, with `--until STAGE`, the first ones. Run again, it goes on.
 
 ray job submit --working-dir . -- python jobs/pipeline.py RECIPE --run-dir /shared/runs/NAME [--set key=value]...
 """

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,6 +125,33 @@ def status(
         if not watch or is_over(place):
             return
         time.sleep(2)
+
+
+@app.command()
+def replay(
+    run: RunArgument,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="a stage that works photo by photo, such as score")],
+    photo: Annotated[str | None, typer.Option(metavar="ID", help="the image_id of one photo; default: all")] = None,
+) -> None:
+    """Compute a stage again from what the run stores, without Ray, and compare; writes nothing."""
+    from wsseg_ray import replay as replaying
+
+    results = []
+    for row, differences in replaying.replay(run, stage, photo):
+        results.append((row, differences))
+        if photo is not None:
+            print("\n".join(f"{name}: {_told(value)}" for name, value in vars(row).items()))
+    print("\n".join(replaying.summary(stage, results)))
+    if any(differences for _, differences in results):
+        raise typer.Exit(1)
+
+
+def _told(value: Any) -> str:
+    """A column of a row, in a few words."""
+    if not hasattr(value, "shape") or not value.shape:
+        return str(value)[:100]
+    numbers = f", {value.min():.4g} to {value.max():.4g}" if value.size else ""
+    return f"{' x '.join(map(str, value.shape))} {value.dtype}{numbers}"
 
 
 @app.command()

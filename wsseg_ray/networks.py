@@ -62,24 +62,26 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
     for file in files:
         target = out / f"{file.stem}.png"
         try:
-            data = file.read_bytes()
-            photo = read_photo(data, job.recipe.dataset.max_side)
+            labels = predict_photo(job, about, network, file.read_bytes())
         except (ValueError, OSError) as error:
             tell(f"{file}: {error}")
             failed += 1
             continue
-        labels = labels_of(job, about, network, photo)
-        target.write_bytes(encode_mask(enlarge(labels, photo_size(data))))
+        target.write_bytes(encode_mask(labels))
         seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
         tell(f"{target}: {', '.join(seen) or 'background alone'}")
     return failed
 
 
-def labels_of(job: Job, about: Network, network: SegmentationNetwork, photo: np.ndarray) -> np.ndarray:
-    """Labels (H, W) uint8 of a photo (H, W, 3) uint8 at its size, after the CRF if the run has one."""
+def predict_photo(job: Job, about: Network, network: SegmentationNetwork, data: bytes) -> np.ndarray:
+    """Labels (H, W) uint8 of a photo, from the bytes of its file, after the CRF if the run has one.
+
+    Raises ValueError or OSError where it cannot be decoded.
+    """
+    photo = read_photo(data, job.recipe.dataset.max_side)
     shown = normalise(photo, network.mean, network.std)
     views = photo_views([network], shown, **job.recipe.prediction.model_dump())
-    return segment(job.recipe, [about], photo, views)[0][-1]
+    return enlarge(segment(job.recipe, [about], photo, views)[0][-1], photo_size(data))
 
 
 def _photos(place: Path) -> list[Path]:
@@ -96,7 +98,7 @@ def _photos(place: Path) -> list[Path]:
     return files
 
 
-class Segmenter(nn.Module):
+class ExportedNetwork(nn.Module):
     """What is exported: photos (B, 3, H, W), RGB in 0..1, to probabilities (B, C, H, W), channel 0 the background."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
@@ -117,7 +119,7 @@ def export(run: str, name: str, form: str, out: Path) -> None:
 
     Arguments:
         form: `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with `backbone`,
-            `head` and `classes`; or `torchscript` or `onnx`: `Segmenter` as a program for photos of any size.
+            `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program for photos of any size.
         out: the file to write.
     Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with.
     """
@@ -131,14 +133,14 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         return
     example = torch.rand(2, 3, 129, 161)  # a batch of 1 would be taken for a constant
     if form == "torchscript":
-        torch.jit.save(torch.jit.trace(Segmenter(network).eval(), example), out)
+        torch.jit.save(torch.jit.trace(ExportedNetwork(network).eval(), example), out)
         return
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RecipeError("ONNX needs onnxscript: pip install '.[onnx]'") from error
     torch.onnx.export(
-        Segmenter(network).eval(),
+        ExportedNetwork(network).eval(),
         (example,),
         str(out),
         input_names=["photos"],

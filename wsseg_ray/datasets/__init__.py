@@ -1,7 +1,7 @@
 """Data sets: which photos there are, what is in each, and where their masks lie.
 
-`list_photos` reads a layout into one `Listing`. A photo that cannot be used stays in the listing, with a message. A data
-set that cannot be used raises `DatasetError` before any work starts.
+`list_photos` reads a layout into one `Listing`. A photo that cannot be used stays in the listing, with a message.
+A data set that cannot be used raises `DatasetError` before any work starts.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 from wsseg_ray.engine import resources, shards
 from wsseg_ray.engine.meter import Meter
 from wsseg_ray.engine.resources import Needs, Node
-from wsseg_ray.engine.stage import Job, Stage, Work, Worker
+from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.tables import Row
 
@@ -46,7 +46,7 @@ class LocalRunner:
         missing = {shard: rows for shard, rows in todo.items() if shard not in done}
         if not missing:
             return 0
-        kernels = [_kernel(job, step, self.needs(job, stage).threads) for step in work.steps]
+        kernels = [photo_kernel(job, step, self.needs(job, stage).threads) for step in work.steps]
         photos = failed = 0
         error = ""
         with self._meter(job, stage, "shards", len(missing), any(step.actor for step in work.steps)) as meter:
@@ -117,7 +117,12 @@ def columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     return found
 
 
-def _kernel(job: Job, step: Any, threads: int) -> Callable[[Any], Row]:
+def photo_kernel(job: Job, step: Step, threads: int) -> Callable[[Any], Row]:
+    """What a step does with a row, in this process.
+
+    Arguments:
+        threads: torch threads of an actor's step that does not say how many.
+    """
     if not step.actor:
         return partial(step.kernel, job)
     import torch

@@ -268,7 +268,7 @@ def _dataset(
 def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
     """Rows of a shard as they travel: with the shard's name, and the seconds that were spent on it so far.
 
-    A shard without photos has a row without a name: Ray Data forgets empty blocks, and the shard's file must be written.
+    A shard without photos has a row without a name: Ray Data forgets empty blocks, but the file must be written.
     """
     table = encode(row, rows or [row()])
     for name in ("read", "busy", "waited"):

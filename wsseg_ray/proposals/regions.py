@@ -27,6 +27,13 @@ class RegionProposals:
         membership: (N, S) CSR matrix of 0 and 1; row n lists the superpixels of proposal n. No row is empty.
 
     Raises ValueError where the two do not fit together.
+
+    Two proposals over three superpixels of a photo of 2 x 3 pixels:
+
+    >>> membership = sparse.csr_array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> regions = RegionProposals(np.array([[0, 0, 1], [2, 2, 1]]), membership)
+    >>> regions.region_areas.tolist(), regions.boxes.tolist()
+    ([4.0, 2.0], [[0, 0, 3, 2], [0, 1, 2, 2]])
     """
 
     superpixels: np.ndarray

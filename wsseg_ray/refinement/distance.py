@@ -11,7 +11,7 @@ BLAS, whose order of additions depends on its threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -104,6 +104,27 @@ def moments_distance(
     _refuse_non_finite(distance)
     distance[others[group] == 0] = 0
     return distance
+
+
+def refine_distances(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Eq. (1) for the candidates of one class: their mean squared distance to the candidates of the other photos.
+
+    Arguments:
+        features: of each photo the features (n_i, D) of its candidates, n_i >= 1.
+    Returns (n_i,) float64 for each photo; zeros where there is one photo alone. Costs the size of the features.
+    Raises ValueError where a photo has no candidate, or features are not finite.
+
+    >>> import numpy as np
+    >>> near, far = np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[3.0, 0.0]])
+    >>> [distance.tolist() for distance in refine_distances([near, far])]
+    [[9.0, 4.0], [6.5]]
+    """
+    together = np.concatenate([np.asarray(own, np.float32) for own in features])
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in features])[:-1]]).astype(np.int64)
+    classes = np.zeros(len(starts), np.int64)
+    own = photo_moments(together, starts)
+    distance = moments_distance(together, starts, classes, own, sum_moments(classes, *own, 1))
+    return np.split(distance, starts[1:])
 
 
 def _refuse_non_finite(values: np.ndarray) -> None:

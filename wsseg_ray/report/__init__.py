@@ -254,7 +254,7 @@ def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """The paper's Table 3: mIoU of every network that was trained with and without the refinement."""
     rows = []
     networks = _at(metrics, "networks") or {}
-    for other, about in networks.items():
+    for about in networks.values():
         if name := _at(about, "unrefined_of"):
             without, refined = _at(about, "val"), _at(networks, name, "val")
             pairs = [(_at(without, key), _at(refined, key)) for key in ("miou", "miou_crf")]

@@ -1,8 +1,8 @@
 """The networks of a run: what each learns from, and how. Imports no torch.
 
-Network_A of the paper learns localization maps (Eq. 3-4), Network_B rough masks; AN from all photos, SN from those with
-one label. The rivals of the paper's Table 4 learn from the labels alone. A network of the user's own is a `Network` too:
-`segmentation.networks: [my_module:MY_NETWORK]`.
+Network_A of the paper learns localization maps (Eq. 3-4), Network_B rough masks; AN from all photos, SN from those
+with one label. The rivals of the paper's Table 4 learn from the labels alone. A network of the user's own is a
+`Network` too: `segmentation.networks: [my_module:MY_NETWORK]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The segmentation networks of a run: which there are, how they begin, and where they are kept when they are trained."""
+"""The segmentation networks of a run: which there are, how they begin, and where they are kept."""
 
 from __future__ import annotations
 

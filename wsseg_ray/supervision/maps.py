@@ -16,6 +16,15 @@ def localization_maps(regions: RegionProposals, kept: list[np.ndarray]) -> np.nd
         kept: for each of the photo's K classes, the kept proposals: indices or a boolean mask (N,).
     Returns (K, S) float64 in [0, 1]; zeros for a class with no kept proposal. Costs the superpixels of the kept
     proposals.
+
+    Two proposals over three superpixels, both kept for the only class:
+
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> superpixels = np.array([[0, 1, 2]])
+    >>> regions = RegionProposals(superpixels, sparse.csr_array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> localization_maps(regions, [np.array([0, 1])]).tolist()
+    [[0.5, 1.0, 0.0]]
     """
     return np.array([regions.vote(proposals) for proposals in kept]).reshape(len(kept), len(regions.areas))
 

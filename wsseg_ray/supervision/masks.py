@@ -51,6 +51,14 @@ def rough_mask(
     Returns (S,) uint8: 0 is background, label + 1 a class. Where regions have equal values, the one that comes first in
     `regions` ranks first; where maps have equal values, the class that comes first in `labels` gets the superpixel.
     Costs K nnz(M).
+
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> regions = RegionProposals(np.array([[0, 1, 2]]), sparse.csr_array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    >>> maps, scores = np.array([[1.0, 0.5, 0.1]]), np.array([[0.9, 0.2]])
+    >>> rough_mask(regions, maps, scores, labels=[4], count=1).tolist()
+    [5, 5, 0]
+
     Raises ValueError on an unknown ranking, and where `pools` does not have K entries.
     """
     value_of = RANKINGS.get(ranking)

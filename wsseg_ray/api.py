@@ -1,0 +1,112 @@
+"""The Python interface: run a recipe, and use what it trained, in a script or a notebook."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsseg_ray import networks, pipeline
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.recipe import load as load_recipe
+
+BEST = "voc12-best"  # the recipe for photos that are given without one
+
+
+class TrainedNetwork:
+    """A network of a run that labels photos.
+
+    Attributes: `name`, and `classes`, the names of the classes 1..C; 0 is background.
+    """
+
+    def __init__(self, run: str, name: str) -> None:
+        self._job, self._about, self._network = networks.open_network(run, name)
+        self.name, self.classes = name, self._job.classes
+
+    def predict(self, photo: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+        """Label every pixel of a photo.
+
+        The photo is shrunk as the run's photos were, goes through the network, and through the CRF if the run has one;
+        the labels are enlarged to the photo's size.
+
+        Arguments:
+            photo: (H, W, 3) uint8 RGB, a Pillow image, or the path of a photo.
+        Returns (H, W) uint8: 0 background, i + 1 the i-th of `classes`.
+        Raises ValueError or OSError where there is no such photo.
+        """
+        if isinstance(photo, str | Path):
+            data = Path(photo).read_bytes()
+        else:
+            image, buffer = photo if isinstance(photo, Image.Image) else Image.fromarray(photo), io.BytesIO()
+            image.save(buffer, "png")
+            data = buffer.getvalue()
+        return networks.predict_photo(self._job, self._about, self._network, data)
+
+
+def load(run: str | Path, network: str) -> TrainedNetwork:
+    """A trained network of a run, on the CPU, without Ray.
+
+    Arguments:
+        run: a run directory, or its URI.
+        network: such as "SN_B".
+    Raises RecipeError where the run or the network is not there; it says which networks the run has.
+
+    >>> import tempfile, wsseg_ray
+    >>> place = tempfile.mkdtemp()
+    >>> outcome = wsseg_ray.run("demo", place, SMALL)
+    >>> network = wsseg_ray.load(place, "SN_B")
+    >>> labels = network.predict(f"{place}/demo/JPEGImages/demo_val_00000.jpg")
+    >>> labels.shape, labels.max() <= len(network.classes)
+    ((96, 96), True)
+    """
+    return TrainedNetwork(str(run), network)
+
+
+def run(
+    recipe: Recipe | str | Path,
+    run_dir: str | Path | None = None,
+    settings: Sequence[str] = (),
+    until: str | None = None,
+) -> pipeline.Outcome:
+    """Run a recipe, or go on with it where it stopped.
+
+    Arguments:
+        recipe: a shipped recipe's name, a YAML file, a Recipe, or a folder of photos with `labels.csv` or
+            `labels.json`, or in VOC's layout. A folder is run with the recipe `voc12-best`.
+        run_dir: a folder or a URI; default `runs/<name of the recipe or folder>`.
+        settings: changes of the recipe, each "section.key=value", as `--set` takes them.
+        until: the last stage to run; None: all, and the report.
+    Returns where the report is, and how many photos failed in which stage.
+    Raises RecipeError, DatasetError or WeightsError before any work where something cannot be used.
+
+    >>> import tempfile, wsseg_ray
+    >>> outcome = wsseg_ray.run("demo", tempfile.mkdtemp(), SMALL, until="supervise")
+    >>> outcome.failed
+    {}
+    """
+    if isinstance(recipe, Recipe):
+        if settings:
+            raise ValueError("settings change a recipe that is read; of a Recipe, make another one")
+        found, name = recipe, "recipe"
+    elif Path(recipe).is_dir():
+        found, name = load_recipe(BEST, [*photos_settings(Path(recipe)), *settings]), Path(recipe).resolve().name
+    else:
+        found, name = load_recipe(str(recipe), list(settings)), Path(recipe).stem
+    return pipeline.run(found, str(run_dir or f"runs/{name}"), until)
+
+
+def photos_settings(folder: Path) -> list[str]:
+    """The settings that read a folder of photos: its layout is seen from what lies in it.
+
+    Raises DatasetError where there are neither labels nor VOC's folders.
+    """
+    root = f"dataset.root={folder.resolve()}"
+    if any((folder / name).is_file() for name in ("labels.csv", "labels.json")):
+        return ["dataset.layout=folder", root, "dataset.train_split=train", "dataset.val_split=val"]
+    if (folder / "JPEGImages").is_dir():
+        return ["dataset.layout=voc", root]
+    raise DatasetError(f"{folder}: holds neither labels.csv or labels.json nor VOC's JPEGImages")
