@@ -111,6 +111,11 @@ def _entry(run: RunDirectory, stage: Stage) -> Measured:
     return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, size)
 
 
+def _planned(recipe: Recipe, costs: dict[str, Cost]) -> list[Stage]:
+    """The stages whose costs are known, in order."""
+    return [stage for stage in pipeline.stages_of(recipe) if stage.name in costs]
+
+
 def _photos(stage: Stage, photos: dict[str, int]) -> int:
     """How many photos a stage works on.
 
@@ -154,7 +159,7 @@ def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mach
         photos: of `train` and `val`.
     """
     found = {}
-    for stage in pipeline.stages_of(recipe):
+    for stage in _planned(recipe, costs):
         cost, count = costs[stage.name], _photos(stage, photos)
         shared = cost.workers / workers(recipe, stage, machines)
         found[stage.name] = cost.fixed + shared * (
@@ -165,7 +170,7 @@ def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mach
 
 def bytes_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> float:
     """Bytes of the run directory. A checkpoint does not grow with the photos, so trainings are left out."""
-    mapped = [stage for stage in pipeline.stages_of(recipe) if stage.workers(recipe) != "trainers"]
+    mapped = [stage for stage in _planned(recipe, costs) if stage.workers(recipe) != "trainers"]
     return sum(costs[stage.name].bytes * _photos(stage, photos) for stage in mapped)
 
 
@@ -192,7 +197,7 @@ def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
     total = sum(found.values())
     lines = [f"{'stage':<16} {'hours':>9} {'share':>6} {'machines':>10}"]
     hours = {"CPU": 0.0, "GPU": 0.0}
-    for stage in pipeline.stages_of(recipe):
+    for stage in _planned(recipe, costs):
         own, count = found[stage.name], workers(recipe, stage, machines)
         kind = "GPU" if machines.gpus and stage.has_network(recipe) else "CPU"
         hours[kind] += own / 3600 * count
