@@ -55,7 +55,7 @@ def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, r
     monkeypatch.setattr(network, "embed", lambda pooled: rows.append(len(pooled)) or embed(pooled))
     for apart, whole in zip(score_proposals(network, photo, regions, squared), together, strict=True):
         np.testing.assert_allclose(apart, whole, rtol=1e-5, atol=1e-6)
-    assert rows == ([3] if pooling == "warp" else [2, 1])
+    assert rows == ([3] if network.pooling.needs_photo else [2, 1])
 
 
 @pytest.mark.parametrize("pooling", POOLINGS.names)
