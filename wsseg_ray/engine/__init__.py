@@ -1,0 +1,1 @@
+"""How a stage runs: its contract, the runners, shards, training, resources and progress."""
