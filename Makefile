@@ -8,10 +8,14 @@ VENV ?= .venv
 # A run starts many processes; where Python may not keep what it compiled, each compiles all that it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test install lint clean
+.PHONY: demo unit test install lint clean
 
 demo: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/wsseg demo --run-dir runs/demo
+
+# What needs no Ray, in under a minute.
+unit: $(VENV)/installed-$(EXTRA)
+	$(VENV)/bin/python -m pytest -m "not ray and not slow" $(PYTEST_ARGS)
 
 test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .

@@ -1,18 +1,26 @@
-"""One Ray for all tests, and one tiny run of the demo that many of them look at."""
+"""One Ray for all tests, and tiny runs of the demo that many of them look at.
+
+`make unit` runs what needs no Ray: `-m "not ray and not slow"`. A test needs Ray if it uses the fixture `cluster`, or
+if its module imports Ray; such modules are not even imported in a unit run, and Ray must not be there at its end.
+"""
 
 from __future__ import annotations
 
+import ast
 import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 # Before torch and faiss are imported: on two cores their threads cost small arrays more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import ray
 
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import demo
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.storage import RunDirectory
 
 TINY = [
     "dataset.layout=voc",
@@ -24,11 +32,51 @@ TINY = [
     "segmentation.networks=[AN_A, SN_B, FULL]",
     "crf.iterations=2",
 ]
+ROOT = Path(__file__).parent.parent
+
+
+def is_unit_run(config: pytest.Config) -> bool:
+    return "not ray" in config.option.markexpr
+
+
+@cache
+def imports_ray(file: Path) -> bool:
+    """Whether importing a file of the project imports Ray."""
+    found = []
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    if any(name.split(".")[0] == "ray" for name in found):
+        return True
+    files = [ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in found]
+    return any(imports_ray(own) for own in files if own.is_file())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and is_unit_run(config) and imports_ray(collection_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()) or imports_ray(item.path):
+            item.add_marker("ray")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if is_unit_run(session.config) and "ray" in sys.modules:
+        print("\na unit test has imported Ray: it must use the fixture `cluster`, or must not need Ray", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def cluster() -> Iterator[None]:
     """Ray on this machine alone; never a cluster that happens to run here."""
+    import ray
+
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
@@ -44,6 +92,13 @@ def tiny(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_run(cluster, tiny, tmp_path_factory) -> tuple[pipeline.Outcome, RunDirectory]:
-    """The demo, whole and undisturbed."""
+    """The demo on Ray, whole and undisturbed."""
     place = str(tmp_path_factory.mktemp("tiny") / "run")
     return pipeline.run(recipe.load("demo", tiny), place), RunDirectory.at(place)
+
+
+@pytest.fixture(scope="session")
+def tiny_local(tiny, tmp_path_factory) -> tuple[pipeline.Outcome, RunDirectory]:
+    """The same without Ray. Look at it, and copy it to change it."""
+    place = str(tmp_path_factory.mktemp("local") / "run")
+    return pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), place), RunDirectory.at(place)

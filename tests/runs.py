@@ -1,0 +1,106 @@
+"""What tests do with whole runs: copy, compare, take back, kill."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wsseg_ray import pipeline
+from wsseg_ray.datasets import Listing
+from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.recipe import load
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, PREDICTIONS, PROPOSALS, REFINED, SCORES, SUPERVISION, Row, Table, schema
+
+TABLES = (IMAGES, PROPOSALS, SCORES, REFINED, SUPERVISION, PREDICTIONS)
+
+
+def empty_job(place: Path, *settings: str, classes: Sequence[str] = ("x",)) -> Job:
+    """A run with nothing in it, of the demo's recipe, without Ray."""
+    values = list(range(1, len(classes) + 1))
+    recipe = load("demo", ["runtime.engine=local", *settings])
+    return Job(RunDirectory.at(str(place)), recipe, Listing([*classes], values, []))
+
+
+def copy(run: RunDirectory, folder: Path) -> RunDirectory:
+    """A copy of a run, to change it."""
+    shutil.copytree(run.root, folder / "run")
+    return RunDirectory.at(str(folder / "run"))
+
+
+def by_name(run: RunDirectory, table: Table[Any]) -> dict[str, Any]:
+    """The rows of a table, by image_id."""
+    return {row.image_id: row for row in run.rows(table)}
+
+
+def equal(one: Row, other: Row) -> bool:
+    """Every value of a row but the paths, which hold the run directory's own."""
+    names = [name for name in schema(type(one)).names if not name.endswith("uri")]
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def same_rows(a: RunDirectory, b: RunDirectory, table: Table[Any]) -> bool:
+    left, right = by_name(a, table), by_name(b, table)
+    return left.keys() == right.keys() and all(equal(left[i], right[i]) for i in left)
+
+
+def weights(run: RunDirectory, *place: str) -> dict[str, Any]:
+    """A file of tensors."""
+    return torch.load(io.BytesIO(run.read_bytes(*place)), weights_only=True)
+
+
+def same_weights(a: RunDirectory, b: RunDirectory, *place: str) -> bool:
+    """Bit for bit."""
+    left, right = weights(a, *place), weights(b, *place)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def entries(run: RunDirectory) -> dict[str, Any]:
+    """What each stage of a run left of itself."""
+    stages = pipeline.stages_of(open_run(run).recipe)
+    return {stage.name: run.read_json("stages", f"{stage.name}.json") for stage in stages}
+
+
+def measured(run: RunDirectory) -> dict[str, Any]:
+    """The metrics of a run without what is a time."""
+    metrics = run.read_json("metrics.json")
+    del metrics["stages"]
+    for network in metrics.get("networks", {}).values():
+        for entry in network["log"]:
+            del entry["seconds"], entry["waited"]
+    return metrics
+
+
+def cut_off(run: RunDirectory, stage: str, *files: str) -> None:
+    """Take back a stage as a kill leaves it: without some of its files, and without its end mark."""
+    for file in files:
+        run.delete(*file.split("/"))
+    run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
+
+
+def kill_driver(
+    run: RunDirectory,
+    settings: list[str],
+    until: str,
+    reached: Callable[[], object],
+    how: signal.Signals = signal.SIGKILL,
+) -> None:
+    """Start the demo as a process of its own, and kill it when it has come so far."""
+    command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root, "--until", until]
+    command += [word for override in settings for word in ("--set", override)]
+    with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.DEVNULL) as driver:
+        while not reached():
+            with suppress(subprocess.TimeoutExpired):  # a loop that never waits would take a core from the run
+                raise AssertionError(f"the run ended by itself, with exit code {driver.wait(0.1)}")
+        driver.send_signal(how)
