@@ -21,6 +21,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.run  # some examples are whole runs
 @pytest.mark.parametrize("name", wsseg_ray.__all__)
 def test_the_examples_of(name):
     public = getattr(wsseg_ray, name)

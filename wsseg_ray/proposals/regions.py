@@ -33,7 +33,7 @@ class RegionProposals:
     >>> membership = sparse.csr_array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     >>> regions = RegionProposals(np.array([[0, 0, 1], [2, 2, 1]]), membership)
     >>> regions.region_areas.tolist(), regions.boxes.tolist()
-    ([4.0, 2.0], [[0, 0, 3, 2], [0, 1, 2, 2]])
+    ([4, 2], [[0, 0, 3, 2], [0, 1, 2, 2]])
     """
 
     superpixels: np.ndarray

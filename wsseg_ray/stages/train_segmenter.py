@@ -146,9 +146,8 @@ class _Training:
         self._optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
         self._rates = [group["lr"] for group in groups]
         if job.recipe.runtime.compile:
-            self._network.backbone, self._network.head = map(
-                torch.compile, (self._network.backbone, self._network.head)
-            )
+            self._network.backbone.compile()
+            self._network.head.compile()
         self._objective = training.shared(worker, SegmentationObjective(self._network, network, round_, kept))
         self._before = read_log(job, network, round_)
         self._log: list[dict[str, float]] = []
