@@ -18,7 +18,12 @@ The array functions need neither Ray nor files. `run` needs no Ray with the sett
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before torch is imported, here and in every process of a run: threads that wait for each other must not spin. Where
+# other processes want the same cores, spinning made training and prediction ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from wsseg_ray.api import TrainedNetwork, load, run

@@ -1,1 +1,1 @@
-"""How a stage runs: its contract, the runners, shards, training, resources and progress."""
+"""How a stage runs: the contract, the runners on Ray and in one process, and what trainings share."""

@@ -6,7 +6,6 @@ For unit tests, debugging, notebooks, and to measure what Ray costs. It writes t
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -76,24 +75,30 @@ class LocalRunner:
 
     def fit(self, job: Job, stage: Stage, loop: Callable[[Worker], None], total: int, photos: Any) -> None:
         with self._meter(job, stage, "photos", total, True) as meter:
-            start = time.monotonic()
-            loop(_LocalWorker(job, self.needs(job, stage).threads, photos))
-            meter.add(total, {"rows": total, "busy": time.monotonic() - start}, "")
+            worker = LocalWorker(job, self.needs(job, stage).threads, photos, meter)
+            loop(worker)
+            meter.add(total - worker.seen, {"rows": total - worker.seen}, worker.note)
 
     def _meter(self, job: Job, stage: Stage, unit: str, total: int, busy: bool) -> Meter:
         here = {"CPU": self.nodes[0].cpus, "GPU": self.nodes[0].gpus}
         return Meter(job, stage.name, unit, total, int(busy), lambda: here)
 
 
-class _LocalWorker:
+class LocalWorker:
     """The one worker of a training; implements `engine.stage.Worker`."""
 
-    def __init__(self, job: Job, threads: int, photos: Any) -> None:
+    def __init__(self, job: Job, threads: int, photos: Any, meter: Meter) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        self.seen, self.note, self._spent, self._meter = 0, "", {"busy": 0.0, "waited": 0.0}, meter
         self.job, self.rank, self.world, self.threads, self.photos = job, 0, 1, threads, photos
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
+        spent = {"busy": busy - self._spent["busy"], "waited": waited - self._spent["waited"]}
+        self._meter.add(seen - self.seen, {"rows": seen - self.seen, **spent}, note)
+        self.seen, self.note, self._spent = seen, note, {"busy": busy, "waited": waited}
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Nobody else waits."""

@@ -36,13 +36,14 @@ from wsseg_ray.engine import resources, shards
 from wsseg_ray.engine.meter import Meter
 from wsseg_ray.engine.resources import FEED_CPUS, GB, Needs, Node
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
-from wsseg_ray.engine.training import PROGRESS
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.storage import StorageError, shown
 from wsseg_ray.tables import MAX_SHARD_ROWS, Row, decode, encode
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
+PROGRESS = "progress.json"  # in a training's folder: how far worker 0 is
+TELL_EVERY = 1.0  # seconds
 MAX_FAILURES = 5  # machines that a training may lose; then the run stops, and goes on when it is run again
 SPAN = 8192  # training steps of one Dataset: bounds what a worker plans ahead
 STEPS_A_TASK = 16  # training steps that a task reads: they share the shards that they need
@@ -71,8 +72,6 @@ def ray_runner(log: Path) -> Iterator[RayRunner]:
         log: where what Ray prints goes; it is told to the person who watches.
     """
     started = not ray.is_initialized()
-    # Threads that wait for each other must not spin: on two cores that Ray shares, spinning is ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # How often Ray Train looks whether its workers are done; its two seconds make every training three longer.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if started:
@@ -144,6 +143,7 @@ class RayRunner:
             train_loop_config={
                 "job": job,
                 "stage": stage.name,
+                "folder": stage.writes,
                 "threads": wanted.threads,
                 "photos": ray.put(photos),
                 "loop": loop,
@@ -159,6 +159,7 @@ class RayRunner:
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
+        job.run.delete(stage.writes, PROGRESS)
         with _meter(job, stage, "photos", total, wanted.most or 1) as meter:
             watch = _Watch(job, stage, meter)
             try:
@@ -394,9 +395,15 @@ class _RayWorker:
         context = ray.train.get_context()
         self.job, self.threads = config["job"], config["threads"]
         self.photos = ray.get(config["photos"])
-        self._stage = config["stage"]
+        self._stage, self._folder, self._told = config["stage"], config["folder"], -math.inf
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+
+    def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
+        if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY:
+            self._told = time.monotonic()
+            state = {"seen": seen, "note": note, "busy": busy, "waited": waited}
+            self.job.run.write_json(state, self._folder, PROGRESS)
 
     def report(self, metrics: dict[str, Any]) -> None:
         ray.train.report(metrics)

@@ -262,6 +262,16 @@ class Worker(Protocol):
     threads: int
     photos: Any
 
+    def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
+        """Say how far the training is; worker 0 alone is heard.
+
+        Arguments:
+            seen: photos, over all epochs.
+            note: what a person wants to know now.
+            busy, waited: seconds that this process computed and waited for photos, since it began.
+        """
+        ...
+
     def report(self, metrics: dict[str, Any]) -> None:
         """Say that an epoch is over. All workers wait here for each other."""
         ...

@@ -8,9 +8,7 @@ A worker group that starts again, after a fault or in a new run, goes on from it
 from __future__ import annotations
 
 import io
-import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,25 +25,9 @@ from wsseg_ray.engine.stage import Worker
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, Table
 
-PROGRESS = "progress.json"
 WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
 
-_told = [-math.inf]  # when this process last told how far it is
-
 T = TypeVar("T")
-
-
-def tell(worker: Worker, folder: str, seen: int, note: str, busy: float, waited: float) -> None:
-    """Say how far the training is, at most once a second. Worker 0 alone does.
-
-    Arguments:
-        seen: photos, over all epochs.
-        note: what a person wants to know now.
-        busy, waited: seconds that this process computed and waited for photos, since it began.
-    """
-    if worker.rank == 0 and time.monotonic() - _told[0] > 1:
-        _told[0] = time.monotonic()
-        worker.job.run.write_json({"seen": seen, "note": note, "busy": busy, "waited": waited}, folder, PROGRESS)
 
 
 def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[tuple[str, str]]:

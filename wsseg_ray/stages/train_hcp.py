@@ -141,7 +141,7 @@ class _Training:
             self._seen += size
             note = f"{phase.name} epoch {epoch + 1} of {phase.epochs}, loss {losses[-1]:.3f}"
             busy = time.monotonic() - self._began - self._feed.waited
-            training.tell(worker, FOLDER, self._seen, note, busy, self._feed.waited)
+            worker.tell(self._seen, note, busy, self._feed.waited)
         return float(np.mean(losses))
 
     def _keep(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:

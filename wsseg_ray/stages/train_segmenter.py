@@ -64,7 +64,6 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
         untrained = [START] * (not is_trained(job, START, 0)) + untrained
     total = _seen(job.recipe, photos, untrained)
     if untrained:
-        job.run.delete(folder(round_), training.PROGRESS)
         runner.fit(job, stage(round_), partial(_loop, [network.name for network in untrained], round_), total, photos)
     for name, source in twins.items():
         for file in (WEIGHTS, "log.json"):
@@ -190,7 +189,7 @@ class _Training:
         self._spent["waited"] += waited
         note = f"{step.network} epoch {step.epoch + 1} of {self._last_epoch + 1}, loss {self._losses[-1]:.3f}"
         note = f"{note}, round {self._round}" if self._round else note
-        training.tell(self._worker, self._place[0], step.seen + step.size, note, **self._spent)
+        self._worker.tell(step.seen + step.size, note, **self._spent)
 
     def _end_epoch(self, step: SgdStep) -> None:
         seconds = self._waited + self._worked
