@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if is_unit_run(session.config) and "ray" in sys.modules:
-        print("\na unit test has imported Ray: it must use the fixture `cluster`, or must not need Ray", file=sys.stderr)
+        print("\na unit test has imported Ray: it must use the fixture `cluster`, or do without", file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
