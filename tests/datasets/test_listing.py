@@ -1,7 +1,7 @@
 import pytest
 
 from wsseg_ray import datasets
-from wsseg_ray.datasets import Listing, Photo, demo, list_photos, voc
+from wsseg_ray.datasets import Layout, Listing, Photo, demo, list_photos, voc
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
@@ -13,7 +13,8 @@ def photo(image_id: str, split: str = "train", labels: tuple[int, ...] = (0,), e
 
 
 def serve(monkeypatch, *photos: Photo) -> None:
-    monkeypatch.setattr(voc, "read", lambda section: Listing(["cat"], [1], list(photos)))
+    layout = Layout(lambda section, seed: Listing(["cat"], [1], list(photos)))
+    monkeypatch.setattr(voc, "LAYOUT", layout)
 
 
 def test_sorts_and_drops_photos_without_a_wanted_class(monkeypatch):
@@ -50,6 +51,11 @@ def test_refuses_a_data_set_without_a_photo_to_train_on(monkeypatch, photos, mes
     serve(monkeypatch, *photos)
     with pytest.raises(DatasetError, match=message):
         list_photos(SECTION)
+
+
+def test_a_layout_that_reads_needs_a_root():
+    with pytest.raises(DatasetError, match=r"dataset\.root: layout 'folder' needs the data set's folder"):
+        list_photos(DatasetSection(layout="folder"))
 
 
 def test_demo_is_drawn_and_read(monkeypatch, tmp_path):

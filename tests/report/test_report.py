@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsseg_ray.report import Strip, render
+from wsseg_ray.segmentation.networks import NETWORKS
 
 CLASSES = ["cat", "dog", "person"]
 NAMES = ["background", *CLASSES]
@@ -18,37 +19,37 @@ HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(2)>\u202e'
 
 
 class Page(HTMLParser):
-    """The page's tags and visible text, the text of each section, and the cells of its table rows by first cell."""
+    """The tags and the visible text of a page or of a part of it."""
 
     def __init__(self, html: str):
         super().__init__()
-        self.tags, self.text, self.sections, self.section, self.hidden = [], "", {}, None, False
-        self.cells = []
-        self.feed(html)
-        rows = [(section, [" ".join(cell.split()) for cell in row]) for section, row in self.cells if row]
-        self.rows = {(section, row[0]): row[1:] for section, row in rows}
+        self.html, self.tags, self.text = html, [], ""
+        self.feed(re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL))
 
     def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        self.hidden = tag == "style"
-        if tag == "section":
-            self.section = attributes["id"]
-        elif tag == "tr":
-            self.cells.append((self.section, []))
-        elif tag in ("td", "th"):
-            self.cells[-1][1].append("")
+        self.tags.append((tag, dict(attributes)))
 
     def handle_data(self, data):
-        if not self.hidden:
-            self.text += data
-            self.sections[self.section] = self.sections.get(self.section, "") + data
-            if self.cells and self.cells[-1][1]:
-                self.cells[-1][1][-1] += data
+        self.text += data
 
-    def handle_endtag(self, tag):
-        if tag == "tr":
-            self.cells.append((self.section, []))
+    def section(self, name: str) -> "Page":
+        return Page(re.search(f'<section id="{name}">.*?</section>', self.html, re.DOTALL).group())
+
+    @property
+    def rows(self) -> dict[str, list[str]]:
+        """The cells of each table row, by the row's first cell."""
+        rows = [re.findall(r"<t[dh]\b.*?</t[dh]>", row, re.DOTALL) for row in re.split(r"<tr\b", self.html)[1:]]
+        return {name: cells for name, *cells in ([" ".join(Page(c).text.split()) for c in row] for row in rows)}
+
+
+def network(name: str, **numbers) -> dict:
+    """What `metrics.json` has of a network, besides its numbers."""
+    refined = name.removesuffix("_unrefined")
+    return {"kind": NETWORKS.get(refined).kind, "unrefined_of": refined if refined != name else "", **numbers}
+
+
+def networks_with(**miou: float) -> dict:
+    return {"networks": {name: network(name, val={"miou": value}) for name, value in miou.items()}}
 
 
 def scores(rng) -> dict:
@@ -102,7 +103,7 @@ def fake_metrics() -> dict:
             },
             "keep": "farthest",
         },
-        "networks": {name: scores(rng) for name in networks},
+        "networks": {name: network(name, **scores(rng)) for name in networks},
     }
 
 
@@ -146,8 +147,9 @@ def leaves(tree):
 def test_every_number_is_on_the_page():
     metrics = fake_metrics()
     shown = Page(page(metrics=metrics)).text
-    for network in metrics["networks"].values():
-        network.pop("log")
+    for about in metrics["networks"].values():
+        for key in ("log", "kind", "unrefined_of"):
+            about.pop(key)
     for unrefined in ("AN_A_unrefined", "SN_B_unrefined"):
         for key in ("iou", "iou_crf"):  # Table 3 compares means
             metrics["networks"][unrefined]["val"].pop(key)
@@ -163,41 +165,41 @@ def test_headline_is_the_better_of_sn_b_with_its_share_of_the_ceiling():
         "data": {"train": 320, "val": 80},
         "stages": {"images": {"seconds": 100.0}, "score": {"seconds": 3600}, "refine": {"seconds": None}},
         "networks": {
-            "AN_A": {"val": {"miou": 77.0}},
-            "SN_B": {"val": {"miou": 40.0, "miou_crf": 42.0}},
-            "FULL": {"val": {"miou": 50.0, "miou_crf": 60.0}},
+            "AN_A": network("AN_A", val={"miou": 77.0}),
+            "SN_B": network("SN_B", val={"miou": 40.0, "miou_crf": 42.0}),
+            "FULL": network("FULL", val={"miou": 50.0, "miou_crf": 60.0}),
         },
     }
-    head = Page(page(metrics=metrics)).sections[None]
+    head = Page(page(metrics=metrics).partition("<section")[0]).text
     for text in ("42.0", "SN_B with CRF", "70 %", "60.0", "400", "320 to learn from", "1 h 1 min"):
         assert text in head
     del metrics["networks"]["SN_B"]
-    head = Page(page(metrics=metrics)).sections[None]
+    head = Page(page(metrics=metrics).partition("<section")[0]).text
     assert "77.0" in head and "mIoU of AN_A on" in head
 
 
 def test_networks_table_marks_the_best_weak_network():
     networks = {
-        name: {"val": {"miou": miou, "iou": {"background": 90.0, "cat": miou}}}
+        name: network(name, val={"miou": miou, "iou": {"background": 90.0, "cat": miou}})
         for name, miou in {"AN_A": 30.0, "SN_B": 41.0, "FULL": 60.0, "SN_B_unrefined": 80.0}.items()
     }
     html = page(metrics={"networks": networks}, classes=["cat"])
     assert "<b>41.0</b>" in html and "<b>60.0</b>" not in html and "<b>80.0</b>" not in html
     assert html.count("<b>90.0</b>") == 2  # a tie marks both
-    rows = Page(html).rows
-    assert rows["networks", "mIoU"] == ["30.0", "41.0", "60.0", "61.8", "64.7", "62.9", "64.3"]
-    assert rows["networks", "cat"] == ["30.0", "41.0", "60.0", "54.1", "54.8", "44.7", "48.0"]
+    rows = Page(html).section("networks").rows
+    assert rows["mIoU"] == ["30.0", "41.0", "60.0", "61.8", "64.7", "62.9", "64.3"]
+    assert rows["cat"] == ["30.0", "41.0", "60.0", "54.1", "54.8", "44.7", "48.0"]
 
 
 def test_the_paper_stands_beside_voc_classes_alone():
-    text = Page(page()).sections["networks"]
+    text = Page(page()).section("networks").text
     assert "54.6" in text and "not the paper's mIoU over all 21 VOC classes" in text
-    assert "the paper" not in Page(page(classes=["cat", "square"])).sections["networks"].lower()
+    assert "the paper" not in Page(page(classes=["cat", "square"])).section("networks").text.lower()
 
 
 def test_refinement_table_shows_the_change():
-    networks = {"AN_A": {"val": {"miou": 39.7}}, "AN_A_unrefined": {"val": {"miou": 41.2}}}
-    assert Page(page(metrics={"networks": networks})).rows["networks", "AN_A"][:3] == ["41.2", "39.7", "−1.5"]
+    shown = Page(page(metrics=networks_with(AN_A=39.7, AN_A_unrefined=41.2))).section("networks")
+    assert shown.rows["AN_A"][:3] == ["41.2", "39.7", "−1.5"]
 
 
 @pytest.mark.parametrize(("best", "warned"), [(51.0, True), (22.0, False), (math.nan, False), (None, False)])
@@ -207,8 +209,8 @@ def test_only_a_large_gap_is_called_loose(best, warned):
 
 
 def test_the_ablation_marks_what_is_in_use():
-    rows = [name for section, name in Page(page()).rows if section == "supervision"]
-    assert rows[-6:] == ["none", "nearest", "farthest in use", "norm", "score", "random"]
+    rows = Page(page()).section("supervision").rows
+    assert list(rows)[-6:] == ["none", "nearest", "farthest in use", "norm", "score", "random"]
 
 
 def test_nothing_is_loaded_and_every_picture_decodes():
@@ -271,10 +273,10 @@ def test_lone_surrogates_of_file_names_encode():
 
 def test_failures_are_cut_at_fifty_and_long_errors_end():
     failures = [{"image_id": f"photo_{i:02d}", "stage": "images", "error": "x" * 10_000} for i in range(63)]
-    text = Page(page(failures=failures)).sections["failures"]
+    text = Page(page(failures=failures)).section("failures").text
     assert "photo_49" in text and "photo_50" not in text and "13 more" in text
     assert "x" * 501 not in text and "…" in text
-    assert "No row failed" in Page(page(failures=[])).sections["failures"]
+    assert "No row failed" in Page(page(failures=[])).section("failures").text
 
 
 @pytest.mark.parametrize("empty", [{}, None])
@@ -315,8 +317,8 @@ def test_not_a_number_is_a_dash_everywhere():
 
     parsed = Page(page(metrics=undefined(fake_metrics())))
     assert "nan" not in parsed.text
-    assert parsed.rows["networks", "mIoU"][:10] == ["–"] * 10
-    assert parsed.rows["time", "score"] == ["–", "–", "", "–", "–", "–"]
+    assert parsed.section("networks").rows["mIoU"][:10] == ["–"] * 10
+    assert parsed.section("time").rows["score"] == ["–", "–", "", "–", "–", "–"]
 
 
 def test_losses_that_are_not_finite_leave_the_curve_standing():
@@ -333,20 +335,25 @@ def test_what_is_kept_is_told(keep, told):
 
 
 def test_rivals_are_explained_where_there_are_any():
-    val = {"val": {"miou": 10.0}}
-    with_rivals = page(metrics={"networks": {"SN_B": val, "CCNN": val, "MIL_FCN": val}}, strips=[])
-    assert "MIL_FCN, CCNN learned from the names alone" in with_rivals
+    with_rivals = page(metrics=networks_with(SN_B=10, CCNN=10, MIL_FCN=10), strips=[])
+    assert "CCNN, MIL_FCN learned from the names alone" in with_rivals
     assert "class activation maps" not in with_rivals and "other ways to learn" in with_rivals
-    alone = page(metrics={"networks": {"SN_B": val}}, strips=[])
+    alone = page(metrics=networks_with(SN_B=10), strips=[])
     assert "learned from the names alone" not in alone and "other ways to learn" not in alone
-    assert "class activation maps" in page(metrics={"networks": {"SN_B": val, "CAM": val}}, strips=[])
+    assert "class activation maps" in page(metrics=networks_with(SN_B=10, CAM=10), strips=[])
 
 
 def test_table_4_stands_beside_the_papers():
-    networks = {name: {"val": {"miou": 10.0 + n, "miou_crf": 20.0 + n}} for n, name in enumerate(("CCNN", "SN_B"))}
-    html = page(metrics={"networks": networks}, classes=["cat", "dog"], strips=[])
-    row = re.search(r"<tr><th scope=.row.>CCNN</th>(.*?)</tr>", html).group(1)
-    assert re.findall(r">([\d.]+)<", row) == ["10.0", "20.0", f"{(65.9 + 47.0 + 43.2) / 3:.1f}", "34.5"]
+    networks = {name: network(name, val={"miou": 10.0, "miou_crf": 20.0}) for name in ("CCNN", "SN_B")}
+    rows = Page(page(metrics={"networks": networks}, classes=["cat", "dog"], strips=[])).section("networks").rows
+    assert rows["CCNN"] == ["10.0", "20.0", f"{(65.9 + 47.0 + 43.2) / 3:.1f}", "34.5"]
+    assert rows["SN_B"] == ["10.0", "20.0", f"{(80.7 + 48.0 + 54.6) / 3:.1f}", "41.9"]
+
+
+def test_networks_of_the_users_own_have_a_column_and_count_as_weak():
+    own = {"SN_B": network("SN_B", val={"miou": 10.0}), "MINE": {"kind": "paper", "val": {"miou": 11.0}}}
+    html = page(metrics={"networks": own}, classes=["cat"], strips=[])
+    assert Page(html).section("networks").rows["mIoU"][:2] == ["10.0", "11.0"] and "<b>11.0</b>" in html
 
 
 def test_the_time_that_trainers_waited_is_told():
@@ -375,16 +382,16 @@ def test_bars_and_shares_of_the_stages():
     stages = {"score": {"seconds": 30.0}, "refine": {"seconds": 10.0}, "predict": {"seconds": 0.01}, "images": {}}
     html = page(metrics={"stages": stages})
     assert re.findall(r"width:([\d.]+)%\"", html) == ["100.00", "33.33", "0.03"]
-    rows = Page(html).rows
-    assert rows["time", "score"][:2] == ["30.0 s", "75 %"]
-    assert rows["time", "predict"][:2] == ["0.0 s", "< 1 %"]
-    assert rows["time", "images"] == ["–", "–", "", "–", "–", "–"]
-    assert rows["time", "together"][0] == "40.0 s"
+    rows = Page(html).section("time").rows
+    assert rows["score"][:2] == ["30.0 s", "75 %"]
+    assert rows["predict"][:2] == ["0.0 s", "< 1 %"]
+    assert rows["images"] == ["–", "–", "", "–", "–", "–"]
+    assert rows["together"][0] == "40.0 s"
 
 
 def test_strips_need_no_part_but_the_photo():
     strips = [Strip("bare", split, np.zeros((9, 5, 3), np.uint8)) for split in ("train", "val")]
-    assert Page(page(strips=strips)).sections["pictures"].count("bare") == 2
+    assert Page(page(strips=strips)).section("pictures").text.count("bare") == 2
 
 
 def test_the_page_is_light():

@@ -91,7 +91,7 @@ def test_no_class_and_no_proposal():
 
 
 def test_refuses_an_unknown_ranking():
-    with pytest.raises(ValueError, match="neither sum nor map_iou"):
+    with pytest.raises(ValueError, match="there are sum, map_iou"):
         rough_mask(REGIONS, np.ones((1, 4)), np.ones((1, 4)), [0], ranking="score")
 
 
