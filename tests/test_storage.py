@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsseg_ray import tables
-from wsseg_ray.tables import RunDirectory, StorageError, plan_shards, shown
+from wsseg_ray import storage
+from wsseg_ray.storage import RunDirectory, StorageError, shown
+from wsseg_ray.tables import PREDICTIONS, REFINED, SCORES, PredictionRow, ScoreRow
 
 
 @pytest.fixture
@@ -13,32 +14,44 @@ def run(tmp_path) -> RunDirectory:
     return RunDirectory.at(str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 5, 130, 3131])
-def test_shards_cover_every_photo_once(count):
-    shards = plan_shards(count)
-    assert [i for shard in shards for i in shard] == list(range(count))
-    assert all(len(shard) <= tables.MAX_SHARD_ROWS for shard in shards)
-
-
 def test_a_shard_round_trips(run):
     rows = [
-        {"image_id": "a", "labels": [1, 3], "scores": np.array([[0.5, 1], [2, 3]], np.float16), "norm": [1.5]},
-        {"image_id": "../b", "error": "broken"},
+        ScoreRow("a", labels=[1, 3], scores=np.array([[0.5, 1], [2, 3]], np.float16), candidate=[1], norm=[1.5]),
+        ScoreRow("../b", "broken"),
     ]
-    run.write_shard("scores", "00000", rows)
-    first, second = run.read_shard("scores", "00000")
-    assert first["labels"].tolist() == [1, 3] and first["labels"].dtype == np.int32
-    assert first["scores"].tolist() == [0.5, 1, 2, 3] and first["scores"].dtype == np.float16
-    assert second["error"] == "broken" and second["features"].shape == (0,)
-    assert list(run.read_good("scores", "00000", ["norm"])) == ["a"]
+    run.write_shard(SCORES, "00000", rows)
+    first, second = run.read_shard(SCORES, "00000")
+    assert first.labels.tolist() == [1, 3] and first.labels.dtype == np.int32
+    assert first.scores.tolist() == [[0.5, 1], [2, 3]] and first.scores.dtype == np.float16
+    assert second.error == "broken" and second.features.shape == (0,)
     assert run.shards("scores") == ["00000"] and run.shards("refined") == []
-    assert run.read_shard("scores", "00001") == []
+    assert run.read_shard(SCORES, "00001") == [] and run.read_good(REFINED, "00000") == {}
+
+
+def test_columns_are_read_alone(run):
+    run.write_shard(SCORES, "00000", [ScoreRow("a", candidate=[1], norm=[1.5]), ScoreRow("b", "broken")])
+    found = run.read_good(SCORES, "00000", ["norm"])
+    assert list(found) == ["a"] and found["a"].norm.tolist() == [1.5]
+    with pytest.raises(AttributeError, match="features"):
+        _ = found["a"].features
+    assert [row.error for row in run.rows(SCORES, ["error"])] == ["", "broken"]
+
+
+def test_shards_are_those_of_a_split(run):
+    for name in ("train-00001", "val-00000", "train-00000"):
+        run.write_shard(SCORES, name, [])
+    run.write_bytes(b"", "scores", "pca.npz")
+    assert run.shards("scores") == ["train-00000", "train-00001", "val-00000"]
+    assert run.shards("scores", "train") == ["train-00000", "train-00001"] and run.shards("scores", "val") == [
+        "val-00000"
+    ]
+    assert run.read_shard(SCORES, "val-00000") == [] == list(run.rows(SCORES))
 
 
 def test_text_lists_and_bytes_round_trip(run):
-    run.write_shard("predictions", "0", [{"image_id": "a", "networks": ["SN_B"], "labels": [b"\x00png"]}])
-    (row,) = run.rows("predictions")
-    assert row["networks"] == ["SN_B"] and row["labels"] == [b"\x00png"] and row["labels_crf"] == []
+    run.write_shard(PREDICTIONS, "0", [PredictionRow("a", networks=["SN_B"], png=[b"\x00png"])])
+    (row,) = run.rows(PREDICTIONS)
+    assert row.networks == ["SN_B"] and row.png == [b"\x00png"] and row.png_crf == []
 
 
 def refuse(*_, **__):
@@ -55,7 +68,7 @@ def test_a_file_is_whole_or_absent(run, monkeypatch):
 
 def test_a_full_disk_is_no_photos_fault(run, monkeypatch):
     run.write_bytes(b"", "x")
-    monkeypatch.setattr(tables.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    monkeypatch.setattr(storage.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(StorageError, match="y cannot be written: No space left"):
         run.write_bytes(b"1", "y")
     assert run.names() == ["x"]
@@ -69,9 +82,9 @@ def test_a_name_that_no_disk_takes_is_its_photos_fault(run):
 @pytest.mark.parametrize("failures", [1, 3])
 def test_storage_that_fails_for_a_while_is_asked_again(run, monkeypatch, failures):
     run.write_bytes(b"1", "x")
-    real, left = tables.fs.LocalFileSystem.open_input_stream, [failures]
+    real, left = storage.fs.LocalFileSystem.open_input_stream, [failures]
 
-    class Flaky(tables.fs.LocalFileSystem):
+    class Flaky(storage.fs.LocalFileSystem):
         def open_input_stream(self, path):
             left[0] -= 1
             if left[0] >= 0:
@@ -79,18 +92,18 @@ def test_storage_that_fails_for_a_while_is_asked_again(run, monkeypatch, failure
             return real(self, path)
 
     pauses = []
-    monkeypatch.setattr(tables.fs, "LocalFileSystem", Flaky)
-    monkeypatch.setattr(tables.time, "sleep", pauses.append)
+    monkeypatch.setattr(storage.fs, "LocalFileSystem", Flaky)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
     assert run.read_bytes("x") == b"1"
     assert len(pauses) == failures and all(pause > 0 for pause in pauses)
-    monkeypatch.setattr(tables, "PATIENCE", 0.0)
+    monkeypatch.setattr(storage, "PATIENCE", 0.0)
     left[0] = 10**9
     with pytest.raises(StorageError, match="Stale file handle"):
         run.read_bytes("x")
 
 
 def test_what_is_not_there_is_not_waited_for(run, monkeypatch):
-    monkeypatch.setattr(tables.time, "sleep", refuse)
+    monkeypatch.setattr(storage.time, "sleep", refuse)
     with pytest.raises(FileNotFoundError):
         run.read_bytes("nowhere")
     assert not run.exists("nowhere") and run.names("nowhere") == []
