@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsseg_ray.refinement import distance
+from wsseg_ray.refinement import METRICS, distance
 from wsseg_ray.refinement.distance import (
+    COSINE,
     GRID,
-    METRICS,
+    L2,
+    SQUARED_L2,
+    Metric,
     moments_distance,
     pairwise_sums,
     photo_moments,
+    refine_distances,
     sum_moments,
 )
 
@@ -57,7 +61,7 @@ def by_moments(photos: list[np.ndarray]) -> np.ndarray:
     return moments_distance(features, starts, classes, own, sum_moments(classes, *own, 1))
 
 
-def by_pairs(features: np.ndarray, photo: np.ndarray, blocks: list, metric: str) -> np.ndarray:
+def by_pairs(features: np.ndarray, photo: np.ndarray, blocks: list, metric: Metric) -> np.ndarray:
     total, others = map(sum, zip(*(pairwise_sums(features, photo, *block, metric) for block in blocks), strict=True))
     return np.divide(total, others, out=np.zeros(len(features)), where=others > 0)
 
@@ -81,7 +85,8 @@ def test_moments_by_hand():
 def test_one_photo_has_no_distance():
     features = np.ones((3, 2), np.float32)
     assert by_moments([features]).tolist() == [0, 0, 0]
-    for metric in METRICS:
+    assert [distance.tolist() for distance in refine_distances([features])] == [[0, 0, 0]]
+    for metric in METRICS.variants():
         assert by_pairs(features, np.zeros(3, int), [(features, np.zeros(3, int))], metric).tolist() == [0] * 3
 
 
@@ -115,6 +120,21 @@ def test_half_precision_features():
 def test_moments_equal_the_definition(photos):
     expected = np.concatenate([dense(photos, i) for i in range(len(photos))])
     np.testing.assert_allclose(by_moments(photos), expected, rtol=1e-5, atol=1e-3)
+
+
+@settings(deadline=None)
+@given(photos_of_a_class())
+def test_refined_distances_equal_the_definition_photo_by_photo(photos):
+    for i, found in enumerate(refine_distances(photos)):
+        assert found.dtype == np.float64 and found.shape == (len(photos[i]),)
+        np.testing.assert_allclose(found, dense(photos, i), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.empty((0, 2)), np.full((1, 2), np.nan)])
+def test_refined_distances_refuse_a_photo_without_candidates_or_numbers(bad):
+    for photos in ([np.ones((2, 2)), bad], [bad, np.ones((2, 2))]):
+        with pytest.raises(ValueError, match=r"without candidates|must be finite"):
+            refine_distances(photos)
 
 
 @settings(deadline=None)
@@ -158,10 +178,10 @@ def flatten(photos: list[np.ndarray], numbers: list[int]) -> tuple[np.ndarray, n
     return np.concatenate([photos[i] for i in numbers]), np.repeat(numbers, [len(photos[i]) for i in numbers])
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", METRICS.names)
 @settings(deadline=None, max_examples=40)
 @given(photos=photos_of_a_class(), seed=st.integers(0, 1000), tile=st.sampled_from([1, 3, 8, 2048]))
-def test_pairs_equal_the_definition_in_any_blocks(metric, photos, seed, tile):
+def test_pairs_equal_the_definition_in_any_blocks(name, photos, seed, tile):
     rng = np.random.default_rng(seed)
     features, photo = flatten(photos, list(range(len(photos))))
     blocks = []
@@ -171,12 +191,12 @@ def test_pairs_equal_the_definition_in_any_blocks(metric, photos, seed, tile):
             shuffled = rng.permutation(len(owners))
             blocks.append((candidates[shuffled], owners[shuffled]))
     blocks.append((np.empty((0, features.shape[1]), np.float32), np.empty(0, int)))
-    expected = np.concatenate([dense(photos, i, metric) for i in range(len(photos))])
+    expected = np.concatenate([dense(photos, i, name) for i in range(len(photos))])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distance, "TILE", tile)
-        found = by_pairs(features, photo, blocks, metric)
+        found = by_pairs(features, photo, blocks, METRICS.get(name))
     assert found.dtype == np.float64 and found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3 if metric == "l2" else 1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3 if name == "l2" else 1e-5)
 
 
 @pytest.mark.parametrize("offset", [0, 100])
@@ -184,33 +204,31 @@ def test_the_engines_agree(offset):
     rng = np.random.default_rng(1)
     photos = [(rng.normal(size=(n, 64)) + offset).astype(np.float32) for n in (30, 1, 12, 50)]
     features, photo = flatten(photos, [0, 1, 2, 3])
-    pairs = by_pairs(features, photo, [(features, photo)], "squared_l2")
+    pairs = by_pairs(features, photo, [(features, photo)], SQUARED_L2)
     np.testing.assert_allclose(pairs, by_moments(photos), rtol=1e-4)
 
 
 def test_zero_vectors_have_cosine_distance_one():
     features = np.array([[0, 0], [1, 0], [3, 0]], np.float32)
     photo = np.array([0, 1, 2])
-    assert by_pairs(features, photo, [(features, photo)], "cosine").tolist() == [1, 0.5, 0.5]
+    assert by_pairs(features, photo, [(features, photo)], COSINE).tolist() == [1, 0.5, 0.5]
 
 
 def test_queries_of_some_photos():
     features = np.array([[0.0], [1.0], [5.0]], np.float32)
     photo = np.array([7, 8, 9])
-    assert by_pairs(features[1:2], photo[1:2], [(features, photo)], "squared_l2").tolist() == [8.5]
-    assert by_pairs(features[:0], photo[:0], [(features, photo)], "squared_l2").shape == (0,)
+    assert by_pairs(features[1:2], photo[1:2], [(features, photo)], SQUARED_L2).tolist() == [8.5]
+    assert by_pairs(features[:0], photo[:0], [(features, photo)], SQUARED_L2).shape == (0,)
 
 
 def test_sums_and_photos_of_a_block():
     features, photo = np.array([[0.0], [1.0], [5.0]], np.float32), np.array([7, 8, 9])
-    total, others = pairwise_sums(features, photo, features[1:], photo[1:], "squared_l2")
+    total, others = pairwise_sums(features, photo, features[1:], photo[1:], SQUARED_L2)
     assert total.tolist() == [26, 16, 16] and others.tolist() == [2, 1, 1]
 
 
-def test_refuses_an_unknown_metric():
-    features, photo = np.ones((2, 2), np.float32), np.array([3, 4])
-    with pytest.raises(ValueError, match="manhattan"):
-        pairwise_sums(features, photo, features, photo, "manhattan")
+def test_only_the_papers_metric_needs_no_pairs():
+    assert [name for name in METRICS.names if METRICS.get(name).factors] == ["squared_l2"]
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30])
@@ -226,7 +244,7 @@ def test_refuses_features_that_are_not_finite_or_too_large_to_square(value, kind
     with pytest.raises(ValueError, match="features must be finite"):
         moments_distance(bad, starts, classes, own, sums)
     # Unit vectors and the nearest candidate bear a number that is too large to square.
-    for metric in ("squared_l2", "l2") if np.isfinite(value) else METRICS:
+    for metric in (SQUARED_L2, L2) if np.isfinite(value) else METRICS.variants():
         for features, block in ((bad, good), (good, bad)):
             with pytest.raises(ValueError, match="features must be finite"):
                 pairwise_sums(features, photo, block, photo + 5, metric)
@@ -245,7 +263,7 @@ def test_the_gpu_serves_where_faiss_finds_one(monkeypatch):
     monkeypatch.setattr(faiss, "pairwise_distance_gpu", on_gpu, raising=False)
     monkeypatch.setattr(distance, "_gpu_resources", cache(distance._gpu_resources.__wrapped__))
     features, photo = np.array([[0.0], [3.0]], np.float16), np.array([0, 1])
-    assert by_pairs(features, photo, [(features, photo)], "l2").tolist() == [3, 3]
+    assert by_pairs(features, photo, [(features, photo)], L2).tolist() == [3, 3]
     assert calls == ["resources"]
 
 
@@ -259,4 +277,4 @@ def test_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_faiss)
     with pytest.raises(ImportError, match="pip install faiss-cpu"):
-        pairwise_sums(np.ones((1, 1)), np.zeros(1, int), np.ones((1, 1)), np.zeros(1, int), "l2")
+        pairwise_sums(np.ones((1, 1)), np.zeros(1, int), np.ones((1, 1)), np.zeros(1, int), L2)

@@ -3,13 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsseg_ray.recipe import KEEPS
-from wsseg_ray.refinement.selection import select
+from wsseg_ray.refinement import KEEPS
+from wsseg_ray.refinement.selection import Candidates, random, select
 
-DISTANCE = np.array([3.0, 1.0, 2.0, 1.0])
-NORM = np.array([1.0, 5.0, 5.0, 2.0])
-SCORE = np.array([0.9, 0.6, 0.7, 0.9])
-AREA = np.array([0.1, 0.2, 0.1, 0.4])
+FOUR = Candidates(
+    distance=np.array([3.0, 1.0, 2.0, 1.0]),
+    norm=np.array([1.0, 5.0, 5.0, 2.0]),
+    score=np.array([0.9, 0.6, 0.7, 0.9]),
+    area=np.array([0.1, 0.2, 0.1, 0.4]),
+    seed=[0],
+)
 
 
 @pytest.mark.parametrize(
@@ -31,29 +34,25 @@ AREA = np.array([0.1, 0.2, 0.1, 0.4])
     ],
 )
 def test_select(keep, fraction, kept):
-    assert np.flatnonzero(select(keep, fraction, DISTANCE, NORM, SCORE, AREA, [0])).tolist() == kept
+    assert np.flatnonzero(select(KEEPS.get(keep), fraction, FOUR)).tolist() == kept
 
 
 def test_random_follows_its_seed():
     n = np.zeros(1000)
-    first, again, other = (select("random", 0.5, n, n, n, n, seed) for seed in ([0, 5, 1], [0, 5, 1], [0, 5, 2]))
+    seeds = ([0, 5, 1], [0, 5, 1], [0, 5, 2])
+    first, again, other = (select(random, 0.5, Candidates(n, n, n, n, seed)) for seed in seeds)
     assert first.sum() == 500
     assert (first == again).all() and (first != other).any()
 
 
-@pytest.mark.parametrize("keep", KEEPS[1:])
+@pytest.mark.parametrize("keep", KEEPS.names)
 def test_none_to_select_from(keep):
     empty = np.empty(0)
-    assert select(keep, 0.5, empty, empty, empty, empty, [0]).shape == (0,)
-
-
-def test_refuses_an_unknown_keep():
-    with pytest.raises(KeyError):
-        select("best", 0.5, DISTANCE, NORM, SCORE, AREA, [0])
+    assert select(KEEPS.get(keep), 0.5, Candidates(empty, empty, empty, empty, [0])).shape == (0,)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(KEEPS[1:]))
+@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(KEEPS.names))
 def test_keeps_the_ceiling_of_the_share(n, percent, keep):
     values = np.random.default_rng(n).normal(size=(4, n))
-    assert select(keep, percent / 100, *values, [0]).sum() == -(-n * percent // 100)
+    assert select(KEEPS.get(keep), percent / 100, Candidates(*values, [0])).sum() == -(-n * percent // 100)
