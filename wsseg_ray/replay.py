@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from wsseg_ray.engine.local import LocalRunner, photo_kernel
+from wsseg_ray.engine.local import LocalRunner, as_sent, photo_kernel
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Stage, open_run
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.pipeline import stages_of
 from wsseg_ray.storage import RunDirectory
-from wsseg_ray.tables import Row, decode, encode, schema
+from wsseg_ray.tables import Row, schema
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,8 @@ def _rows(job: Job, stage: Stage, photo: str | None) -> Iterator[tuple[Row, Row 
         for row in work.read(job, shard):
             if photo in (None, row.image_id):
                 for step, kernel in zip(work.steps, kernels, strict=True):
-                    row = guard(kernel, step.row, row)
-                (written,) = decode(work.table.row, encode(work.table.row, [row]))  # as it would be stored
-                yield written, stored.get(row.image_id)
+                    (row,) = as_sent(step.row, [guard(kernel, step.row, row)])
+                yield row, stored.get(row.image_id)
 
 
 def differences(row: Row, stored: Row | None) -> list[Difference]:

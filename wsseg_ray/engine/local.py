@@ -18,7 +18,7 @@ from wsseg_ray.engine.meter import Meter
 from wsseg_ray.engine.resources import Needs, Node
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
 from wsseg_ray.recipe import Recipe
-from wsseg_ray.tables import Row
+from wsseg_ray.tables import Row, decode, encode
 
 STEPS_A_READ = 16  # training steps that are read together: they share the shards that they need
 
@@ -56,6 +56,7 @@ class LocalRunner:
                     name = shards.step_name(step, step is work.steps[-1])
                     rows, seconds = shards.each(job, (stage.name, shard, name), kernel, step.row, rows)
                     spent["busy" if step.actor else name] = seconds
+                    rows = as_sent(step.row, rows)
                 shards.write(job, work.table, shard, rows)
                 errors = [row.error for row in rows if row.error]
                 photos, failed, error = photos + len(rows), failed + len(errors), [error, *errors][-1]
@@ -120,6 +121,11 @@ def columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         found[name] = np.empty(len(rows), object)
         found[name][:] = [row[name] for row in rows]
     return found
+
+
+def as_sent(row: type[Row], rows: Sequence[Row]) -> list[Row]:
+    """Rows as they reach the next step on Ray, and as they are stored: each column with the type that it has."""
+    return decode(row, encode(row, rows))
 
 
 def photo_kernel(job: Job, step: Step, threads: int) -> Callable[[Any], Row]:
