@@ -1,0 +1,129 @@
+"""The work on one shard: errors cost their own row alone, and a photo that kills processes is found."""
+
+import pytest
+
+from tests.runs import empty_job, equal
+from wsseg_ray.engine import shards
+from wsseg_ray.engine.shards import MAX_DEATHS, TRIES, each, guard, refuse_all_failed, step_name
+from wsseg_ray.engine.stage import Step
+from wsseg_ray.storage import StorageError
+from wsseg_ray.tables import IMAGES, ImageRow, Row, ScoreRow
+
+PLACE = ("images", "train-00000", "write")
+NOTE = (TRIES, "images", "train-00000-write.json")
+
+
+def upper(row: Row) -> ImageRow:
+    return ImageRow(uri=row.image_id.upper())
+
+
+def raising(error: Exception):
+    def kernel(row: Row) -> Row:
+        raise error
+
+    return kernel
+
+
+def test_a_row_keeps_its_name():
+    found = guard(upper, ImageRow, Row("a"))
+    assert (found.image_id, found.uri, found.error) == ("a", "A", "")
+
+
+def test_a_row_with_an_error_is_passed_on_as_it_is():
+    found = guard(raising(AssertionError), ScoreRow, ImageRow("a", "no photo", uri="x"))
+    assert type(found) is ScoreRow and equal(found, ScoreRow("a", "no photo"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("not today"), "not today"),
+        (OSError(2, "No such file"), "[Errno 2] No such file"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_a_kernel_foresees_is_its_message(error, words):
+    assert equal(guard(raising(error), ImageRow, Row("a")), ImageRow("a", words))
+
+
+def test_a_surprise_says_where_it_was():
+    found = guard(raising(KeyError("surprise")), ImageRow, Row("a"))
+    assert found.error.startswith("unexpected KeyError at test_shards.py:") and "surprise" in found.error
+
+
+def test_storage_that_fails_is_no_photos_fault():
+    with pytest.raises(StorageError):
+        guard(raising(StorageError("gone")), ImageRow, Row("a"))
+
+
+def test_a_shard_leaves_no_note(tmp_path):
+    job, seen = empty_job(tmp_path), []
+
+    def kernel(row: Row) -> Row:
+        seen.append(job.run.read_json(*NOTE))
+        return upper(row)
+
+    rows, seconds = each(job, PLACE, kernel, ImageRow, [Row("a"), Row("b")])
+    assert [row.uri for row in rows] == ["A", "B"] and seconds > 0
+    assert seen == [{"at": "", "died": {}}] * 2, "it is written once: most shards die of nothing"
+    assert not job.run.exists(*NOTE)
+
+
+class Died(BaseException):
+    """Stands for the death of the process: nothing is tidied up by the kernel's caller."""
+
+
+def test_a_photo_that_kills_every_process_is_found_and_given_up(tmp_path):
+    job, tried = empty_job(tmp_path), []
+
+    def kernel(row: Row) -> Row:
+        tried.append(row.image_id)
+        if row.image_id == "bad":
+            raise Died
+        return upper(row)
+
+    rows = [Row("a"), Row("bad"), Row("c")]
+    for _ in range(1 + MAX_DEATHS):
+        with pytest.raises(Died):
+            each(job, PLACE, kernel, ImageRow, rows)
+    found, _ = each(job, PLACE, kernel, ImageRow, rows)
+    assert [row.uri for row in found] == ["A", "", "C"]
+    assert found[1].error == "images died each time it worked on this photo"
+    assert tried.count("bad") == 1 + MAX_DEATHS and not job.run.exists(*NOTE)
+
+
+def test_two_photos_that_kill_are_both_found(tmp_path):
+    job, deaths = empty_job(tmp_path), 0
+
+    def kernel(row: Row) -> Row:
+        if "bad" in row.image_id:
+            raise Died
+        return upper(row)
+
+    while True:
+        try:
+            found, _ = each(job, PLACE, kernel, ImageRow, [Row("bad 1"), Row("a"), Row("bad 2")])
+            break
+        except Died:
+            deaths += 1
+    assert [bool(row.error) for row in found] == [True, False, True]
+    assert deaths == 1 + 2 * MAX_DEATHS
+
+
+def test_steps_have_names_of_their_own():
+    task, actor = Step(upper, ImageRow), Step(upper, ImageRow, actor=True)
+    assert [step_name(task, False), step_name(actor, False), step_name(task, True)] == ["read", "actor", "write"]
+
+
+def test_the_file_of_a_shard(tmp_path):
+    job = empty_job(tmp_path)
+    shards.write(job, IMAGES, "train-00000", [ImageRow("a", uri="A")])
+    assert [row.uri for row in job.run.rows(IMAGES)] == ["A"]
+
+
+def test_where_all_photos_fail_none_is_at_fault():
+    with pytest.raises(RuntimeError, match="score: all 3 photos failed, one with: no GPU"):
+        refuse_all_failed("score", 3, 3, False, "no GPU")
+    refuse_all_failed("score", 3, 2, False, "no GPU")
+    refuse_all_failed("score", 3, 3, True, "no GPU")  # others were good before
+    refuse_all_failed("score", 0, 0, False, "")
