@@ -113,7 +113,7 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
 
 def check(recipe: Recipe, stages: Sequence[Stage], nodes: Sequence[Node]) -> None:
     """Raise RecipeError where the cluster can never give a stage what it asks for; it would wait for ever."""
-    known = {stage.resources for stage in stages}
+    known = dict.fromkeys(stage.resources for stage in stages)
     for name in recipe.runtime.stages:
         if name not in known:
             raise RecipeError(f"runtime.stages.{name}: no such stage; there are {', '.join(known)}")
