@@ -1,26 +1,29 @@
 """What each stage asks for, from two cores to a thousand, and what a cluster can never give."""
 
-import math
-from pathlib import Path
-
 import pytest
 import yaml
 
-from wsseg_ray import recipe
+from wsseg_ray import pipeline, recipe
+from wsseg_ray.engine import resources
+from wsseg_ray.engine.resources import GB, Needs, Node, check, needs
+from wsseg_ray.engine.stage import Stage
 from wsseg_ray.errors import RecipeError
-from wsseg_ray.stages import resources
-from wsseg_ray.stages.resources import GB, Needs, Node, check, needs
 
 LAPTOP = [Node(2, 0, 8 * GB)]
 SERVER = [Node(64, 0, 256 * GB)]
 WORKSTATION = [Node(16, 2, 64 * GB)]
 # cluster.yaml: what may come, beside a head without CPUs
 CLOUD = [Node(16, 0, 32 * GB, 8), Node(8, 1, 32 * GB, 4)]
-STAGES = ["images", "proposals", "train_hcp", "score", "refine", "supervise", "train_segmenter", "predict"]
 
 
-def asked(stage: str, nodes: list[Node], *settings: str) -> Needs:
-    return needs(recipe.load("demo", list(settings)), stage, nodes)
+def stages(loaded: recipe.Recipe, *names: str) -> list[Stage]:
+    return [stage for stage in pipeline.stages_of(loaded) if not names or stage.name in names]
+
+
+def asked(name: str, nodes: list[Node], *settings: str) -> Needs:
+    loaded = recipe.load("demo", list(settings))
+    (stage,) = stages(loaded, name)
+    return needs(loaded, stage, nodes)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,8 @@ def test_a_training_shrinks_only_where_it_is_allowed_to():
 @pytest.mark.parametrize("nodes", [LAPTOP, SERVER, WORKSTATION, CLOUD, [Node(1000, 8, 0)], [Node(2, 0, GB, 500)]])
 def test_the_defaults_fit_everywhere(nodes):
     for name in recipe.shipped():
-        check(recipe.load(name, ["dataset.root=/x"] if name != "demo" else []), STAGES, nodes)
+        loaded = recipe.load(name)
+        check(loaded, stages(loaded), nodes)
 
 
 @pytest.mark.parametrize(
@@ -82,50 +86,60 @@ def test_the_defaults_fit_everywhere(nodes):
 def test_what_a_cluster_can_never_give_is_said_at_once(settings, nodes, message):
     asked_for = recipe.load("demo", [f"runtime.stages.{setting}" for setting in settings])
     with pytest.raises(RecipeError, match=message):
-        check(asked_for, STAGES, nodes)
+        check(asked_for, stages(asked_for), nodes)
 
 
 def test_tasks_need_no_second_cpu_beside_them():
-    check(recipe.load("demo"), ["images", "proposals", "refine", "supervise"], [Node(1, 0, GB)])
+    loaded = recipe.load("demo")
+    check(loaded, stages(loaded, "images", "proposals", "refine", "supervise"), [Node(1, 0, GB)])
     with pytest.raises(RecipeError, match=r"score: 1 workers hold 0\.5 of 1 CPUs"):
-        check(recipe.load("demo"), ["score"], [Node(1, 0, GB)])
+        check(loaded, stages(loaded, "score"), [Node(1, 0, GB)])
+
+
+def checked(setting: str) -> None:
+    loaded = recipe.load("demo", [f"runtime.stages.{setting}"])
+    check(loaded, stages(loaded), CLOUD)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("score.min_workers=0", "min_workers"),
-        ("scoer.cpus=1", r"runtime\.stages\.scoer: no such key; there are images, proposals"),
-        ("images.gpus=1", r"runtime\.stages\.images\.gpus: no such key; there are cpus"),
-        ("train_hcp.batch_size=3", r"train_hcp\.batch_size: no such key"),
+        ("scoer.cpus=1", r"runtime\.stages\.scoer: no such stage; there are images, proposals"),
+        ("score.cpu=1", r"runtime\.stages\.score\.cpu: no such key; there are cpus"),
+        ("images.gpus=1", r"runtime\.stages\.images\.gpus: a stage that runs on tasks has none"),
+        ("refine.min_workers=2", r"runtime\.stages\.refine\.min_workers: a stage that runs on tasks has none"),
+        ("train_hcp.batch_size=3", r"train_hcp\.batch_size: a stage that runs on trainers has none"),
         ("predict={min_workers: 3, max_workers: 2}", "min_workers 3 is more than max_workers 2"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_named(setting, message):
     with pytest.raises(RecipeError, match=message):
-        recipe.load("demo", [f"runtime.stages.{setting}"])
+        checked(setting)
 
 
-def test_this_cluster_is_seen_as_it_is(cluster):
-    found = resources.cluster(recipe.load("demo"))
-    assert [(node.cpus, node.gpus, node.count) for node in found] == [(2, 0, 1)]
+def test_what_a_stage_may_have_with_another_recipe_is_no_mistake():
+    """Proposals are drawn by tasks here, and by actors where a backbone finds the contours."""
+    checked("proposals.gpus=0")
+    checked("proposals.min_workers=1")
 
 
-def test_what_a_cluster_may_grow_to_is_what_the_recipe_says(cluster):
-    grown = recipe.load("demo", ["runtime.cluster=[{cpus: 16, count: 8}, {cpus: 8, gpus: 1, count: 4, memory_gb: 3}]"])
-    assert resources.cluster(grown) == [Node(16, 0, math.inf, 8), Node(8, 1, 3 * GB, 4)]
-    assert needs(grown, "score") == asked("score", CLOUD)
+def test_rounds_ask_as_their_stage_does():
+    found = [asked(name, CLOUD, "segmentation.rounds=2", "runtime.stages.relabel.max_workers=3") for name in RELABELS]
+    assert [needs.most for needs in found] == [3, 3]
 
 
-def test_or_what_ray_up_was_told(cluster, monkeypatch):
-    monkeypatch.setattr(resources, "BOOTSTRAP", Path(__file__).parents[2] / "cluster.yaml")
-    assert resources.cluster(recipe.load("demo")) == [Node(16, 0, math.inf, 8), Node(8, 1, math.inf, 4)]
+RELABELS = ("relabel-1", "relabel-2")
 
 
-def test_a_cluster_without_a_cpu_says_how_to_say_what_comes(monkeypatch):
-    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 0.0, "memory": 1e9}}])
-    with pytest.raises(RecipeError, match=r"no machine .* has a CPU .*runtime\.cluster="):
-        resources.cluster(recipe.load("demo"))
+def test_a_gpu_is_used_where_there_is_or_may_be_one():
+    loaded = recipe.load("demo")
+    assert not resources.use_gpu(loaded, LAPTOP) and resources.use_gpu(loaded, CLOUD)
+    assert resources.use_gpu(recipe.load("demo", ["runtime.use_gpu=true"]), LAPTOP)
+
+
+def test_a_kind_of_machine_from_rays_names():
+    assert resources.node({"CPU": 4.0, "memory": 8e9, "node:1.2.3.4": 1.0}, 3) == Node(4, 0, 8e9, 3)
 
 
 def test_the_runtime_does_not_rerun_anything():

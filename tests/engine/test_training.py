@@ -1,0 +1,149 @@
+"""What both trainings share: order, batches, steps; two workers' gradients are one worker's."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from tensorboardX.proto.event_pb2 import Event
+from torch import nn
+from torch.multiprocessing import spawn
+
+from tests.engine.two_workers import AWorker, descend, one_of_two
+from tests.runs import empty_job
+from wsseg_ray.engine import training
+from wsseg_ray.engine.training import WINDOW, Member, batches, chosen, epoch_order, nothing, step
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, SUPERVISION, ImageRow, SupervisionRow
+
+
+def shards(count: int, size: int) -> list[tuple[str, list[str]]]:
+    return [(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(size)]) for n in range(count)]
+
+
+def test_an_epoch_shows_every_photo_once():
+    members = shards(40, 3)
+    order = epoch_order(members, np.random.default_rng(0))
+    assert sorted(order) == sorted((name, photo) for name, photos in members for photo in photos)
+
+
+def test_a_window_of_shards_is_all_that_is_mixed():
+    order = epoch_order(shards(3 * WINDOW, 5), np.random.default_rng(1))
+    windows = [{shard for shard, _ in order[start : start + 5 * WINDOW]} for start in range(0, len(order), 5 * WINDOW)]
+    assert [len(window) for window in windows] == [WINDOW] * 3
+    assert order != sorted(order)
+
+
+def test_the_order_follows_the_seed():
+    members = shards(5, 4)
+    first, again, other = (epoch_order(members, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_batch_is_dealt_out_over_the_workers():
+    parts = [list(batches(AWorker(rank, 3), list(range(8)), 5)) for rank in range(3)]
+    assert parts == [[([0, 3], 5), ([5], 3)], [([1, 4], 5), ([6], 3)], [([2], 5), ([7], 3)]]
+    assert list(batches(AWorker(1, 2), [0, 1, 2], 2)) == [([1], 2), ([], 1)]
+
+
+class HalfTheSquare(nn.Module):
+    """A loss whose gradient is the weight; times the batch."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([value, 0.0]))
+
+    def forward(self, batch: float | None) -> torch.Tensor:
+        return nothing(self) if batch is None else batch * (self.weight**2).sum() / 2
+
+
+def test_a_step_by_hand():
+    objective = HalfTheSquare(3.0)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
+    assert step(AWorker(), objective, 1, 7, optimizer) == 4.5  # alone it has all of the weight, whatever that is
+    assert objective.weight.tolist() == [0, 0]
+    assert step(AWorker(), objective, None, 0, optimizer) == 0 and objective.weight.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_changes_no_weight(factor):
+    objective = HalfTheSquare(3.0)
+    with pytest.raises(FloatingPointError, match="training diverged; a lower learning_rate may help"):
+        step(AWorker(), objective, factor, 1, torch.optim.SGD(objective.parameters(), lr=1.0))
+    assert objective.weight.tolist() == [3, 0]
+
+
+def test_one_worker_shares_with_nobody():
+    objective = HalfTheSquare(1.0)
+    assert training.shared(AWorker(), objective) is objective
+
+
+# ---- two workers
+
+
+def test_two_workers_go_the_way_of_one(tmp_path):
+    """Two processes and DistributedDataParallel: unequal parts, and a batch of which one worker has no photo."""
+    spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    losses, weights = descend(AWorker())
+    for rank in range(2):
+        found_losses, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found_losses == pytest.approx(losses, rel=1e-5)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+# ---- what a run keeps
+
+
+def scalars(run: RunDirectory, name: str) -> list[tuple[str, int, float]]:
+    """Tag, step and value of the events in a TensorBoard file: records of length, checksum, event, checksum."""
+    data, found = run.read_bytes("logs", "tensorboard", name, "events.out.tfevents.0"), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return found
+
+
+def test_losses_are_there_for_tensorboard(tmp_path):
+    """Written anew after each epoch: a run that goes on has every epoch once."""
+    worker = AWorker(job=empty_job(tmp_path))
+    losses = [("loss/image", 0.5), ("loss/image", 0.25), ("loss/region", 2.0)]
+    for count in (1, 3):
+        training.tensorboard(worker, "HCP", losses[:count])
+    assert scalars(worker.job.run, "HCP") == [("loss/image", 1, 0.5), ("loss/image", 2, 0.25), ("loss/region", 1, 2.0)]
+    training.tensorboard(AWorker(rank=1, world=2, job=worker.job), "other", losses)
+    assert worker.job.run.names("logs", "tensorboard") == ["HCP"]
+
+
+def test_an_index_reads_each_table_once(tmp_path, monkeypatch):
+    """Before, each network read both tables in the driver twice and once in each worker."""
+    run = RunDirectory.at(str(tmp_path))
+    images = [
+        ImageRow("a", labels=[0], mask_uri="a.png"),
+        ImageRow("b", labels=[0, 2]),
+        ImageRow("c", labels=[1]),
+        ImageRow("broken", "not a photo"),
+    ]
+    run.write_shard(IMAGES, "train-00000", images)
+    rows = [SupervisionRow("b"), SupervisionRow("a"), SupervisionRow("c", "x")]
+    run.write_shard(SUPERVISION, "train-00000", rows)
+    run.write_shard(IMAGES, "val-00000", [ImageRow("v", labels=[1])])
+    run.write_shard(SUPERVISION, "val-00000", [SupervisionRow("v")])
+    reads, read = [], RunDirectory.read_shard
+
+    def counted(self, table, shard, columns=None):
+        reads.append((table.folder, shard))
+        return read(self, table, shard, columns)
+
+    monkeypatch.setattr(RunDirectory, "read_shard", counted)
+    photos = training.index(run, SUPERVISION)
+    assert photos == [("train-00000", [Member("a", 1, True), Member("b", 2, False)])]
+    assert sorted(reads) == [("images", "train-00000"), ("supervision", "train-00000")]
+    assert chosen(photos) == [("train-00000", ["a", "b"])]
+    assert chosen(photos, lambda member: member.has_mask) == [("train-00000", ["a"])]
+    assert chosen(photos, lambda member: member.labels > 2) == []
