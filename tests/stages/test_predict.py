@@ -1,38 +1,81 @@
+"""Predictions: what travels from an actor to the tasks, and the files that a person hands in."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from wsseg_ray import recipe
-from wsseg_ray.hcp.trunk import normalise
-from wsseg_ray.segmentation.inference import photo_views
-from wsseg_ray.stages import predict
-from wsseg_ray.stages.job import open_run
-from wsseg_ray.stages.predict import Predictor, RememberingTrunk
-from wsseg_ray.stages.rows import add_photo
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.datasets import demo
+from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.segmentation.inference import View, photo_views
+from wsseg_ray.segmentation.networks import NETWORKS
+from wsseg_ray.stages.predictor import Predictor, RememberingBackbone, ViewsRow, packed, unpacked
+from wsseg_ray.stages.rows import add_photo, photo_rows
 from wsseg_ray.stages.segmenters import trained
+from wsseg_ray.tables import IMAGES, decode, encode
 
 
-def test_a_shared_trunk_looks_once_at_a_photo():
+def test_a_shared_backbone_looks_once_at_a_photo():
     seen = []
-    trunk = RememberingTrunk(nn.Identity())
-    trunk._trunk.register_forward_hook(lambda *_: seen.append(1))
+    inner = nn.Identity()
+    inner.channels = {"out": 3}
+    inner.register_forward_hook(lambda *_: seen.append(1))
+    backbone = RememberingBackbone(inner)
     one, other = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
-    answers = [trunk(photo) for photo in (one, one, other, one)]
+    answers = [backbone(photo) for photo in (one, one, other, one)]
     assert len(seen) == 3 and [int(answer.max()) for answer in answers] == [1, 1, 0, 1]
 
 
-def test_every_network_says_of_a_photo_what_it_says_alone(tiny_run):
+def test_every_network_says_of_a_photo_what_it_says_alone(tiny_local):
     """With several views, of which some are other tensors and some are not."""
-    job = open_run(tiny_run[1].root)
-    (shard, *_) = job.run.shards("images", "val")
-    row = add_photo(job, predict.photo_rows(job, shard, 1)[0])
+    job = open_run(tiny_local[1])
+    row = add_photo(job, photo_rows(job, job.run.shards("images", "val")[0])[0])
     views = {"scales": [1.0, 0.5], "mirror": True}
     for freeze in ("none", "all"):
-        frozen = recipe.validate(
-            job.recipe.model_dump() | {"segmentation": job.recipe.segmentation.model_dump() | {"freeze": freeze}}
-        )
-        names = ["SN_B"] if freeze == "none" else ["SN_B", "SN_B"]
-        answers = Predictor(type(job)(job.run, frozen, job.listing), names, **views)(row)["views"]
-        (alone,) = photo_views([trained(job, "SN_B")], normalise(row["photo"]), **views)
-        assert len(answers) == len(names)
+        segmentation = job.recipe.segmentation.model_dump() | {"freeze": freeze}
+        frozen = recipe.validate(job.recipe.model_dump() | {"segmentation": segmentation})
+        networks = [NETWORKS.get("SN_B")] * (1 if freeze == "none" else 2)
+        answers = unpacked(Predictor(networks, None, views, Job(job.run, frozen, job.listing))(row))
+        network = trained(job, networks[0])
+        (alone,) = photo_views([network], normalise(row.photo, network.mean, network.std), **views)
+        assert len(answers) == len(networks)
         for answer in answers:
+            assert [view[1:] for view in answer] == [view[1:] for view in alone]
             assert all(torch.equal(view.logits, own.logits) for view, own in zip(answer, alone, strict=True))
+
+
+def test_views_travel_in_a_row():
+    """Of unlike sizes, of two networks."""
+    views = [
+        [View(torch.rand(3, 4, 5), (33, 40), 8, False), View(torch.rand(3, 4, 5), (33, 40), 8, True)],
+        [View(torch.rand(2, 1, 7), (8, 50), 8, False)],
+    ]
+    (row,) = decode(ViewsRow, encode(ViewsRow, [ViewsRow("a", **packed(views))]))
+    found = unpacked(row)
+    assert [len(own) for own in found] == [2, 1]
+    for own, expected in zip(found, views, strict=True):
+        for view, known in zip(own, expected, strict=True):
+            assert view[1:] == known[1:] and torch.equal(view.logits, known.logits)
+
+
+def test_predictions_are_a_voc_submission(tiny_local):
+    run = tiny_local[1]
+    folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
+    sizes = {row.image_id: (row.width, row.height) for row in run.rows(IMAGES) if row.split == "val"}
+    assert run.names(*folder) == sorted(f"{image_id}.png" for image_id in sizes)
+    for image_id, size in sizes.items():
+        with Image.open(io.BytesIO(run.read_bytes(*folder, f"{image_id}.png"))) as labels:
+            assert labels.mode == "P" and labels.size == size
+            assert np.asarray(labels).max() <= len(demo.CLASSES)
+    with zipfile.ZipFile(io.BytesIO(run.read_bytes("predictions", "SN_B", "results.zip"))) as archive:
+        place = "/".join(folder[2:])
+        assert archive.namelist() == [f"{place}/{image_id}.png" for image_id in sorted(sizes)]
+        first = min(sizes)
+        assert archive.read(f"{place}/{first}.png") == run.read_bytes(*folder, f"{first}.png")

@@ -1,14 +1,15 @@
 """Which regions the rough mask ranks, by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from scipy import sparse
 
-from wsseg_ray import recipe
+from tests.runs import empty_job
+from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.stages.supervise import _maps_and_mask
+from wsseg_ray.stages.supervise import STAGE, EvidenceRow
+from wsseg_ray.tables import SUPERVISION, SupervisionRow
 
 # three superpixels of one pixel; a proposal for each, and one for the first two
 REGIONS = RegionProposals(
@@ -23,15 +24,57 @@ REGIONS = RegionProposals(
         ("candidates", [0, 5, 0]),  # of the candidates 0, 1 and 3, proposal 1: 0.9 + 0, above 0.2 + 0.5 and -0.5 + 1
     ],
 )
-def test_the_pool_is_all_regions_or_the_candidates_whether_kept_or_not(pool, expected):
-    loaded = recipe.load("demo", [f"supervision={{pool: {pool}, regions: 1, normalize: none}}"])
-    row = {
-        "labels": np.array([4]),
-        "candidate": np.array([3, 1, 0]),
-        "candidate_label": np.array([4, 4, 4]),
-    }
-    kept = np.array([False, False, True])  # the map is proposal 0 alone
-    scores = np.array([[-0.5, 0.9, 1.5, 0.2]])
-    maps, mask = _maps_and_mask(SimpleNamespace(recipe=loaded), row, REGIONS, scores, kept)
-    assert maps.tolist() == [[1, 0, 0]]
-    assert mask.tolist() == expected
+def test_the_pool_is_all_regions_or_the_candidates_whether_kept_or_not(tmp_path, pool, expected):
+    job = empty_job(tmp_path, f"supervision={{pool: {pool}, regions: 1, refiners: []}}", classes="abcde")
+    kept = [False, False, True]  # the map is proposal 0 alone
+    found = supervised(job, evidence(kept=kept))
+    assert found.maps.tolist() == [[1, 0, 0]] and found.mask.tolist() == expected
+    np.testing.assert_allclose(found.maps_unrefined, [[2 / 3, 2 / 3, 0]], rtol=1e-3)
+    assert len(found.quality) == len(found.candidate_iou) == 0, "there is no true mask"
+
+
+def evidence(**more) -> EvidenceRow:
+    row = EvidenceRow("a", labels=np.array([4]), scores=np.array([[-0.5, 0.9, 1.5, 0.2]]), height=1, width=3)
+    row.superpixels, row.indptr, row.indices = (
+        REGIONS.superpixels,
+        REGIONS.membership.indptr,
+        REGIONS.membership.indices,
+    )
+    row.candidate, row.candidate_label = np.array([3, 1, 0]), np.array([4, 4, 4])
+    row.distance = row.norm = row.area = np.ones(3)
+    for name, value in more.items():
+        setattr(row, name, np.asarray(value))
+    return row
+
+
+def supervised(job: Job, row: EvidenceRow) -> SupervisionRow:
+    (step,) = STAGE.work(job).steps
+    return step.kernel(job, row)
+
+
+def test_refiners_are_applied_in_their_order(tmp_path, monkeypatch):
+    """Each is given the maps of the one before, and can read the photo."""
+    (tmp_path / "my_refiners.py").write_text(
+        "import numpy as np\n"
+        "def half(evidence):\n"
+        "    assert evidence.labels == [4] and evidence.scores.shape == (1, 4) and callable(evidence.read_photo)\n"
+        "    return evidence.maps / 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for refiners, largest in (("max, my_refiners:half", 0.5), ("my_refiners:half, max", 1.0)):
+        job = empty_job(tmp_path, f"supervision.refiners=[{refiners}]", classes="abcde")
+        assert supervised(job, evidence(kept=[True, True, True])).maps.max() == largest
+
+
+def test_what_is_measured_of_a_photo_with_a_true_mask(tiny_local):
+    """Of the supervision in use, of all candidates, and of every way to keep them; each counts every pixel once."""
+    job = open_run(tiny_local[1])
+    classes = len(job.classes) + 1
+    for row in job.run.rows(SUPERVISION):
+        quality = row.quality.reshape(-1, 2 + len(iou.THRESHOLDS), classes, classes)
+        assert len(quality) == 2 + 6 and len(row.candidate_iou) == len(row.labels)
+        assert (
+            len(np.unique(quality.sum(axis=(2, 3)))) == 1
+            and ((row.candidate_iou >= 0) & (row.candidate_iou <= 100)).all()
+        )
+        assert (quality[0] == quality[2]).all(), "the demo keeps the nearest, which is the first of the ways"
