@@ -20,6 +20,7 @@ unit: $(VENV)/installed-$(EXTRA)
 test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 install: $(VENV)/installed-$(EXTRA)
@@ -33,6 +34,7 @@ $(VENV)/installed-$(EXTRA): pyproject.toml
 lint: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+	$(VENV)/bin/mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -101,6 +101,9 @@ def _photos(place: Path) -> list[Path]:
 class ExportedNetwork(nn.Module):
     """What is exported: photos (B, 3, H, W), RGB in 0..1, to probabilities (B, C, H, W), channel 0 the background."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from wsseg_ray import datasets, summary
 from wsseg_ray.console import chatter_to, say
+from wsseg_ray.engine.resources import check_names
 from wsseg_ray.engine.shards import TRIES
 from wsseg_ray.engine.stage import Job, Runner, Stage, open_run, with_replacements
 from wsseg_ray.errors import DatasetError, RecipeError
@@ -107,6 +108,7 @@ def write_report(run_dir: str) -> str:
 
 def prepare(recipe: Recipe, place: RunDirectory, stages: Sequence[Stage]) -> Job:
     """List the data set, and look for what each stage needs: everything that can be wrong before any work."""
+    check_names(recipe, list(dict.fromkeys([*STAGES.names, *(stage.resources for stage in stages)])))
     drawn = place.uri("demo") if place.is_local else tempfile.mkdtemp()
     listing = datasets.list_photos(recipe.dataset, drawn, recipe.seed)
     if datasets.LAYOUTS.get(recipe.dataset.layout).draws and not place.is_local:
@@ -160,14 +162,16 @@ def _is_read(job: Job, stage: Stage, folder: str) -> bool:
 
 def _uploaded(photo: datasets.Photo, place: RunDirectory) -> datasets.Photo:
     """A drawn photo and its mask as they lie in a run on an object store, where every machine can read them."""
-    uris = {}
-    for kind, file in (("uri", photo.uri), ("mask_uri", photo.mask_uri)):
-        if file:
-            where = ("demo", kind, Path(file).name)
-            if not place.exists(*where):
-                place.write_bytes(Path(file).read_bytes(), *where)
-            uris[kind] = place.uri(*where)
-    return replace(photo, **uris)
+    return replace(photo, uri=_upload(photo.uri, place, "uri"), mask_uri=_upload(photo.mask_uri, place, "mask_uri"))
+
+
+def _upload(file: str, place: RunDirectory, kind: str) -> str:
+    if not file:
+        return file
+    where = ("demo", kind, Path(file).name)
+    if not place.exists(*where):
+        place.write_bytes(Path(file).read_bytes(), *where)
+    return place.uri(*where)
 
 
 def _run_stage(job: Job, runner: Runner, stage: Stage, inputs: Sequence[str], settings: dict[str, Any]) -> str:

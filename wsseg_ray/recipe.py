@@ -10,7 +10,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.registry import look_in, registry
@@ -53,26 +54,26 @@ VOC_CLASSES = [
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-def variant(path: str) -> Any:
-    """A string that names a variant of a registry, given by the registry's import path: see `registry`.
+def variant(path: str) -> AfterValidator:
+    """For a string that names a variant of a registry, given by the registry's import path: see `registry`.
 
     The registry lies above this module, so it is asked when a recipe is read. It knows names and imports no variant.
     """
-    return Annotated[str, AfterValidator(lambda value: registry(path).check(value))]
+    return AfterValidator(lambda value: registry(path).check(value))
 
 
-Layout = variant("wsseg_ray.datasets:LAYOUTS")
-Source = variant("wsseg_ray.proposals:SOURCES")
-BackboneName = variant("wsseg_ray.backbones:BACKBONES")
-Pooling = variant("wsseg_ray.hcp.pooling:POOLINGS")
-HcpLoss = variant("wsseg_ray.hcp:LOSSES")
-Metric = variant("wsseg_ray.refinement:METRICS")
-Keep = variant("wsseg_ray.refinement:KEEPS")
-Ranking = variant("wsseg_ray.supervision:RANKINGS")
-Refiner = variant("wsseg_ray.supervision:REFINERS")
-NetworkName = variant("wsseg_ray.segmentation.networks:NETWORKS")
-HeadName = variant("wsseg_ray.segmentation.heads:HEADS")
-StageName = variant("wsseg_ray.stages:STAGES")
+Layout = Annotated[str, variant("wsseg_ray.datasets:LAYOUTS")]
+Source = Annotated[str, variant("wsseg_ray.proposals:SOURCES")]
+BackboneName = Annotated[str, variant("wsseg_ray.backbones:BACKBONES")]
+Pooling = Annotated[str, variant("wsseg_ray.hcp.pooling:POOLINGS")]
+HcpLoss = Annotated[str, variant("wsseg_ray.hcp:LOSSES")]
+Metric = Annotated[str, variant("wsseg_ray.refinement:METRICS")]
+Keep = Annotated[str, variant("wsseg_ray.refinement:KEEPS")]
+Ranking = Annotated[str, variant("wsseg_ray.supervision:RANKINGS")]
+Refiner = Annotated[str, variant("wsseg_ray.supervision:REFINERS")]
+NetworkName = Annotated[str, variant("wsseg_ray.segmentation.networks:NETWORKS")]
+HeadName = Annotated[str, variant("wsseg_ray.segmentation.heads:HEADS")]
+StageName = Annotated[str, variant("wsseg_ray.stages:STAGES")]
 
 
 class Section(BaseModel):
@@ -357,12 +358,20 @@ def _override(data: dict[str, Any], override: str) -> None:
     data[key] = value
 
 
-def _problem(error: dict[str, Any]) -> str:
+def _problem(error: ErrorDetails) -> str:
     location = ".".join(str(part) for part in error["loc"] if part != "literal['none','all']")
     if error["type"] == "extra_forbidden":
-        section = Recipe
+        section: type[BaseModel] = Recipe
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            if part in section.model_fields:  # else it is a place in a list, or a stage's name
+                section = _section(section.model_fields[str(part)].annotation) or section
         return f"{location}: no such key; there are {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{location}: {message}" if location else message
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, or of which it holds a list or some by name."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -13,7 +13,6 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
@@ -190,7 +189,6 @@ def plan_shards(count: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-@cache
 def schema(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a row class."""
     return pa.schema([(column.name, column.metadata["type"]) for column in dataclasses.fields(row)])

@@ -7,38 +7,17 @@ imports torch; its `build` makes the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 from wsseg_ray.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
+    from wsseg_ray.backbones.base import BaseBackbone
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of photos in 0..1
 STD = (0.229, 0.224, 0.225)
-
-
-class BackboneModule(Protocol):
-    """The layers of a backbone: a `torch.nn.Module`. `base.BaseBackbone` has all but `channels` and `forward`.
-
-    Attributes: `channels`, of each level's maps, by level.
-    """
-
-    channels: Mapping[str, int]
-
-    def __call__(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), by level. The last level is called `out`."""
-
-    def maps_of(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The maps `out` (C, h, w) of photos (3, H, W) of unlike sizes."""
-
-    def freeze(self, count: Literal["none", "all"] | int) -> None:
-        """Train the first `count` conv layers no further, counted from the photo up; the others train.
-
-        Raises ValueError where the backbone cannot be frozen so.
-        """
 
 
 @dataclass(frozen=True)
@@ -64,7 +43,7 @@ class Backbone:
     """
 
     name: str
-    build: Callable[[bool], BackboneModule]
+    build: Callable[[bool], BaseBackbone]
     stride: int | None
     dense_strides: Mapping[str, int]
     mean: tuple[float, float, float] = MEAN

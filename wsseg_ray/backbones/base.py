@@ -10,7 +10,12 @@ from torch import nn
 
 
 class BaseBackbone(nn.Module):
-    """A backbone module that lacks only `channels` and `forward`, see `BackboneModule`."""
+    """The layers of a backbone. A class of your own sets `channels` and writes `forward`.
+
+    `forward` maps normalised photos (B, 3, H, W) to feature maps (B, C, h, w) by level. The last level is called `out`.
+
+    Attributes: `channels`, of each level's maps, by level.
+    """
 
     channels: Mapping[str, int]
 

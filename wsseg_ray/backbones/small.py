@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from wsseg_ray.backbones import Backbone
 
 if TYPE_CHECKING:
-    from wsseg_ray.backbones.vgg import VGG
+    from wsseg_ray.backbones.vgg import VGG, Layers
 
-LAYERS = (24, "pool", 48, "pool", 96, 96, 96)
+LAYERS: Layers = (24, "pool", 48, "pool", 96, 96, 96)
 
 
 def _build(dense: bool) -> VGG:

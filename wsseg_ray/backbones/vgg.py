@@ -11,14 +11,15 @@ from torch import nn
 from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.backbones.weights import initialise
 
+Layers = Sequence[int | Literal["pool"]]  # channels of each conv layer, `pool` between them
+
 
 class VGG(BaseBackbone, nn.Sequential):
     """Conv layers in a row, of which the first may be frozen: their BatchNorm then keeps its statistics in training."""
 
-    @property
-    def channels(self) -> dict[str, int]:
-        """Channels of the feature map."""
-        return {"out": [layer for layer in self if isinstance(layer, nn.Conv2d)][-1].out_channels}
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.channels = {"out": [layer for layer in layers if isinstance(layer, nn.Conv2d)][-1].out_channels}
 
     def forward(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
         """The feature map `out` (B, C, h, w) of normalised photos (B, 3, H, W)."""
@@ -34,8 +35,10 @@ class VGG(BaseBackbone, nn.Sequential):
     def maps_by_size(self, batches: list[torch.Tensor]) -> list[torch.Tensor]:
         """The maps `out` of batches of unlike sizes. In training BatchNorm takes its statistics from all of them."""
         for layer in self:
-            joint = isinstance(layer, nn.BatchNorm2d) and layer.training
-            batches = _normalised_together(layer, batches) if joint else [layer(batch) for batch in batches]
+            if isinstance(layer, nn.BatchNorm2d) and layer.training:
+                batches = _normalised_together(layer, batches)
+            else:
+                batches = [layer(batch) for batch in batches]
         return batches
 
     def freeze(self, count: Literal["none", "all"] | int) -> None:
@@ -46,7 +49,7 @@ class VGG(BaseBackbone, nn.Sequential):
         Raises ValueError where there are fewer conv layers.
         """
         convs = sum(isinstance(layer, nn.Conv2d) for layer in self)
-        frozen = {"none": 0, "all": convs}.get(count, count)
+        frozen = count if isinstance(count, int) else {"none": 0, "all": convs}[count]
         if frozen > convs:
             raise ValueError(f"cannot freeze {frozen} conv layers of {convs}; `all` freezes every one")
         seen = 0
@@ -57,7 +60,7 @@ class VGG(BaseBackbone, nn.Sequential):
 
 
 def conv_layers(
-    layers: Sequence[int | Literal["pool"]],
+    layers: Layers,
     batch_norm: bool = False,
     dense_stride: int | None = None,
     dense_tail: bool = False,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from wsseg_ray.backbones import Backbone
 
 if TYPE_CHECKING:
-    from wsseg_ray.backbones.vgg import VGG
+    from wsseg_ray.backbones.vgg import VGG, Layers
 
-LAYERS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+LAYERS: Layers = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 
 
 def _build(dense: bool) -> VGG:

@@ -27,7 +27,8 @@ def initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def load_weights(
@@ -61,10 +62,11 @@ def load_weights(
             "torchvision's state dict of a classifier with this backbone (VGG-16: its `features.*` will do), or of a "
             "network with the same backbone (`backbone.*`)"
         )
-    if state.keys() >= VGG16_FC.keys() and hasattr(network, "convert_fc") and network.imagenet == "vgg16":
+    convert = getattr(network, "convert_fc", None)
+    if state.keys() >= VGG16_FC.keys() and convert is not None and network.imagenet == "vgg16":
         for key, shape in VGG16_FC.items():
             _check_shape(name, key, state[key], shape)
-        converted = network.convert_fc(*(state[key] for key in VGG16_FC))
+        converted = convert(*(state[key] for key in VGG16_FC))
         if all(tensor.shape == own[key].shape for key, tensor in converted.items()):  # a head may be less wide
             weights |= converted
     for key, tensor in weights.items():

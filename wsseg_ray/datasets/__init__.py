@@ -121,6 +121,7 @@ def names_in(folder: Path) -> set[str]:
 
 def root_of(section: DatasetSection) -> Path:
     """The data set's folder as an absolute path. Raises DatasetError where there is none."""
+    assert section.root is not None  # `list_photos` has asked for it
     root = Path(section.root).expanduser().absolute()
     if not root.is_dir():
         raise DatasetError(f"dataset.root: there is no folder {root}")

@@ -36,12 +36,14 @@ def _tint(rng: np.random.Generator, hues: list[tuple[float, float]], dull: float
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Colour:
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1, saturation, value))
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _mix(a: Colour, b: Colour, share: float) -> Colour:
     """`share` of b in a."""
-    return tuple(round(x + share * (y - x)) for x, y in zip(a, b, strict=True))
+    red, green, blue = (round(x + share * (y - x)) for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def _ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
@@ -61,10 +63,10 @@ def _polar(radius: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 
 def _stroke(start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
     """A straight stroke as a polygon, half as wide at its end."""
-    start, end = np.array(start), np.array(end)
-    along = end - start
+    a, b = np.array(start), np.array(end)
+    along = b - a
     across = np.array([-along[1], along[0]]) / max(np.hypot(*along), 1e-9) * width / 2
-    return np.array([start + across, end + across / 2, end - across / 2, start - across])
+    return np.array([a + across, b + across / 2, b - across / 2, a - across])
 
 
 def _flip(points: np.ndarray) -> np.ndarray:
@@ -81,7 +83,7 @@ def _butterfly(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
         (0.49, -0.36, 0.56, rng.uniform(0.32, 0.42), -0.65 + spread),
         (0.37, 0.38, 0.44, rng.uniform(0.27, 0.36), 0.75 + spread),
     ):
-        spot = np.array([x, y]) * rng.uniform(1.05, 1.25)
+        spot_x, spot_y = np.array([x, y]) * rng.uniform(1.05, 1.25)
         size = rng.uniform(0.1, 0.16)
         for side in (lambda p: p, _flip):
             wings.append(side(_ellipse(x, y, rx, ry, angle)))
@@ -90,8 +92,8 @@ def _butterfly(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
             for turn in (-0.35, 0.0, 0.35):
                 tip = _turn(np.array([[x, y]]) * 1.9, turn)[0]
                 details.append((side(_stroke((0.02, y / 4), tuple(tip), 0.05)), rim))
-            details.append((side(_ellipse(*spot, size, size)), accent))
-            details.append((side(_ellipse(*spot, size * 0.5, size * 0.5)), rim))
+            details.append((side(_ellipse(spot_x, spot_y, size, size)), accent))
+            details.append((side(_ellipse(spot_x, spot_y, size * 0.5, size * 0.5)), rim))
     body = _ellipse(0, 0.02, 0.085, 0.55)
     feelers = [_stroke((0, -0.4), (x, -0.92), 0.09) for x in (-0.2, 0.2)]
     return [*wings, body, *feelers], [*details, *((part, DARK) for part in (body, *feelers))]
@@ -190,7 +192,8 @@ def _starfish(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
         direction = np.array([np.cos(0.4 * np.pi * arm), np.sin(0.4 * np.pi * arm)])
         for distance in np.linspace(0.26, 0.86, 5):
             size = 0.085 - 0.05 * distance
-            details.append((_ellipse(*(distance * direction), size, size), bead))
+            x, y = distance * direction
+            details.append((_ellipse(x, y, size, size), bead))
     details += [(_ellipse(0, 0, 0.16, 0.16), ridge), (_ellipse(0, 0, 0.08, 0.08), bead)]
 
     def bent(points: np.ndarray) -> np.ndarray:
@@ -346,7 +349,9 @@ def _silhouette(shape: Shape, height: int, width: int) -> Image.Image:
 
 def _paint(photo: np.ndarray, shape: Shape, silhouette: Image.Image, extent: float, light: float) -> None:
     """Put the placed shape on the photo (H, W, 3): its shadow, its colours, and light on its relief."""
-    x0, y0, x1, y1 = silhouette.getbbox()
+    box = silhouette.getbbox()
+    assert box is not None  # every shape is larger than a pixel
+    x0, y0, x1, y1 = box
     margin = round(0.2 * extent)  # the shadow falls beside the shape
     x0, y0 = max(x0 - margin, 0), max(y0 - margin, 0)
     window = silhouette.crop((x0, y0, min(x1 + margin, silhouette.width), min(y1 + margin, silhouette.height)))
@@ -376,7 +381,8 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     along = np.cos(angle) * xs + np.sin(angle) * ys
     share = 0.5 + 0.5 * np.sin(rng.uniform(1, 4) * along + rng.uniform(0, 6))
-    mottle = sum(_noise(rng, height, width, cells, 0.5**octave) for octave, cells in enumerate((4, 9, 22)))
+    octaves = (_noise(rng, height, width, cells, 0.5**octave) for octave, cells in enumerate((4, 9, 22)))
+    mottle = sum(octaves, np.zeros((height, width), np.float32))
     ground = tints[0] + (tints[1] - tints[0]) * share[..., None] + 26 * mottle[..., None]
 
     large = Image.fromarray(ground.clip(0, 255).astype(np.uint8))

@@ -109,7 +109,8 @@ def voc_palette() -> np.ndarray:
     """VOC's colour map, (256, 3) uint8: bits 3b, 3b+1, 3b+2 of the label are bit 7-b of red, green and blue."""
     labels = np.arange(256)[:, None]
     channels = np.arange(3)[None, :]
-    return sum((labels >> (3 * b + channels) & 1) << (7 - b) for b in range(3)).astype(np.uint8)
+    bits = [(labels >> (3 * b + channels) & 1) << (7 - b) for b in range(3)]
+    return np.sum(bits, axis=0).astype(np.uint8)
 
 
 @contextmanager

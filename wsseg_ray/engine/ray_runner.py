@@ -128,7 +128,7 @@ class RayRunner:
     def map_reduce(self, job: Job, name: str, kernel: Callable[[Job, str], Any], todo: Sequence[str]) -> Iterator[Any]:
         dataset = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
         dataset.set_name(name)
-        return dataset.map(_named(name, lambda item: kernel(job, item["shard"]))).iter_rows()
+        return iter(dataset.map(_named(name, lambda item: kernel(job, item["shard"]))).iter_rows())
 
     def call(self, job: Job, stage: Stage, function: Callable[[Job], None]) -> None:
         wanted = self.needs(job, stage)
@@ -149,7 +149,8 @@ class RayRunner:
                 "loop": loop,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=wanted.least if wanted.least == wanted.most else (wanted.least, wanted.most),
+                # Ray's annotation forgets that it takes a range, too
+                num_workers=wanted.least if wanted.least == wanted.most else (wanted.least, wanted.most),  # type: ignore[arg-type]
                 use_gpu=wanted.gpus > 0,
                 resources_per_worker=wanted.bundle(),
             ),
@@ -224,17 +225,17 @@ def _dataset(
 ) -> ray.data.Dataset:
     """The Dataset of a stage: shards in, photos between the steps, one small row per photo out."""
     photos = resources.asked(job.recipe, stage).batch_size or 1
-    given = next(iter(missing.values())) is not None
-    if given:
-        blocks = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items()]
+    before = next(iter(missing.values()))
+    row = type(before[0]) if before is not None else None
+    dataset: ray.data.Dataset
+    if before is not None:
+        blocks = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items() if rows is not None]
         dataset = ray.data.from_arrow(blocks)
     else:
         names = [{"shard": shard} for shard in missing]
         dataset = ray.data.from_items(names, override_num_blocks=-(-len(names) // max(1, photos // MAX_SHARD_ROWS)))
     dataset.set_name(stage.name)
     dataset.context.execution_no_progress_timeout_s = 60 * job.recipe.runtime.no_progress_minutes
-    before = next(iter(missing.values()))
-    row = type(before[0]) if before is not None else None
     last = work.steps[-1]
     for place, step in enumerate(work.steps):
         ends = step is last and not step.actor
@@ -255,7 +256,7 @@ def _dataset(
             task = partial(_task, job, stage.name, work, step, row, read, ends)
             alone = len(work.steps) == 1
             name = stage.name if alone else f"{stage.name}_{shards.step_name(step, ends)}"
-            more = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else {}
+            more: dict[str, Any] = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else {}
             dataset = dataset.map_batches(_named(name, task), **options, **more)
         row = step.row
     if last.actor:
@@ -300,6 +301,7 @@ def _task(
 ) -> pa.Table:
     """A step that runs in tasks, on all shards of a block; the last one writes the files."""
     found = []
+    todo: Iterator[tuple[str, Sequence[Row], dict[str, float]]]
     if read is not None:
         todo = ((shard, read(job, shard), {}) for shard in batch.column("shard").to_pylist())
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wsseg_ray.engine.stage import Stage
 from wsseg_ray.errors import RecipeError
@@ -42,7 +43,7 @@ class Needs:
     most: int | None
     threads: int  # torch threads of a worker on CPUs
 
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         """As Ray's remote options."""
         found = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
         return {name: value for name, value in found.items() if value or name == "num_cpus"}
@@ -55,7 +56,8 @@ class Needs:
 
 def node(resources: dict[str, float], count: int) -> Node:
     """A kind of machine from Ray's names of its resources."""
-    return Node(*(float(resources.get(kind, 0)) for kind in ("CPU", "GPU", "memory")), count)
+    cpus, gpus, memory = (float(resources.get(kind, 0)) for kind in ("CPU", "GPU", "memory"))
+    return Node(cpus, gpus, memory, count)
 
 
 def use_gpu(recipe: Recipe, nodes: Sequence[Node]) -> bool:
@@ -111,12 +113,15 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
     return Needs(cpus, gpus, memory, min(least, most), max(least, most), max(1, threads))
 
 
-def check(recipe: Recipe, stages: Sequence[Stage], nodes: Sequence[Node]) -> None:
-    """Raise RecipeError where the cluster can never give a stage what it asks for; it would wait for ever."""
-    known = dict.fromkeys(stage.resources for stage in stages)
+def check_names(recipe: Recipe, known: Sequence[str]) -> None:
+    """Raise RecipeError where the recipe gives resources to a stage that is not known."""
     for name in recipe.runtime.stages:
         if name not in known:
             raise RecipeError(f"runtime.stages.{name}: no such stage; there are {', '.join(known)}")
+
+
+def check(recipe: Recipe, stages: Sequence[Stage], nodes: Sequence[Node]) -> None:
+    """Raise RecipeError where the cluster can never give a stage what it asks for; it would wait for ever."""
     for stage in stages:
         wanted = needs(recipe, stage, nodes)
         fitting = sum(node.count * _fits(wanted, node) for node in nodes)

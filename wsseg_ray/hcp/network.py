@@ -29,6 +29,8 @@ class RegionHead(nn.Module):
         classes: object classes; there is no background.
     """
 
+    feature_scale: torch.Tensor
+
     def __init__(self, inputs: int, hidden: int, dropout: float, classes: int) -> None:
         super().__init__()
         self.register_buffer("feature_scale", torch.ones(()))
@@ -75,10 +77,11 @@ class HypothesisNetwork(nn.Module):
         super().__init__()
         variant = BACKBONES.get(backbone)
         self.pooling = POOLINGS.get(pooling)
-        self.stride, self.grid, self.crop = variant.stride, variant.grid, variant.crop
         self.embedding_dims = variant.hidden
         self.mean, self.std, self.imagenet = variant.mean, variant.std, variant.imagenet
         self.backbone = variant.build(False)
+        assert variant.stride is not None  # `build` refuses where a backbone does not serve regions
+        self.stride, self.grid, self.crop = variant.stride, variant.grid, variant.crop
         inputs = self.pooling.inputs(self.backbone.channels["out"], variant.grid)
         self.head = RegionHead(inputs, variant.hidden, variant.dropout, classes)
 
@@ -120,7 +123,8 @@ def parameter_groups(
     Arguments:
         random_layers: names of parameters, the second answer of `load_weights`.
     """
-    slow, fast = [], []
+    slow: list[nn.Parameter] = []
+    fast: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             (fast if name.startswith("head.classifier.") or name in random_layers else slow).append(parameter)

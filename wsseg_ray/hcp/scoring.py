@@ -87,7 +87,7 @@ def choose_candidates(scores: np.ndarray, threshold: float, min_candidates: int)
     return chosen, fallback
 
 
-def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of all labels in a row, (n,), and the label of each, (n,)."""
     return np.concatenate(chosen), np.repeat(labels, [len(candidates) for candidates in chosen])
 

@@ -27,10 +27,10 @@ def candidates(parts: Partition, hierarchies: list[hg.Tree], coarse: tuple[int, 
     for tree in hierarchies:
         members = nodes(tree)
         found += [members, *tuples(members, adjacent, coarse)]
-    found = fill_holes(np.concatenate(found).T.copy(), parts)
-    pixels = parts.areas.astype(np.float32) @ found
-    found = found[:, (pixels >= max(MIN_SHARE * parts.areas.sum(), MIN_PIXELS)) & (pixels < parts.areas.sum())]
-    return found[:, distinct(found)]
+    filled = fill_holes(np.concatenate(found).T.copy(), parts)
+    pixels = parts.areas.astype(np.float32) @ filled
+    large = filled[:, (pixels >= max(MIN_SHARE * parts.areas.sum(), MIN_PIXELS)) & (pixels < parts.areas.sum())]
+    return large[:, distinct(large)]
 
 
 def nodes(tree: hg.Tree) -> np.ndarray:
@@ -49,14 +49,14 @@ def tuples(members: np.ndarray, adjacent: np.ndarray, coarse: tuple[int, ...]) -
     near = (members.astype(np.float32) @ adjacent.astype(np.float32) @ members.T.astype(np.float32)) > 0
     apart = (members.astype(np.float32) @ members.T.astype(np.float32)) == 0
     chosen = np.arange(len(members))[:, None]  # (T, k): the nodes of each tuple
-    found = []
+    found: list[np.ndarray] = []
     for count in coarse:
         chosen = chosen[(chosen < count).all(axis=1)]
         fits = near[chosen].any(axis=1) & apart[chosen].all(axis=1)
         fits[:, count:] = False
         which, new = np.nonzero(fits)
         chosen = np.unique(np.sort(np.column_stack([chosen[which], new]), axis=1), axis=0)
-        found.append(members[chosen].any(axis=1))
+        found.append(np.any(members[chosen], axis=1))
     return found
 
 

@@ -115,10 +115,12 @@ def boundary(outputs: list[torch.Tensor], size: tuple[int, int], head: Layers) -
     """
     (weight, bias), *others = [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in head]
     by_size: dict[torch.Size, torch.Tensor] = {}
+    nothing = torch.zeros(())
     for output, part in zip(outputs, weight.split([output.shape[1] for output in outputs], dim=1), strict=True):
         share = functional.conv2d(output, part.to(output.device)[:, :, None, None])
-        by_size[share.shape] = by_size.get(share.shape, 0) + share
-    hidden = sum(functional.interpolate(x, size, mode="bilinear", align_corners=False) for x in by_size.values())
+        by_size[share.shape] = by_size.get(share.shape, nothing) + share
+    parts = (functional.interpolate(x, size, mode="bilinear", align_corners=False) for x in by_size.values())
+    hidden = sum(parts, nothing)
     hidden = (hidden[0].cpu().flatten(1) + bias[:, None]).T  # (H*W, hidden)
     for weight, bias in others:
         hidden = functional.linear(functional.relu(hidden), weight, bias)
@@ -138,6 +140,16 @@ def trunk_boundary(trunk: nn.Sequential, photo: np.ndarray) -> np.ndarray:
     return boundary(side_outputs(trunk, batch), photo.shape[:2], layers("boundary"))
 
 
+class _Trunk(nn.Module):
+    """A network that is a backbone alone, as `load_weights` takes it."""
+
+    imagenet = VGG16.imagenet
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = VGG16.build(False)
+
+
 def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
     """VGG-16's conv layers with weights, for `trunk_boundary`.
 
@@ -145,7 +157,7 @@ def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
         source, name: see `backbones.weights.load_weights`; ImageNet's weights, which the head has learned on.
     Raises WeightsError where they cannot be used.
     """
-    network = nn.ModuleDict({"backbone": VGG16.build(False)})
-    network.imagenet = VGG16.imagenet
+    network = _Trunk()
     load_weights(network, source, name)
-    return network["backbone"].eval()
+    assert isinstance(network.backbone, VGG)
+    return network.backbone.eval()

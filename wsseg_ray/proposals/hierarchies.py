@@ -83,8 +83,8 @@ def looks(superpixels: np.ndarray, areas: np.ndarray, colours: np.ndarray, textu
         return np.stack(columns, axis=1) / areas[:, None]
 
     def histograms(channels: np.ndarray, low: list[float], high: list[float], bins: int) -> np.ndarray:
-        low, high = np.float32(low), np.float32(high)
-        binned = np.clip((channels - low) * (bins / (high - low)), 0, bins - 1).astype(np.int32)
+        first, last = np.array(low, np.float32), np.array(high, np.float32)
+        binned = np.clip((channels - first) * (bins / (last - first)), 0, bins - 1).astype(np.int32)
         columns = [
             np.bincount(labels * bins + binned[..., c].ravel(), minlength=len(areas) * bins).reshape(-1, bins)
             for c in range(channels.shape[-1])

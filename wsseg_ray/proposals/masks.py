@@ -47,9 +47,9 @@ def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
     if not areas.any():
         raise ProposalFileError("all masks are empty")
     objectness = _objectness(records, areas / math.prod(size))
-    order = np.argsort(-objectness, kind="stable")
-    best = {flips[n].tobytes(): n for n in order[::-1]}
-    order = [n for n in order if areas[n] > 0 and best[flips[n].tobytes()] == n][:count]
+    ranked = np.argsort(-objectness, kind="stable")
+    best = {flips[n].tobytes(): n for n in ranked[::-1]}
+    order = [n for n in ranked if areas[n] > 0 and best[flips[n].tobytes()] == n][:count]
     return _regions([flips[n] for n in order], size), objectness[order]
 
 

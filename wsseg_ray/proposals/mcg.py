@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from io import BytesIO
 from itertools import islice
 
@@ -73,10 +73,10 @@ def _read_mat5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np
         if kind == MAT5_MATRIX:
             fields[_matrix(payload)[0]] = payload
     _check_fields(fields)
-    _, flags, _, cells = _matrix(fields["labels"])
+    _, flags, _, elements = _matrix(fields["labels"])
     if flags & 0xFF != MAT5_CELL:
         raise ProposalFileError("'labels' must be a cell of superpixel lists")
-    cells = [payload for _, payload in cells]
+    cells = [payload for _, payload in elements]
     scores, order = _best(_numbers("scores", fields["scores"]), len(cells), count)
     return _numbers("superpixels", fields["superpixels"]), scores, [_numbers("labels", cells[n]) for n in order]
 
@@ -144,7 +144,7 @@ def _load(item: h5py.Dataset, most: int = MAX_PIXELS) -> np.ndarray:
     return item[()]
 
 
-def _check_fields(present) -> None:
+def _check_fields(present: Container[str]) -> None:
     missing = [name for name in FIELDS if name not in present]
     if missing:
         raise ProposalFileError(f"no field {', '.join(missing)}; an MCG file has {', '.join(FIELDS)}")

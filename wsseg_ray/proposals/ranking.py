@@ -164,7 +164,7 @@ def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: i
         block, others = ahead[:BLOCK], ahead[BLOCK:]
         bound = max(left[others[:1]] - OVERLAP_PENALTY * overlap[others[:1]], default=-np.inf)
         among = iou(block, block)
-        taken = []
+        taken: list[np.intp] = []
         while len(order) + len(taken) < count:
             value = left[block] - OVERLAP_PENALTY * overlap[block]
             best = value.argmax()

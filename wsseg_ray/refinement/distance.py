@@ -251,7 +251,7 @@ def _tiles(starts: np.ndarray) -> list[np.ndarray]:
     return np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // TILE)) + 1)
 
 
-def _faiss() -> tuple[Any, Callable[..., np.ndarray]]:
+def _faiss() -> tuple[Any, Callable[..., Any]]:
     """FAISS, and its function for all pairs, on the GPU where it finds one."""
     try:
         import faiss

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import Template
@@ -118,7 +118,7 @@ def _at(tree: Any, *keys: str) -> Any:
 
 
 def _finite(value: Any) -> float | None:
-    return value if isinstance(value, Real) and math.isfinite(value) else None
+    return cast(float, value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _best(values: list[Any]) -> float | None:
@@ -170,14 +170,16 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     }
     weak = {which: score for which, score in scores.items() if kinds[which[0]] != "ceiling" and score is not None}
     chosen = {which: score for which, score in weak.items() if which[0] == "SN_B"} or weak
-    network, key = max(chosen, key=chosen.get, default=(None, "miou"))
+    best = max(chosen, key=lambda which: chosen[which], default=None)
+    network, key = best or (None, "miou")
+    miou = chosen[best] if best else None
     ceiling = next((scores[name, key] for name, kind in kinds.items() if kind == "ceiling"), None)
     return {
         "network": network,
         "crf": key == "miou_crf",
-        "miou": chosen.get((network, key)),
+        "miou": miou,
         "ceiling": ceiling,
-        "share": _share(chosen.get((network, key)), ceiling),
+        "share": _share(miou, ceiling),
         "photos": sum(_finite(_at(metrics, "data", split)) or 0 for split in ("train", "val")) or None,
         "seconds": _seconds(metrics),
     }

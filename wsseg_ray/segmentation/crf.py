@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,10 +64,18 @@ def dense_crf(
         probabilities = torch.from_numpy(np.require(probabilities, requirements=["C", "W"]))
     if not torch.isfinite(probabilities).all():
         raise ValueError("probabilities hold NaN or infinity")
-    settings = iterations, bilateral_weight, bilateral_xy, bilateral_rgb, spatial_weight, spatial_xy
+    label = partial(
+        _labels,
+        iterations=iterations,
+        bilateral_weight=bilateral_weight,
+        bilateral_xy=bilateral_xy,
+        bilateral_rgb=bilateral_rgb,
+        spatial_weight=spatial_weight,
+        spatial_xy=spatial_xy,
+    )
     if photos:
-        return np.stack([_labels(*pair, *settings) for pair in zip(photo, probabilities, strict=True)])
-    return _labels(photo, probabilities, *settings)
+        return np.stack([label(*pair) for pair in zip(photo, probabilities, strict=True)])
+    return label(photo, probabilities)
 
 
 def mean_field(log_probabilities: torch.Tensor, kernels: Sequence[Lattice], iterations: int) -> torch.Tensor:

@@ -8,10 +8,9 @@ read off between the cells around it, at the place where the pixel is in that vi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 TILE = 1024  # photo pixels a side; bounds the memory that feature maps take, whatever the photo's size
@@ -27,15 +26,24 @@ class View(NamedTuple):
     mirrored: bool
 
 
+class CellNetwork(Protocol):
+    """What says something of cells that lie `stride` pixels apart."""
+
+    stride: int
+
+    def __call__(self, photo: torch.Tensor, /) -> torch.Tensor:
+        """(1, C, h, w) of a normalised photo (1, 3, H, W)."""
+        ...
+
+
 @torch.no_grad()
 def photo_views(
-    networks: Sequence[nn.Module], photo: torch.Tensor, scales: Sequence[float] = (1.0,), mirror: bool = False
+    networks: Sequence[CellNetwork], photo: torch.Tensor, scales: Sequence[float] = (1.0,), mirror: bool = False
 ) -> list[list[View]]:
     """What each network says of a photo at each scale and, if asked, of the mirrored photo at each scale.
 
     Arguments:
-        networks: have the same `stride` and map (1, 3, H, W) to (1, C, h, w). They see the same tensor one after the
-            other.
+        networks: have the same `stride`. They see the same tensor one after the other.
         photo: (1, 3, H, W), normalised.
         scales: factors of the photo's sides.
     Returns the views of each network. Costs the sum of the squared scales, twice with `mirror`.
@@ -43,13 +51,14 @@ def photo_views(
     stride = networks[0].stride
     found: list[list[View]] = [[] for _ in networks]
     for scale in scales:
-        size = [max(1, round(side * scale)) for side in photo.shape[2:]]
+        height, width = (max(1, round(side * scale)) for side in photo.shape[2:])
+        size = height, width
         scaled = photo if scale == 1 else functional.interpolate(photo, size, mode="bilinear", antialias=scale < 1)
         for mirrored in (False, True)[: 1 + mirror]:
             filled = fill_cells(scaled.flip(3) if mirrored else scaled, stride)
             for views, network in zip(found, networks, strict=True):
                 logits = tiled_logits(network, filled)[0].float().cpu()
-                views.append(View(logits, tuple(size), stride, mirrored))
+                views.append(View(logits, size, stride, mirrored))
     return found
 
 
@@ -66,7 +75,7 @@ def at_pixels(views: Sequence[View], height: int, width: int) -> torch.Tensor:
         height, width: of the photo, or of a larger or smaller copy of it.
     Costs C height (h w + w width) multiplications per view.
     """
-    total = 0
+    total = torch.zeros(())
     for logits, (view_height, view_width), stride, mirrored in views:
         rows = _between_cells(height, view_height, logits.shape[1], stride)
         columns = _between_cells(width, view_width, logits.shape[2], stride, mirrored)
@@ -92,7 +101,7 @@ def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirro
 
 
 @torch.no_grad()
-def tiled_logits(network: nn.Module, photo: torch.Tensor, tile: int = TILE, halo: int = HALO) -> torch.Tensor:
+def tiled_logits(network: CellNetwork, photo: torch.Tensor, tile: int = TILE, halo: int = HALO) -> torch.Tensor:
     """The network's answer for a photo of any size, in memory bounded by the tile.
 
     Where cells see no farther than the halo, as those of DeepLab do, it is the answer for the whole photo. The networks

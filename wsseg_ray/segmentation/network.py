@@ -67,9 +67,8 @@ class SegmentationNetwork(nn.Module):
 
         Returns none where the head has no use for them.
         """
-        if not hasattr(self.head, "convert_fc"):
-            return {}
-        converted = self.head.convert_fc(fc6_weight, fc6_bias, fc7_weight, fc7_bias)
+        convert = getattr(self.head, "convert_fc", None)
+        converted = convert(fc6_weight, fc6_bias, fc7_weight, fc7_bias) if convert else {}
         return {f"head.{name}": tensor for name, tensor in converted.items()}
 
 
@@ -83,7 +82,7 @@ def parameter_groups(
     Arguments:
         random_layers: names of parameters, the second answer of `load_weights`.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [], "lr": rate * (2 if bias else 1), "weight_decay": 0.0 if bias else weight_decay}
         for rate in (learning_rate, 10 * learning_rate)
         for bias in (False, True)

@@ -136,7 +136,9 @@ def _packing(features: torch.Tensor, scales: list[float]) -> tuple[list[int], li
     """Of each difference in a key the least value and the stride, and the type that holds the keys."""
     size = len(features) + 1
     ends = torch.stack([features.amin(dim=1), features.amax(dim=1)], dim=1).tolist()
-    lows, strides, total = [], [], 1
+    lows: list[int] = []
+    strides: list[int] = []
+    total = 1
     for j in reversed(range(size - 1)):
         # Elevated, entry j less entry j + 1 is (j + 2) * feature j - j * feature j - 1, each times its scale.
         wide = [(j + 2) * scales[j] * end / size for end in ends[j]]

@@ -38,7 +38,9 @@ def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
 def trained(job: Job) -> HypothesisNetwork:
     """The trained network, for scoring."""
     network = HypothesisNetwork(job.recipe.hcp.backbone, len(job.classes), job.recipe.hcp.pooling)
-    network.load_state_dict(restore(job.run, FOLDER, "network.pt"))
+    state = restore(job.run, FOLDER, "network.pt")
+    assert state is not None  # the stage that trains it is done
+    network.load_state_dict(state)
     return network.eval()
 
 
@@ -69,9 +71,16 @@ def freeze_problem(backbone: str, freeze: str | int) -> str:
 
 
 def backbone_problems(section: str, backbone: str, weights: str | None, freeze: str | int) -> list[str]:
-    """What is wrong with a recipe's backbone, weights and freezing."""
+    """What is wrong with a recipe's backbone, weights and freezing, in the section `hcp` or `segmentation`."""
+    try:
+        variant = BACKBONES.get(backbone)
+    except ValueError as error:
+        return [f"{section}.backbone: {error}"]
+    serves = variant.stride if section == "hcp" else variant.dense_strides
+    if not serves:
+        return [f"{section}.backbone: '{backbone}' does not serve {'regions' if section == 'hcp' else 'segmentation'}"]
     found = []
-    if weights == "imagenet" and BACKBONES.get(backbone).imagenet is None:
+    if weights == "imagenet" and variant.imagenet is None:
         found.append(
             f"{section}.weights: 'imagenet' does not exist for the backbone '{backbone}'; give a file, or null to "
             "start at random"

@@ -6,6 +6,7 @@ would cost more, never meet it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,12 +16,12 @@ from wsseg_ray.datasets import Photo
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.storage import read_bytes
-from wsseg_ray.tables import IMAGES, ImageRow, plan_shards
+from wsseg_ray.tables import IMAGES, ImageRow, Row, plan_shards
 
 
 def _run(job: Job, runner: Runner) -> int:
     """Write `images/` in shards named `train-00000`, `val-00000`, ...; returns the photos done now."""
-    shards = {}
+    shards: dict[str, Sequence[Row] | None] = {}
     for split in ("train", "val"):
         photos = [photo for photo in job.listing.photos if photo.split == split]
         for number, members in enumerate(plan_shards(len(photos))):

@@ -6,6 +6,7 @@ Imports no Ray: the stages use it, and prediction without Ray.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def segment(
     return found
 
 
-def crf_settings(recipe: Recipe, shrunk: float = 1) -> dict[str, float]:
+def crf_settings(recipe: Recipe, shrunk: float = 1) -> dict[str, Any]:
     """What `dense_crf` is called with: the recipe's CRF, whose widths in pixels shrink with the photo.
 
     DeepLab's widths are pixels of VOC's photos, whose longer side is 500. With `dataset.max_side` of 200 they are 0.4

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.stage import Job
@@ -30,7 +30,7 @@ class ViewsRow(PhotoRow):
     views: np.ndarray = array("int64", (-1, 8), "(n V, 8) network, C, h, w, height, width, stride, mirrored")
 
 
-def packed(views: Sequence[Sequence[View]]) -> dict[str, np.ndarray]:
+def packed(views: Sequence[Sequence[View]]) -> dict[str, Any]:
     """Views of each network as the columns of `ViewsRow`."""
     every = [(number, view) for number, own in enumerate(views) for view in own]
     about = [[n, *view.logits.shape, *view.size, view.stride, view.mirrored] for n, view in every]
@@ -69,12 +69,12 @@ class Predictor:
             return ViewsRow(**vars(row), **packed(photo_views(self._networks, photo, **self._views)))
 
 
-class RememberingBackbone(nn.Module):
+class RememberingBackbone(BaseBackbone):
     """A backbone that several networks share: asked about the same tensor again, it has the answer."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: BaseBackbone) -> None:
         super().__init__()
-        self._backbone = backbone
+        self._backbone, self.channels = backbone, backbone.channels
         self._last: tuple[torch.Tensor | None, Any] = (None, None)
 
     def forward(self, photos: torch.Tensor) -> Any:

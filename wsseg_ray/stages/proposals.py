@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsseg_ray.backbones.vgg import VGG
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.checkpoints import weights_finding, weights_source
 from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Step, Work
@@ -45,7 +46,7 @@ def _source(recipe: Recipe) -> Source:
     return SOURCES.get(recipe.proposals.source)
 
 
-def _trunk(recipe: Recipe) -> torch.nn.Module:
+def _trunk(recipe: Recipe) -> VGG:
     weights = recipe.proposals.weights or ""
     return contours.contour_trunk(weights_source(weights), weights)
 

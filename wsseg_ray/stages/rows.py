@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,22 @@ class BoundaryRow(PhotoRow):
     boundary: np.ndarray = array("float32", ("rows", "columns"), "(h, w) in 0..1")
 
 
+class HasRegions(Protocol):
+    """A row with the regions of a photo, as `ProposalRow` has them."""
+
+    superpixels: np.ndarray
+    indptr: np.ndarray
+    indices: np.ndarray
+
+
+class HasMask(Protocol):
+    """A row that says where the true mask lies, as `ImageRow` does."""
+
+    mask_uri: str
+    height: int
+    width: int
+
+
 P = TypeVar("P", PhotoRow, RegionsRow)
 
 
@@ -62,12 +78,12 @@ def photo_rows(job: Job, shard: str) -> list[PhotoRow]:
     return [PhotoRow(**vars(row)) for row in job.run.read_good(IMAGES, shard).values()]
 
 
-def regions_of(row: ProposalRow) -> RegionProposals:
+def regions_of(row: HasRegions) -> RegionProposals:
     """The proposals of a row."""
     return from_flat(row.superpixels, row.indptr, row.indices)
 
 
-def truth_of(job: Job, image: ImageRow) -> np.ndarray:
+def truth_of(job: Job, image: HasMask) -> np.ndarray:
     """The true mask (H, W) uint8, 255 for what does not count, of a row that has one."""
     data, size = read_bytes(image.mask_uri), (image.height, image.width)
     return read_mask(data, *size, job.listing.mask_values, job.recipe.dataset.max_side)

@@ -52,7 +52,7 @@ def _work(job: Job) -> Work[ScoreRow]:
 
 def _rows(job: Job, shard: str) -> list[RegionsRow]:
     images = job.run.read_good(IMAGES, shard)
-    about = {
+    about: dict[str, dict[str, Any]] = {
         image_id: {"uri": image.uri, "split": image.split, "labels": image.labels} for image_id, image in images.items()
     }
     if shard.startswith("val"):

@@ -120,7 +120,9 @@ def trained(job: Job, network: Network, round_: int | None = None) -> Segmentati
     """A trained network, for prediction; of a round, or of the last."""
     found = create(job.recipe, len(job.classes))
     place = last_folder(job.recipe, network) if round_ is None else folder(round_)
-    found.load_state_dict(restore(job.run, place, network.name, WEIGHTS))
+    state = restore(job.run, place, network.name, WEIGHTS)
+    assert state is not None  # the stage that trains it is done
+    found.load_state_dict(state)
     return found.eval()
 
 

@@ -79,7 +79,7 @@ def _seen(recipe: Recipe, photos: training.Index, networks: list[Network]) -> in
 
 def _twins(job: Job, todo: list[Network]) -> dict[str, str]:
     """Networks that equal another one after round 0, with the one that is or will be trained, whose copy they get."""
-    found = {}
+    found: dict[str, str] = {}
     for group in {network.twin_of or network.name for network in todo}:
         own = [network for network in of_round(job.recipe, 0) if group in (network.twin_of, network.name)]
         source = next((network for network in own if is_trained(job, network, 0)), None)
@@ -210,8 +210,13 @@ class _Training:
     def _keep(self, step: SgdStep) -> None:
         position = (step.epoch + 1, 0) if step.ends_epoch else (step.epoch, step.index + 1)
         if position[0] <= self._last_epoch:
-            state = {"network": self._network.state_dict(), "optimizer": self._optimizer.state_dict()}
-            state |= {"log": self._log, "losses": self._losses, "position": position}
+            state = {
+                "network": self._network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "log": self._log,
+                "losses": self._losses,
+                "position": position,
+            }
             training.save(self._worker, state, *self._place, "state.pt")
         self._saved = time.monotonic()
 
