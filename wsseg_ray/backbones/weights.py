@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,6 +55,18 @@ def load_weights(
     own = network.state_dict()
     names = {f"backbone.{PREFIX.sub('', key)}": key for key in state}  # this network's, and the file's
     weights = {key: state[names[key]] for key in own if key.startswith("backbone.") and key in names}
+    _check_whole(name, own, weights)
+    weights |= _fully_connected(name, network, own, state)
+    for key, tensor in weights.items():
+        _check_shape(name, names.get(key, key), tensor, own[key].shape)
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{name}: {names.get(key, key)} holds values that are not finite")
+    network.load_state_dict(weights, strict=False)
+    return list(weights), [key for key, _ in network.named_parameters() if key not in weights]
+
+
+def _check_whole(name: str, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise WeightsError where weights lack a tensor of the network's backbone."""
     needed = [key for key in own if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
     lacking = [key for key in needed if key not in weights]
     if lacking:
@@ -62,19 +75,20 @@ def load_weights(
             "torchvision's state dict of a classifier with this backbone (VGG-16: its `features.*` will do), or of a "
             "network with the same backbone (`backbone.*`)"
         )
+
+
+def _fully_connected(
+    name: str, network: nn.Module, own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """fc6 and fc7 of a full VGG-16 as the network's parameters; none where it has no use for them."""
     convert = getattr(network, "convert_fc", None)
-    if state.keys() >= VGG16_FC.keys() and convert is not None and network.imagenet == "vgg16":
-        for key, shape in VGG16_FC.items():
-            _check_shape(name, key, state[key], shape)
-        converted = convert(*(state[key] for key in VGG16_FC))
-        if all(tensor.shape == own[key].shape for key, tensor in converted.items()):  # a head may be less wide
-            weights |= converted
-    for key, tensor in weights.items():
-        _check_shape(name, names.get(key, key), tensor, own[key].shape)
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{name}: {names.get(key, key)} holds values that are not finite")
-    network.load_state_dict(weights, strict=False)
-    return list(weights), [key for key, _ in network.named_parameters() if key not in weights]
+    if convert is None or network.imagenet != "vgg16" or not state.keys() >= VGG16_FC.keys():
+        return {}
+    for key, shape in VGG16_FC.items():
+        _check_shape(name, key, state[key], shape)
+    converted = convert(*(state[key] for key in VGG16_FC))
+    fits = all(tensor.shape == own[key].shape for key, tensor in converted.items())  # a head may be less wide
+    return converted if fits else {}
 
 
 def _download(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -151,28 +151,33 @@ def _photo(
     path = PurePosixPath(row.file)
     image_id = str(path.parent / path.stem).replace("/", "__")
     split = splits.get(row.split or "", "train") if splits else _hashed_split(image_id)
-    outside = path.is_absolute() or ".." in path.parts
-    unknown = [label for label in row.labels if label not in known]
-    problem = ""
-    if outside:
+    if path.is_absolute() or ".." in path.parts:
         problem = f"{row.file!r} leaves the data set's folder; write a path below it"
-    elif id_problem(image_id):
-        problem = id_problem(image_id)
-    elif row.error:
-        problem = row.error
-    elif splits and not row.split:
-        problem = f"{row.file} names no split, but other rows do"
-    elif path.suffix.lower() not in PHOTO_SUFFIXES:
-        problem = f"{row.file} is no photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
-    elif path.name not in scan(root / path.parent):
+        return Photo(image_id, "", (), split, error=problem)
+    problem = id_problem(image_id) or _problem(row, path, splits)
+    if not problem and path.name not in scan(root / path.parent):
         problem = f"the photo {root / path} is missing"
-    elif unknown:
-        problem = f"{row.file}: {', '.join(unknown)} is not among the classes {', '.join(known)}"
-    if problem:
-        return Photo(image_id, "" if outside else str(root / path), (), split, error=problem)
+    if problem := problem or _label_problem(row, known):
+        return Photo(image_id, str(root / path), (), split, error=problem)
     labels = tuple(index for index, label in enumerate(classes) if label in row.labels)
     mask = root / "masks" / path.with_suffix(".png")
     return Photo(image_id, str(root / path), labels, split, str(mask) if mask.name in scan(mask.parent) else "")
+
+
+def _problem(row: Row, path: PurePosixPath, splits: dict[str, str]) -> str:
+    """What is wrong with a row and its file's name, or ""."""
+    if row.error:
+        return row.error
+    if splits and not row.split:
+        return f"{row.file} names no split, but other rows do"
+    if path.suffix.lower() not in PHOTO_SUFFIXES:
+        return f"{row.file} is no photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
+    return ""
+
+
+def _label_problem(row: Row, known: list[str]) -> str:
+    unknown = [label for label in row.labels if label not in known]
+    return f"{row.file}: {', '.join(unknown)} is not among the classes {', '.join(known)}" if unknown else ""
 
 
 def _hashed_split(image_id: str) -> str:

@@ -224,16 +224,9 @@ def _dataset(
     job: Job, stage: Stage, work: Work[Any], missing: dict[str, Sequence[Row] | None], wanted: Needs
 ) -> ray.data.Dataset:
     """The Dataset of a stage: shards in, photos between the steps, one small row per photo out."""
-    photos = resources.asked(job.recipe, stage).batch_size or 1
+    dataset = _input(missing, resources.asked(job.recipe, stage).batch_size or 1)
     before = next(iter(missing.values()))
     row = type(before[0]) if before is not None else None
-    dataset: ray.data.Dataset
-    if before is not None:
-        blocks = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items() if rows is not None]
-        dataset = ray.data.from_arrow(blocks)
-    else:
-        names = [{"shard": shard} for shard in missing]
-        dataset = ray.data.from_items(names, override_num_blocks=-(-len(names) // max(1, photos // MAX_SHARD_ROWS)))
     dataset.set_name(stage.name)
     dataset.context.execution_no_progress_timeout_s = 60 * job.recipe.runtime.no_progress_minutes
     last = work.steps[-1]
@@ -265,6 +258,19 @@ def _dataset(
             _named(f"{stage.name}_write", write), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
         )
     return dataset
+
+
+def _input(missing: dict[str, Sequence[Row] | None], photos: int) -> ray.data.Dataset:
+    """The rows of the shards where the driver has them, else the names of the shards.
+
+    Arguments:
+        photos: that a task works on.
+    """
+    blocks = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items() if rows is not None]
+    if blocks:
+        return ray.data.from_arrow(blocks)
+    names = [{"shard": shard} for shard in missing]
+    return ray.data.from_items(names, override_num_blocks=-(-len(names) // max(1, photos // MAX_SHARD_ROWS)))
 
 
 def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:

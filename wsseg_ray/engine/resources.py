@@ -97,19 +97,12 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
         return Needs(section.cpus or 1, 0, memory, 1, section.max_workers, 1)
     trains = workers == "trainers"
     largest = max(nodes, key=lambda node: node.cpus)
-    small = largest.cpus < SMALL_NODE
     gpus = section.gpus if section.gpus is not None else float(use_gpu(recipe, nodes))
-    if gpus:
-        cpus = section.cpus or 1
-        most = int(sum(node.count * math.floor(node.gpus / gpus) for node in nodes))
-        if trains:
-            most = min(most, stage.batch_size(recipe) // 2)
-    else:
-        cpus = section.cpus or (0.5 if small else largest.cpus // 2 if trains else ACTOR_CPUS)
-        most = 1 if small or trains else int(sum(node.cpus * node.count for node in nodes) / 2 / cpus)
-    most = section.max_workers or recipe.runtime.num_workers or max(1, most)
+    cpus = section.cpus or (1 if gpus else _cpus(largest, trains))
+    suiting = _gpu_workers(recipe, stage, nodes, gpus) if gpus else 1 if trains else _cpu_actors(nodes, cpus)
+    most = section.max_workers or recipe.runtime.num_workers or max(1, suiting)
     least = section.min_workers or (most if trains else 1)
-    threads = int(largest.cpus / most) if small else int(cpus)
+    threads = int(largest.cpus / most) if largest.cpus < SMALL_NODE else int(cpus)
     return Needs(cpus, gpus, memory, min(least, most), max(least, most), max(1, threads))
 
 
@@ -118,6 +111,26 @@ def check_names(recipe: Recipe, known: Sequence[str]) -> None:
     for name in recipe.runtime.stages:
         if name not in known:
             raise RecipeError(f"runtime.stages.{name}: no such stage; there are {', '.join(known)}")
+
+
+def _cpus(largest: Node, trains: bool) -> float:
+    """CPUs of an actor or trainer without a GPU."""
+    if largest.cpus < SMALL_NODE:
+        return 0.5
+    return largest.cpus // 2 if trains else ACTOR_CPUS
+
+
+def _gpu_workers(recipe: Recipe, stage: Stage, nodes: Sequence[Node], gpus: float) -> int:
+    """How many actors or trainers of so many GPUs suit the cluster."""
+    fitting = int(sum(node.count * math.floor(node.gpus / gpus) for node in nodes))
+    return min(fitting, stage.batch_size(recipe) // 2) if stage.workers(recipe) == "trainers" else fitting
+
+
+def _cpu_actors(nodes: Sequence[Node], cpus: float) -> int:
+    """How many actors of so many CPUs suit a cluster without GPUs."""
+    if max(node.cpus for node in nodes) < SMALL_NODE:
+        return 1
+    return int(sum(node.cpus * node.count for node in nodes) / 2 / cpus)
 
 
 def check(recipe: Recipe, stages: Sequence[Stage], nodes: Sequence[Node]) -> None:

@@ -163,17 +163,15 @@ def _hex(colour: np.ndarray) -> str:
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """SN_B's mIoU, or the best weak network's where there is no SN_B; the better of without and with CRF."""
     kinds = _kinds(metrics)
-    scores = {
-        (name, key): _finite(_at(metrics, "networks", name, "val", key))
-        for name in kinds
+    weak = [
+        (score, name, key)
+        for name, kind in kinds.items()
         for key in ("miou", "miou_crf")
-    }
-    weak = {which: score for which, score in scores.items() if kinds[which[0]] != "ceiling" and score is not None}
-    chosen = {which: score for which, score in weak.items() if which[0] == "SN_B"} or weak
-    best = max(chosen, key=lambda which: chosen[which], default=None)
-    network, key = best or (None, "miou")
-    miou = chosen[best] if best else None
-    ceiling = next((scores[name, key] for name, kind in kinds.items() if kind == "ceiling"), None)
+        if kind != "ceiling" and (score := _finite(_at(metrics, "networks", name, "val", key))) is not None
+    ]
+    chosen = [one for one in weak if one[1] == "SN_B"] or weak
+    miou, network, key = max(chosen, key=lambda one: one[0], default=(None, None, "miou"))
+    ceiling = _finite(_at(metrics, "networks", _ceiling(kinds), "val", key))
     return {
         "network": network,
         "crf": key == "miou_crf",
@@ -192,6 +190,14 @@ def _kinds(metrics: dict[str, Any]) -> dict[str, Any]:
     """
     networks = _at(metrics, "networks") or {}
     return {name: _at(about, "kind") for name, about in networks.items() if not _at(about, "unrefined_of")}
+
+
+def _of_kind(kinds: dict[str, Any], *wanted: str) -> list[str]:
+    return [name for name, kind in kinds.items() if kind in wanted]
+
+
+def _ceiling(kinds: dict[str, Any]) -> str:
+    return next(iter(_of_kind(kinds, "ceiling")), "")
 
 
 def _seconds(metrics: dict[str, Any]) -> float | None:
@@ -221,35 +227,45 @@ def _figures(strip: Strip) -> dict[str, Any]:
 def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
     """The paper's Table 1: a row per class and the mean, a column per network without and with CRF."""
     kinds = _kinds(metrics)
-    names = list(kinds)
-    if not names:
+    if not kinds:
         return None
+    names = list(kinds)
     vals = {name: _at(metrics, "networks", name, "val") for name in names}
-    crf = any(_finite(_at(val, "miou_crf")) is not None or _at(val, "iou_crf") for val in vals.values())
+    crf = any(_has_crf(val) for val in vals.values())
     columns = [(name, suffix) for name in names for suffix in (("", "_crf") if crf else ("",))]
     voc = set(classes) <= set(VOC_CLASSES)
-    printed = paper.val_rows(classes) if voc else [()] * (len(classes) + 2)
-    scores = [[_at(vals[n], f"iou{suffix}", label) for n, suffix in columns] for label in ["background", *classes]]
+    labels = ["background", *classes]
+    printed = paper.val_rows(classes) if voc else [()] * (len(labels) + 1)
+    scores = [[_at(vals[n], f"iou{suffix}", label) for n, suffix in columns] for label in labels]
     scores.append([_at(vals[n], f"miou{suffix}") for n, suffix in columns])
-    rows = []
-    for label, row, reference in zip(["background", *classes, "mIoU"], scores, printed, strict=True):
-        weak = [kinds[n] != "ceiling" for n, _ in columns]
-        best = _best([score for score, counts in zip(row, weak, strict=True) if counts])
-        cells = [
-            {"value": score, "best": counts and best is not None and score == best}
-            for score, counts in zip(row, weak, strict=True)
-        ]
-        rows.append({"name": label, "cells": cells, "paper": reference})
+    weak = [kinds[n] != "ceiling" for n, _ in columns]
+    rows = [
+        {"name": label, "cells": _marked(row, weak), "paper": reference}
+        for label, row, reference in zip([*labels, "mIoU"], scores, printed, strict=True)
+    ]
     return {
         "names": names,
         "crf": crf,
-        "ceiling": next((name for name, kind in kinds.items() if kind == "ceiling"), None),
+        "ceiling": _ceiling(kinds),
         "cam": "cam" in kinds.values(),
-        "rivals": [name for name, kind in kinds.items() if kind == "rival"],
+        "rivals": _of_kind(kinds, "rival"),
         "rows": rows,
         "paper": paper.NETWORKS if voc else (),
         "subset": len(classes) < len(VOC_CLASSES),
     }
+
+
+def _has_crf(val: Any) -> bool:
+    return _finite(_at(val, "miou_crf")) is not None or bool(_at(val, "iou_crf"))
+
+
+def _marked(row: list[Any], counts: list[bool]) -> list[dict[str, Any]]:
+    """The cells of a row, the best of those that count marked."""
+    best = _best([score for score, counted in zip(row, counts, strict=True) if counted])
+    return [
+        {"value": score, "best": counted and best is not None and score == best}
+        for score, counted in zip(row, counts, strict=True)
+    ]
 
 
 def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -268,7 +284,7 @@ def _rivals(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]
     """The paper's Table 4: mIoU of each method without and with CRF, and what the paper prints; SN_B and CAM beside."""
     found = _at(metrics, "networks") or {}
     kinds = _kinds(metrics)
-    names = [name for name, kind in kinds.items() if kind in ("rival", "cam")]
+    names = _of_kind(kinds, "rival", "cam")
     names += ["SN_B"] * ("SN_B" in found and bool(names))
     voc = set(classes) <= set(VOC_CLASSES)
     ours = dict(zip(paper.NETWORKS, paper.val_rows(classes)[-1], strict=True)) if voc else {}

@@ -55,21 +55,23 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
     if not todo:
         return 0
     photos = training.index(job.run, job.table(SUPERVISION))
-    for network in todo:
-        if not members(photos, network):
-            raise RuntimeError(f"{network.name}: no training photo for it; leave it out of segmentation.networks")
+    if idle := [network.name for network in todo if not members(photos, network)]:
+        raise RuntimeError(f"{idle[0]}: no training photo for it; leave it out of segmentation.networks")
     twins = _twins(job, todo) if round_ == 0 else {}
     untrained = [network for network in todo if network.name not in twins]
-    if round_ == 0 and any(begins_with_start(job.recipe, network) for network in untrained):
-        untrained = [START] * (not is_trained(job, START, 0)) + untrained
+    untrained = [*_before(job, untrained, round_), *untrained]
     total = _seen(job.recipe, photos, untrained)
     if untrained:
         runner.fit(job, stage(round_), partial(_loop, [network.name for network in untrained], round_), total, photos)
-    for name, source in twins.items():
-        for file in (WEIGHTS, "log.json"):
-            job.run.write_bytes(job.run.read_bytes(folder(0), source, file), folder(0), name, file)
+    _copy(job, twins)
     # Copies alone are work too, though no photo is seen.
     return total or len(twins)
+
+
+def _before(job: Job, networks: list[Network], round_: int) -> list[Network]:
+    """START, where one of the networks begins with it and it is not trained yet."""
+    wanted = round_ == 0 and any(begins_with_start(job.recipe, network) for network in networks)
+    return [START] if wanted and not is_trained(job, START, 0) else []
 
 
 def _seen(recipe: Recipe, photos: training.Index, networks: list[Network]) -> int:
@@ -87,6 +89,12 @@ def _twins(job: Job, todo: list[Network]) -> dict[str, str]:
         source = source or missing[0]
         found |= {network.name: source.name for network in missing if network is not source}
     return found
+
+
+def _copy(job: Job, twins: dict[str, str]) -> None:
+    for name, source in twins.items():
+        for file in (WEIGHTS, "log.json"):
+            job.run.write_bytes(job.run.read_bytes(folder(0), source, file), folder(0), name, file)
 
 
 def members(photos: training.Index, network: Network) -> list[tuple[str, list[str]]]:
