@@ -1,18 +1,26 @@
-"""HCP's training: the same weights with any number of workers; its average precision from the table of scores."""
+"""HCP's training: the same weights with any number of workers, and after any interruption."""
 
-import io
-import math
-import shutil
+from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.engine.two_workers import AWorker
+from tests.runs import copy, same_weights, weights
 from wsseg_ray import pipeline, recipe
+from wsseg_ray.engine import training
+from wsseg_ray.engine.local import LocalRunner
+from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.stages import score, train_hcp, training
-from wsseg_ray.stages.job import Job, open_run
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.stages import hcp, train_hcp
+from wsseg_ray.stages.train_hcp import Feed, HcpObjective, phases
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, PROPOSALS
+
+SELF_TAUGHT = ["hcp.loss=binary_cross_entropy", "hcp.pooling=context", "hcp.region_rounds=2", "hcp.region_epochs=2"]
 
 
 def gradients(job: Job, phase: str, parts: list[list[tuple[str, str]]]) -> dict[str, torch.Tensor]:
@@ -22,24 +30,24 @@ def gradients(job: Job, phase: str, parts: list[list[tuple[str, str]]]) -> dict[
     """
     torch.manual_seed(0)
     network = HypothesisNetwork("small", len(job.classes), job.recipe.hcp.pooling).train()
-    network.dropout6.p = network.dropout7.p = 0.5
-    for layer in network.trunk:
+    network.head.dropout6.p = network.head.dropout7.p = 0.5
+    for layer in network.backbone.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eval()
             torch.nn.init.normal_(layer.bias)  # so that a filled-up border would not stay zero
-    feed = train_hcp._Feed(job, network, torch.device("cpu"))
+    feed = Feed(job, network, torch.device("cpu"))
     feed.begin(phase, None)
+    objective = HcpObjective(network, hcp.loss_of(job.recipe), torch.device("cpu"))
     for part in parts:
-        (feed.loss(part, epoch=3) * len(part) / sum(map(len, parts))).backward()
+        (objective(feed.batch(part, 3)) * len(part) / sum(map(len, parts))).backward()
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
 @pytest.mark.parametrize("phase", ["image", "hypothesis"])
-def test_gradients_of_two_workers_add_up_to_those_of_one(tiny_run, phase):
-    job = open_run(tiny_run[1].root)
-    batch = [(shard, i) for shard, ids in training.chosen(training.index(job.run, "proposals")) for i in ids][:6]
-    sizes = {(row["height"], row["width"]) for row in job.run.rows("images")}
-    assert len(sizes) > 3
+def test_gradients_of_two_workers_add_up_to_those_of_one(tiny_local, phase):
+    job = open_run(tiny_local[1])
+    batch = [(shard, i) for shard, ids in training.chosen(training.index(job.run, PROPOSALS)) for i in ids][:6]
+    assert len({(row.height, row.width) for row in job.run.rows(IMAGES)}) > 3
     one = gradients(job, phase, [batch])
     two = gradients(job, phase, [batch[0::2], batch[1::2]])
     for name, gradient in one.items():
@@ -47,48 +55,136 @@ def test_gradients_of_two_workers_add_up_to_those_of_one(tiny_run, phase):
         torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()), msg=name)
 
 
-def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
-    return torch.load(io.BytesIO(run.read_bytes("hcp", "network.pt")), weights_only=True)
+def test_a_worker_without_photos_has_gradients_of_nothing(tiny_local):
+    job = open_run(tiny_local[1])
+    network = HypothesisNetwork("small", len(job.classes), "segment")
+    loss = HcpObjective(network, hcp.loss_of(job.recipe), torch.device("cpu"))(None)
+    loss.backward()
+    assert loss.item() == 0 and all((p.grad == 0).all() for p in network.parameters())
+
+
+def test_phases():
+    epochs = ["hcp.image_epochs=2", "hcp.hypothesis_epochs=3", "hcp.region_epochs=5", "hcp.region_rounds=2"]
+    found = [(phase.name, phase.epochs) for phase in phases(recipe.load("demo", epochs).hcp)]
+    assert found == [("image", 2), ("hypothesis", 3), ("region-0", 5), ("region-1", 5)]
+
+
+def retrained(tiny_local, tiny, folder, settings) -> RunDirectory:
+    """A copy of a run whose HCP is trained again, with other settings."""
+    folder.mkdir()
+    run = copy(tiny_local[1], folder)
+    pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local", *settings]), run.root, "train_hcp")
+    return run
+
+
+class Died(BaseException):
+    """Stands for a kill: nobody tidies up behind it."""
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_local, tiny, tmp_path_factory) -> RunDirectory:
+    """An undisturbed training with region rounds."""
+    return retrained(tiny_local, tiny, tmp_path_factory.mktemp("hcp") / "whole", CUT)
+
+
+CUT = [*SELF_TAUGHT, "hcp.batch_size=12"]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
+    whole, tiny_local, tiny, tmp_path, monkeypatch, steps
+):
+    """In the first epoch, and in both region rounds, which go on with the same teacher. An epoch is one step here."""
+    taken, real = [], training.step
+
+    def step(*arguments):
+        taken.append(1)
+        if len(taken) == steps:
+            raise Died
+        return real(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Died):
+        patched.setattr(training, "step", step)
+        retrained(tiny_local, tiny, tmp_path / "cut", CUT)
+    run = RunDirectory.at(str(tmp_path / "cut" / "run"))
+    assert not run.exists("hcp", "network.pt")
+    pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local", *CUT]), run.root, "train_hcp")
+    log = whole.read_json("hcp", "log.json")
+    assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
+    assert run.read_json("hcp", "log.json") == log and same_weights(run, whole, "hcp", "network.pt")
+    assert run.names("hcp") == whole.names("hcp") == ["log.json", "network.pt", "state.pt"]
+
+
+def test_what_is_trained_is_not_trained_again(tiny_local):
+    class NoRunner(LocalRunner):
+        def fit(self, *_):
+            raise AssertionError("trained again")
+
+    assert train_hcp.STAGE.run(open_run(tiny_local[1]), NoRunner()) == 0
+
+
+def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
+    """Its pooled features are kept until the next phase; where it is trained, a photo is mirrored every other time."""
+    job = open_run(tiny_local[1])
+    frozen = replace(
+        job, recipe=job.recipe.model_copy(update={"hcp": job.recipe.hcp.model_copy(update={"freeze": "all"})})
+    )
+    (shard, ids), *_ = training.chosen(training.index(job.run, PROPOSALS))
+    batch, calls, real = [(shard, image_id) for image_id in ids[:3]], [], train_hcp.pool_photos
+    monkeypatch.setattr(train_hcp, "pool_photos", lambda *given: calls.append(len(given[1])) or real(*given))
+    network, _ = hcp.build(frozen.recipe, len(job.classes))
+    feed = Feed(frozen, network, torch.device("cpu"))
+    for phase in ("image", "hypothesis"):
+        feed.begin(phase, None)
+        first, again = feed.batch(batch, 0), feed.batch(batch[::-1], 1)
+        assert all(torch.equal(*pair) for pair in zip(first.pooled, again.pooled[::-1], strict=True))
+        assert [len(part) for part in first.pooled] == ([1] * 3 if phase == "image" else [10] * 3)
+    assert calls == [1] * 6 and first.numbers != again.numbers[::-1]
+    trained = Feed(job, hcp.build(job.recipe, len(job.classes))[0], torch.device("cpu"))
+    trained.begin("image", None)
+    shown = [trained.batch(batch, epoch).photos[0] for epoch in range(8)]
+    assert {any(torch.equal(photo, shown[0].flip(2)) for photo in shown)} == {True}
+
+
+def test_one_worker_is_as_good_as_another(tiny_local):
+    """What the second of two workers would be dealt is what it trains on."""
+    photos = training.chosen(training.index(tiny_local[1], PROPOSALS))
+    every = [(shard, image_id) for shard, ids in photos for image_id in ids]
+    parts = [next(training.batches(AWorker(rank, 2), every, 12))[0] for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == sorted(every)
+
+
+def test_candidates_are_part_of_training_where_regions_learn_from_them():
+    assert "hcp.threshold" not in train_hcp.STAGE.settings(recipe.load("demo"))
+    assert "hcp.threshold" in train_hcp.STAGE.settings(recipe.load("demo", SELF_TAUGHT))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["hcp.region_rounds=1"], ["hcp.region_rounds", "binary_cross_entropy, not cross_entropy"]),
+        (["hcp.freeze=6"], ["hcp.freeze", "5 conv layers"]),
+        (["hcp={backbone: vgg16, freeze: 14}", "segmentation.weights=null"], ["hcp.freeze", "13 conv layers"]),
+        (["hcp.weights=imagenet"], ["hcp.weights", "'small'"]),
+        (
+            ["hcp={backbone: 'torchvision:resnet50', weights: null, freeze: 3}", "segmentation.weights=null"],
+            ["none or all"],
+        ),
+    ],
+)
+def test_a_mistake_is_named_before_any_work(settings, words):
+    (finding,) = train_hcp.STAGE.check(recipe.load("demo", [*settings]), None)
+    assert isinstance(finding.problem, RecipeError) and all(word in finding.text for word in words), finding.text
 
 
 def test_one_and_two_workers_train_the_same_network(tiny_run, tiny, tmp_path):
-    """On Ray Train, with the frozen trunk of the demo: its BatchNorm would see each worker's part of a batch."""
+    """On Ray Train, with the backbone frozen: its BatchNorm would see each worker's part of a batch."""
     found = []
     for workers in (1, 2):
-        shutil.copytree(tiny_run[1].root, tmp_path / f"with-{workers}")
-        run = RunDirectory.at(str(tmp_path / f"with-{workers}"))
+        (tmp_path / f"{workers}").mkdir()
+        run = copy(tiny_run[1], tmp_path / f"{workers}")
         settings = [*tiny, "hcp.freeze=all", f"runtime.stages.train_hcp.max_workers={workers}"]
         pipeline.run(recipe.load("demo", settings), run.root, "train_hcp")
-        found.append(weights(run))
+        found.append(weights(run, "hcp", "network.pt"))
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_val_photos_are_scored_as_the_whole_photo(tiny_run):
-    job = open_run(tiny_run[1].root)
-    scorer = score._Scorer(job)
-    rows = {row["image_id"]: row for row in job.run.rows("images")}
-    (shard, *_) = job.run.shards("scores", "val")
-    for image_id, row in job.run.read_good("scores", shard).items():
-        assert rows[image_id]["split"] == "val" and len(row["scores"]) == len(row["candidate"]) == 0
-        expected = scorer.photo_logits(score.add_photo(job, rows[image_id]))
-        np.testing.assert_allclose(row["photo_logits"], expected, rtol=1e-5, atol=1e-6)
-    found = job.run.read_json("metrics.json")["hcp"]
-    precision = score.val_precision(job)
-    assert found["ap"] == pytest.approx(precision, nan_ok=True)
-    assert found["val_map"] == pytest.approx(np.mean([ap for ap in precision.values() if not math.isnan(ap)]))
-
-
-def test_candidates_are_chosen_before_scores_are_rounded(tiny_run, monkeypatch):
-    """0.50002 passes 0.5; in half precision, as it is stored, it is 0.5."""
-    job = open_run(tiny_run[1].root)
-    (shard, *_) = job.run.shards("proposals")
-    row = score.add_photo(job, score._rows(job, shard, 1)[0])
-    count = len(row["indptr"]) - 1
-    scores = np.full((count, len(job.classes)), 0.3, np.float32)
-    scores[0] = 0.50002
-    embedding = np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)
-    monkeypatch.setattr(score, "score_proposals", lambda *_: (scores, embedding))
-    found = score._Scorer(job)(row)
-    assert found["candidate"].tolist() == [0] * len(row["labels"]) and not found["fallback"].any()
-    assert found["scores"].dtype == np.float16 and (found["scores"][:, 0] == 0.5).all()

@@ -1,0 +1,83 @@
+"""Scores of regions and of whole photos, in what a run left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.runs import by_name, copy
+from wsseg_ray.engine.local import LocalRunner
+from wsseg_ray.engine.stage import open_run
+from wsseg_ray.stages import score
+from wsseg_ray.stages.rows import RegionsRow, add_photo
+from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, decode, encode
+
+
+def rows_of(job, shard: str) -> list[RegionsRow]:
+    """The rows of a shard as the actor gets them."""
+    work = score.STAGE.work(job)
+    rows = [work.steps[0].kernel(job, row) for row in work.read(job, shard)]
+    return decode(RegionsRow, encode(RegionsRow, rows))
+
+
+def test_val_photos_are_scored_as_the_whole_photo(tiny_local):
+    job = open_run(tiny_local[1])
+    scorer = score.Scorer(job)
+    for shard in job.run.shards("scores", "val"):
+        stored = job.run.read_good(SCORES, shard)
+        for row in rows_of(job, shard):
+            found = stored[row.image_id]
+            assert row.split == "val" and len(found.scores) == len(found.candidate) == 0
+            np.testing.assert_allclose(found.photo_logits, scorer(row).photo_logits, rtol=1e-5, atol=1e-6)
+    metrics = job.run.read_json("metrics.json")["hcp"]
+    known = [ap for ap in metrics["ap"].values() if ap is not None]
+    assert set(metrics["ap"]) == set(job.classes) and metrics["val_map"] == pytest.approx(np.mean(known))
+
+
+def test_what_a_training_photo_has(tiny_local):
+    job = open_run(tiny_local[1])
+    images, proposals = by_name(job.run, IMAGES), by_name(job.run, PROPOSALS)
+    for shard in job.run.shards("scores", "train"):
+        for image_id, row in job.run.read_good(SCORES, shard).items():
+            assert (row.labels == images[image_id].labels).all()
+            assert row.scores.shape == (len(row.labels), len(proposals[image_id].indptr) - 1)
+            assert len(row.candidate) == len(row.candidate_label) == len(row.area) == len(row.norm) == len(row.features)
+            assert set(row.candidate_label) == set(row.labels) and len(row.fallback) == len(row.labels)
+            assert ((row.area > 0) & (row.area <= 1)).all() and len(row.photo_logits) == 0
+
+
+def test_candidates_are_chosen_before_scores_are_rounded(tiny_local, monkeypatch):
+    """0.50002 passes 0.5; in half precision, as it is stored, it is 0.5."""
+    job = open_run(tiny_local[1])
+    row = rows_of(job, job.run.shards("proposals")[0])[0]
+    count = len(row.indptr) - 1
+    scores = np.full((count, len(job.classes)), 0.3, np.float32)
+    scores[0] = 0.50002
+    embedding = np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)
+    monkeypatch.setattr(score, "score_proposals", lambda *_: (scores, embedding))
+    found = score.Scorer(job)(row)
+    assert found.candidate.tolist() == [0] * len(row.labels) and not found.fallback.any()
+    assert found.scores.dtype == np.float16 and (found.scores[:, 0] == 0.5).all()
+
+
+def test_pca_is_fitted_once_on_a_sample(tiny_local, tmp_path):
+    """A shard that is missing is scored with the PCA that is there."""
+    run = copy(tiny_local[1], tmp_path)
+    job, kept = open_run(run), run.read_bytes("scores", "pca.npz")
+    shard = run.shards("scores", "train")[0]
+    before = run.read_good(SCORES, shard)
+    run.delete("scores", f"{shard}.parquet")
+    assert score.STAGE.run(job, LocalRunner()) == len(before)
+    assert run.read_bytes("scores", "pca.npz") == kept
+    for image_id, row in run.read_good(SCORES, shard).items():
+        assert np.array_equal(row.features, before[image_id].features)
+    mean, components, about = score.read_pca(job)
+    assert components.shape == (about["dims"], len(mean)) and 0.98 <= about["energy"] <= 1
+
+
+def test_a_photo_that_was_changed_since_is_an_error(tiny_local):
+    job = open_run(tiny_local[1])
+    row = score.STAGE.work(job).read(job, job.run.shards("proposals")[0])[0]
+    row.height += 1
+    with pytest.raises(ValueError, match="it was changed since"):
+        add_photo(job, row)
