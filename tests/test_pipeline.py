@@ -1,79 +1,62 @@
-"""Whole runs with real Ray on tiny photos: what they leave, and that nothing is lost when they are disturbed."""
+"""Whole runs on tiny photos: what they leave, what depends on what, and that nothing is lost when they are disturbed."""
 
 from __future__ import annotations
 
-import io
-import os
+import json
 import shutil
-import signal
-import struct
-import subprocess
-import sys
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
-from unittest import mock
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
 
 from tests.conftest import TINY
+from tests.engine.test_training import scalars
+from tests.runs import TABLES, by_name, copy, cut_off, entries, equal, measured, same_rows, same_weights
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import demo
-from wsseg_ray.errors import DatasetError, WeightsError
-from wsseg_ray.recipe import RIVALS
-from wsseg_ray.segmentation.objectives.ilp import ILP
-from wsseg_ray.stages import training
-from wsseg_ray.tables import SCHEMAS, RunDirectory
+from wsseg_ray.engine.stage import open_run
+from wsseg_ray.errors import DatasetError, RecipeError, WeightsError
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, PREDICTIONS, PROPOSALS, SCORES, SUPERVISION
+
+LOCAL = "runtime.engine=local"
+STAGES = ["images", "proposals", "train_hcp", "score", "refine", "supervise", "train_segmenter", "predict"]
 
 
-def copy(run: RunDirectory, tmp_path) -> RunDirectory:
-    shutil.copytree(run.root, tmp_path / "run")
-    return RunDirectory.at(str(tmp_path / "run"))
+def names(*settings: str) -> list[str]:
+    return [stage.name for stage in pipeline.stages_of(recipe.load("demo", list(settings)))]
 
 
-def same_rows(a: RunDirectory, b: RunDirectory, table: str) -> bool:
-    """Every value of every row but the paths, which hold the run directory's own."""
-    left, right = ({row["image_id"]: row for row in run.rows(table)} for run in (a, b))
-    if left.keys() != right.keys():
-        return False
-    names = [name for name in SCHEMAS[table].names if not name.endswith("uri")]
-    return all(np.array_equal(left[i][name], right[i][name]) for i in left for name in names)
+# ---- which stages
 
 
-def made(run: RunDirectory) -> dict[str, dict]:
-    return {name: run.read_json("stages", f"{name}.json") for name in pipeline.STAGES}
+def test_stages_of_a_recipe():
+    assert names() == STAGES
 
 
-def kill_driver(
-    run: RunDirectory,
-    settings: list[str],
-    until: str,
-    reached: Callable[[], object],
-    how: signal.Signals = signal.SIGKILL,
-) -> None:
-    """Start the demo as a process of its own, and kill it when it has come so far."""
-    command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root, "--until", until]
-    command += [word for override in settings for word in ("--set", override)]
-    with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.DEVNULL) as driver:
-        while not reached():
-            with suppress(subprocess.TimeoutExpired):  # a loop that never waits would take a core from the run
-                raise AssertionError(f"the run ended by itself, with exit code {driver.wait(0.1)}")
-        driver.send_signal(how)
+def test_rounds_are_stages():
+    """relabel and train_segmenter once per round, behind the first training."""
+    before, rounds = STAGES[:7], ["relabel-1", "train_segmenter-1"]
+    assert names("segmentation.rounds=1") == [*before, *rounds, "predict"]
+    assert names("segmentation.networks=[SN_B, CAM]") == [*before, *rounds, "predict"], "CAM has a round of its own"
+    both = names("segmentation.networks=[SN_B, CAM]", "segmentation.rounds=1")
+    assert both == [*before, *rounds, "relabel-2", "train_segmenter-2", "predict"]
 
 
-def test_a_run_leaves_what_the_design_says(tiny_run):
-    outcome, run = tiny_run
+# ---- what a run leaves
+
+
+def test_a_run_leaves_what_the_design_says(tiny_local):
+    outcome, run = tiny_local
     assert outcome.failed == {} and outcome.report == run.uri("report.html")
     metrics = run.read_json("metrics.json")
-    assert metrics["data"] == {"train": 12, "val": 12, "single_label": metrics["data"]["single_label"]} | {
-        "train_with_masks": 12
-    }
-    assert list(metrics["stages"]) == list(pipeline.STAGES)
+    single = sum(len(row.labels) == 1 for row in run.rows(IMAGES) if row.split == "train")
+    assert metrics["data"] == {"train": 12, "val": 12, "single_label": single, "train_with_masks": 12}
+    assert list(metrics["stages"]) == STAGES
     assert all(entry["failed"] == 0 and entry["rows"] > 0 for entry in metrics["stages"].values())
-    busy = {name for name, entry in made(run).items() if 0 < entry["busy"] < entry["seconds"]}
+    assert all(entry["state"] == "done" for entry in entries(run).values())
+    busy = {name for name, entry in entries(run).items() if 0 < entry["busy"] < entry["seconds"]}
     assert busy == {"train_hcp", "score", "train_segmenter", "predict"}
     assert set(metrics["networks"]) == {"AN_A", "SN_B", "FULL", "AN_A_unrefined", "SN_B_unrefined"}
     for network in metrics["networks"].values():
@@ -82,29 +65,17 @@ def test_a_run_leaves_what_the_design_says(tiny_run):
     assert set(metrics["supervision"]["ablation"]) == {"none", "nearest", "farthest", "norm", "score", "area", "random"}
     in_use = metrics["supervision"]["ablation"][metrics["supervision"]["keep"]]
     assert in_use["localization_miou"] == metrics["supervision"]["localization_miou"]
-    for table, count in (("images", 24), ("proposals", 12), ("scores", 24), ("supervision", 12), ("predictions", 12)):
+    counts = {IMAGES: 24, PROPOSALS: 12, SCORES: 24, SUPERVISION: 12, PREDICTIONS: 12}
+    for table, count in counts.items():
         rows = list(run.rows(table))
-        assert len(rows) == count == len({row["image_id"] for row in rows}), table
+        assert len(rows) == count == len({row.image_id for row in rows}), table
+    about = run.read_json("run.json")
+    assert about["classes"] == demo.CLASSES and about["stages"] == STAGES and about["replaced"] == {}
+    assert not run.names("tries", "score")
 
 
-def test_predictions_are_a_voc_submission(tiny_run):
-    _, run = tiny_run
-    folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
-    sizes = {row["image_id"]: (row["width"], row["height"]) for row in run.rows("images") if row["split"] == "val"}
-    assert run.names(*folder) == sorted(f"{image_id}.png" for image_id in sizes)
-    for image_id, size in sizes.items():
-        with Image.open(io.BytesIO(run.read_bytes(*folder, f"{image_id}.png"))) as labels:
-            assert labels.mode == "P" and labels.size == size
-            assert np.asarray(labels).max() <= len(demo.CLASSES)
-    with zipfile.ZipFile(io.BytesIO(run.read_bytes("predictions", "SN_B", "results.zip"))) as archive:
-        place = "/".join(folder[2:])
-        assert archive.namelist() == [f"{place}/{image_id}.png" for image_id in sorted(sizes)]
-        first = min(sizes)
-        assert archive.read(f"{place}/{first}.png") == run.read_bytes(*folder, f"{first}.png")
-
-
-def test_losses_are_there_for_tensorboard(tiny_run):
-    run = tiny_run[1]
+def test_losses_are_there_for_tensorboard(tiny_local):
+    run = tiny_local[1]
     networks = run.read_json("metrics.json")["networks"]
     assert set(run.names("logs", "tensorboard")) == {"HCP", *networks}
     for name, network in networks.items():
@@ -113,87 +84,100 @@ def test_losses_are_there_for_tensorboard(tiny_run):
     assert scalars(run, "HCP") == [(f"loss/{entry['step']}", 1, pytest.approx(entry["loss"])) for entry in log]
 
 
-def scalars(run: RunDirectory, name: str) -> list[tuple[str, int, float]]:
-    """Tag, step and value of the events in a TensorBoard file: records of length, checksum, event, checksum."""
-    data, found = run.read_bytes("logs", "tensorboard", name, "events.out.tfevents.0"), []
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + length])
-        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-        data = data[16 + length :]
-    return found
+def test_with_ray_and_without_the_numbers_are_the_same(tiny_run, tiny_local):
+    """Tables, weights and metrics; on Ray each stage ran on other processes than the one before."""
+    with_ray, without = tiny_run[1], tiny_local[1]
+    for table in TABLES:
+        assert same_rows(with_ray, without, table), table.folder
+    assert same_weights(with_ray, without, "hcp", "network.pt")
+    for name in ("AN_A", "SN_B", "FULL", "AN_A_unrefined", "SN_B_unrefined"):
+        assert same_weights(with_ray, without, "segmenters", name, "network.pt"), name
+    assert measured(with_ray) == measured(without)
+    assert {name: entry["rows"] for name, entry in entries(with_ray).items()} == {
+        name: entry["rows"] for name, entry in entries(without).items()
+    }
 
 
-def test_the_same_recipe_again_does_nothing(tiny_run, tiny, tmp_path, capfd):
-    run = copy(tiny_run[1], tmp_path)
-    before = made(run)
-    pipeline.run(recipe.load("demo", tiny), run.root)
-    assert made(run) == before
-    assert capfd.readouterr().err.count("done before") == len(pipeline.STAGES)
+# ---- run again
 
 
-def test_a_changed_key_reruns_what_depends_on_it_alone(tiny_run, tiny, tmp_path):
-    run = copy(tiny_run[1], tmp_path)
-    before = made(run)
-    pipeline.run(recipe.load("demo", [*tiny, "refinement.keep=farthest"]), run.root, "supervise")
-    after = made(run)
+def test_the_same_recipe_again_does_nothing(tiny_local, tiny, tmp_path, capfd):
+    run = copy(tiny_local[1], tmp_path)
+    before = entries(run)
+    pipeline.run(recipe.load("demo", [*tiny, LOCAL]), run.root)
+    assert entries(run) == before
+    assert capfd.readouterr().err.count("done before") == len(STAGES)
+
+
+def test_what_a_run_runs_on_reruns_nothing(tiny_local, tiny, tmp_path):
+    run = copy(tiny_local[1], tmp_path)
+    before = entries(run)
+    settings = [LOCAL, "runtime.stages.score.cpus=1", "runtime.num_workers=3", "runtime.checkpoint_minutes=1"]
+    pipeline.run(recipe.load("demo", [*tiny, *settings]), run.root)
+    assert entries(run) == before
+
+
+def test_a_changed_key_reruns_what_depends_on_it_alone(tiny_local, tiny, tmp_path):
+    run = copy(tiny_local[1], tmp_path)
+    before = entries(run)
+    pipeline.run(recipe.load("demo", [*tiny, LOCAL, "refinement.keep=farthest"]), run.root, "supervise")
+    after = entries(run)
     assert [name for name in after if after[name] != before[name]] == ["refine", "supervise"]
     supervision = run.read_json("metrics.json")["supervision"]
     assert supervision["keep"] == "farthest"
     assert supervision["localization_miou"] == supervision["ablation"]["farthest"]["localization_miou"]
+    assert list(run.read_json("metrics.json")["stages"]) == STAGES[:6], "what is later may be stale"
 
 
-def test_the_rivals_are_networks_like_others(tiny_run, tiny, tmp_path):
-    """They are trained beside what is there, on all photos, and measured like it."""
-    run = copy(tiny_run[1], tmp_path)
-    before = run.read_bytes("segmenters", "SN_B", "network.pt")
-    late = "ILP_BB"  # a copy of MIL-ILP's network, which is then there: nothing is trained for it
-    first = [name for name in RIVALS if name != late]
-    settings = [*tiny, f"segmentation.networks=[SN_B, {', '.join(first)}]"]
-    pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
-    with mock.patch.object(training, "fit", side_effect=AssertionError("trained again")):
-        pipeline.run(recipe.load("demo", [*tiny, f"segmentation.networks=[SN_B, {', '.join(RIVALS)}]"]), run.root)
-    assert run.read_bytes("segmenters", "SN_B", "network.pt") == before
-    networks = run.read_json("metrics.json")["networks"]
-    assert set(networks) == {"SN_B", "SN_B_unrefined", *RIVALS}
-    for name in RIVALS:
-        assert networks[name]["val"]["photos"] == 12 and 0 < networks[name]["log"][0]["loss"] < 10
-    assert all(name in run.read_bytes("report.html").decode() for name in RIVALS)
-    assert len({run.read_bytes("segmenters", name, "network.pt") for name in ILP}) == 1
+def test_missing_shards_are_made_again(tiny_local, tiny, tmp_path):
+    """What a kill leaves: some shards, no end mark. The tables are the same afterwards."""
+    undisturbed, run = tiny_local[1], copy(tiny_local[1], tmp_path)
+    stages = {"score": "scores", "refine": "refined", "supervise": "supervision", "predict": "predictions"}
+    for stage, table in stages.items():
+        cut_off(run, stage, f"{table}/{run.shards(table)[0]}.parquet")
+    before = entries(undisturbed)
+    pipeline.run(recipe.load("demo", [*tiny, LOCAL]), run.root)
+    assert {name: e["worked"] for name, e in entries(run).items() if e != before[name]} == dict.fromkeys(stages, 4)
+    assert all(same_rows(run, undisturbed, table) for table in TABLES)
+    assert measured(run) == measured(undisturbed)
 
 
 def test_missing_shards_are_made_again_with_two_workers(tiny_run, tiny, tmp_path):
-    """What a kill leaves: some shards, no end mark. One worker began, two go on; the tables are the same."""
+    """One worker of Ray began, two go on."""
     undisturbed, run = tiny_run[1], copy(tiny_run[1], tmp_path)
-    for stage, table in (
-        ("score", "scores"),
-        ("refine", "refined"),
-        ("supervise", "supervision"),
-        ("predict", "predictions"),
-    ):
-        run.delete(table, f"{run.shards(table)[0]}.parquet")
-        run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
+    stages = {"score": "scores", "refine": "refined", "supervise": "supervision", "predict": "predictions"}
+    for stage, table in stages.items():
+        cut_off(run, stage, *(f"{table}/{shard}.parquet" for shard in run.shards(table)[:2]))
     pipeline.run(recipe.load("demo", [*tiny, "runtime.num_workers=2"]), run.root)
-    assert {name: entry["worked"] for name, entry in made(run).items() if entry != made(undisturbed)[name]} == {
-        "score": 4,
-        "refine": 4,
-        "supervise": 4,
-        "predict": 4,
-    }
-    for table in SCHEMAS:
-        assert same_rows(run, undisturbed, table), table
-    assert run.read_json("metrics.json")["networks"] == undisturbed.read_json("metrics.json")["networks"]
+    assert all(same_rows(run, undisturbed, table) for table in TABLES)
+    assert measured(run) == measured(undisturbed)
 
 
-def test_a_killed_driver_loses_nothing(tiny_run, tiny, tmp_path):
-    """kill -9 as soon as the first shard of proposals is there; the second run does the others and no more."""
-    run = RunDirectory.at(str(tmp_path / "run"))
-    kill_driver(run, tiny, "proposals", lambda: run.shards("proposals"))
-    survived = run.shards("proposals")
-    assert survived
-    pipeline.run(recipe.load("demo", tiny), run.root, "proposals")
-    assert made(run)["proposals"]["rows"] == 12
-    assert same_rows(run, tiny_run[1], "images") and same_rows(run, tiny_run[1], "proposals")
+def test_a_run_begun_without_ray_goes_on_with_it(tiny_local, tiny_run, tiny, tmp_path):
+    run = copy(tiny_local[1], tmp_path)
+    cut_off(run, "score", f"scores/{run.shards('scores')[0]}.parquet")
+    pipeline.run(recipe.load("demo", tiny), run.root, "score")
+    assert entries(run)["score"]["worked"] == 4 and same_rows(run, tiny_local[1], SCORES)
+
+
+def test_a_run_stops_where_it_is_told_to(tiny, tmp_path):
+    outcome = pipeline.run(recipe.load("demo", [*tiny, LOCAL]), str(tmp_path), "images")
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["stages"]) == ["images"]
+    assert outcome.failed == {} and not (tmp_path / "proposals").exists()
+    with pytest.raises(RecipeError, match=r"--until lunch: no such stage; there are images, .* predict"):
+        pipeline.run(recipe.load("demo", [*tiny, LOCAL]), str(tmp_path), "lunch")
+
+
+def test_a_report_can_be_written_again(tiny_local, tmp_path):
+    run = copy(tiny_local[1], tmp_path)
+    metrics = run.read_json("metrics.json")
+    run.delete("metrics.json")
+    run.write_bytes(b"old", "report.html")
+    assert pipeline.write_report(run.root) == run.uri("report.html")
+    assert run.read_json("metrics.json") == metrics and b"SN_B" in run.read_bytes("report.html")
+
+
+# ---- what cannot be used
 
 
 @pytest.fixture
@@ -213,14 +197,15 @@ def own_photos(tmp_path):
     (root / "text.jpg").write_text("this is no photo")
     (root / "<b>tiny.png").write_bytes(b"")
     lines += ["truncated.jpg,fish,train", "text.jpg,fish,train", "<b>tiny.png,fish,val"]
-    lines += ["missing.jpg,fish,train", "photo 0.jpg,dragon,train"]
-    (root / "labels.csv").write_text("\n".join(lines[:-1]) + "\n")
+    lines += ["missing.jpg,fish,train"]
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
     return root
 
 
-def test_bad_photos_cost_nobody_else_anything(own_photos, cluster, tmp_path):
+def test_bad_photos_cost_nobody_else_anything(own_photos, tmp_path):
     settings = [
         *TINY,
+        LOCAL,
         "dataset.layout=folder",
         f"dataset.root={own_photos}",
         "dataset.train_split=train",
@@ -236,12 +221,10 @@ def test_bad_photos_cost_nobody_else_anything(own_photos, cluster, tmp_path):
     run = RunDirectory.at(str(tmp_path / "run"))
     outcome = pipeline.run(recipe.load("demo", settings), run.root)
     assert sum(outcome.failed.values()) == 4
-    failures = {
-        f["image_id"]: f["error"] for stage in pipeline.STAGES for f in run.read_json("failures", f"{stage}.json")
-    }
+    failures = {f["image_id"]: f["error"] for stage in STAGES for f in run.read_json("failures", f"{stage}.json")}
     assert failures.keys() == {"truncated", "text", "missing", "<b>tiny"}
     assert all(len(error) > 10 and "Traceback" not in error for error in failures.values()), failures
-    assert len(list(run.rows("supervision"))) == 6 and len(list(run.rows("predictions"))) == 2
+    assert len(list(run.rows(SUPERVISION))) == 6 and len(list(run.rows(PREDICTIONS))) == 2
     page = run.read_bytes("report.html").decode()
     assert "&lt;b&gt;tiny" in page and "<b>tiny" not in page
     assert run.read_json("metrics.json")["supervision"] == {"photos": 0}
@@ -253,4 +236,101 @@ def test_unusable_input_is_refused_before_any_work(tiny, tmp_path):
             pipeline.run(recipe.load("demo", [*tiny, override]), str(tmp_path / "run"))
     with pytest.raises(DatasetError, match="no-such-folder"):
         pipeline.run(recipe.load("demo", [*tiny, f"dataset.root={tmp_path}/no-such-folder"]), str(tmp_path / "run"))
+    for override in ("proposals.source=mcg", "refinement={engine: moments, metric: cosine}", "hcp.freeze=6"):
+        with pytest.raises(RecipeError):
+            pipeline.run(recipe.load("demo", [*tiny, override]), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "images").exists()
+
+
+# ---- a stage of the user's own
+
+KEEP_ALL = '''
+"""Keeps every candidate after all."""
+import numpy as np
+from dataclasses import dataclass
+from wsseg_ray.engine.stage import Stage, Step, Work
+from wsseg_ray.tables import REFINED, RefinedRow, Table
+
+KEPT = Table("kept_all", RefinedRow)
+
+def keep_all(job, row):
+    row.kept = np.ones(len(row.kept), bool)
+    return row
+
+def work(job):
+    return Work(KEPT, lambda job, shard: list(job.run.read_good(REFINED, shard).values()), (Step(keep_all, RefinedRow),))
+
+def run(job, runner):
+    return runner.map_shards(job, STAGE, work(job), dict.fromkeys(job.run.shards("refined")))
+
+STAGE = Stage(
+    name="keep_all", reads=("refined",), writes="kept_all", run=run, table=KEPT, work=work,
+    after="refine", replaces=REPLACES, metrics=lambda job: {"kept": {"photos": len(job.run.shards("kept_all"))}},
+)
+'''
+
+
+def own_module(folder: Path, name: str, text: str) -> str:
+    """A recipe's extra stage, in a module beside a recipe file that extends the demo."""
+    (folder / f"{name}.py").write_text(text)
+    return f"extra_stages=[{name}:STAGE]"
+
+
+def beside_a_recipe(folder: Path, settings: list[str]) -> recipe.Recipe:
+    """The recipe as a person would run it: a file, with the module beside it."""
+    (folder / "own.yaml").write_text(recipe.dump(recipe.load("demo", [s for s in settings if "extra_" not in s])))
+    return recipe.load(str(folder / "own.yaml"), [s for s in settings if "extra_" in s])
+
+
+def test_a_stage_of_ones_own_runs_behind_another(tiny_local, tiny, tmp_path):
+    """It reads and writes tables, has metrics and failures, and is found in the run by whoever opens it."""
+    run = copy(tiny_local[1], tmp_path)
+    text = KEEP_ALL.replace("REPLACES", '""')
+    loaded = beside_a_recipe(tmp_path, [*tiny, LOCAL, own_module(tmp_path, "watching", text)])
+    assert [stage.name for stage in pipeline.stages_of(loaded)][4:6] == ["refine", "keep_all"]
+    pipeline.run(loaded, run.root, "keep_all")
+    assert len(run.shards("kept_all")) == 3 and entries(run)["keep_all"]["rows"] == 12
+    assert run.read_json("metrics.json")["kept"] == {"photos": 3}
+    assert run.read_json("run.json")["stages"][5] == "keep_all" and str(tmp_path) in run.read_json("run.json")["code"]
+    assert open_run(run).recipe.extra_stages == ["watching:STAGE"]
+    before = entries(run)
+    pipeline.run(loaded, run.root, "supervise")
+    after = entries(run)
+    assert [name for name in after if after[name] != before[name]] == [], "nobody reads it, so nothing is done again"
+
+
+def test_a_stage_of_ones_own_replaces_a_table(tiny_local, tiny, tmp_path):
+    """`supervise` reads `kept_all` in the place of `refined`: it makes the maps of no refinement."""
+    run = copy(tiny_local[1], tmp_path)
+    text = KEEP_ALL.replace("REPLACES", '"refined"')
+    loaded = beside_a_recipe(tmp_path, [*tiny, LOCAL, own_module(tmp_path, "keeping", text)])
+    pipeline.run(loaded, run.root, "supervise")
+    assert run.read_json("run.json")["replaced"] == {"refined": "kept_all"}
+    assert same_rows(run, tiny_local[1], pipeline.Table("refined", TABLES[3].row)), "it stays as it is"
+    before = by_name(tiny_local[1], SUPERVISION)
+    for image_id, row in by_name(run, SUPERVISION).items():
+        assert np.array_equal(row.maps, before[image_id].maps_unrefined)
+        assert np.array_equal(row.maps_unrefined, before[image_id].maps_unrefined)
+    pipeline.run(recipe.load("demo", [*tiny, LOCAL]), run.root, "supervise")
+    assert all(equal(row, before[image_id]) for image_id, row in by_name(run, SUPERVISION).items()), "and back again"
+
+
+def test_a_stage_that_follows_none_is_refused(tmp_path, monkeypatch):
+    text = KEEP_ALL.replace("REPLACES", '""').replace('after="refine"', 'after="lunch"')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RecipeError, match=r"extra_stages: late:STAGE follows 'lunch', which is no stage"):
+        pipeline.stages_of(recipe.load("demo", [own_module(tmp_path, "late", text)]))
+
+
+def test_on_ray_the_workers_find_a_stage_of_ones_own(tiny_run, tiny, tmp_path):
+    run = copy(tiny_run[1], tmp_path)
+    text = KEEP_ALL.replace("REPLACES", '"refined"')
+    loaded = beside_a_recipe(tmp_path, [*tiny, own_module(tmp_path, "elsewhere", text)])
+    pipeline.run(loaded, run.root, "keep_all")
+    assert all(row.kept.all() and row.is_good for row in run.rows(pipeline.Table("kept_all", TABLES[3].row)))
+
+
+def test_a_copy_is_a_run(tiny_local, tmp_path):
+    """A run can be moved: everything in it is found where it is now."""
+    shutil.copytree(tiny_local[1].root, tmp_path / "moved")
+    assert open_run(str(tmp_path / "moved")).run.root == str(tmp_path / "moved")

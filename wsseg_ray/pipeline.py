@@ -24,7 +24,7 @@ from wsseg_ray.engine.resources import check_names
 from wsseg_ray.engine.shards import TRIES
 from wsseg_ray.engine.stage import Job, Runner, Stage, open_run, with_replacements
 from wsseg_ray.errors import DatasetError, RecipeError
-from wsseg_ray.recipe import Recipe, dump, fingerprint
+from wsseg_ray.recipe import Recipe, check_variants, dump, fingerprint
 from wsseg_ray.registry import folders
 from wsseg_ray.stages import STAGES
 from wsseg_ray.stages.segmenters import most_rounds
@@ -45,8 +45,9 @@ class Outcome:
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order: the registered ones, rounds repeated, and the user's own behind theirs.
 
-    Raises RecipeError where a stage of the user's own follows none.
+    Raises RecipeError where a variant cannot be imported, or a stage of the user's own follows none.
     """
+    check_variants(recipe)
     registered = STAGES.variants()
     repeated = [stage for stage in registered if stage.again]
     found: list[Stage] = []

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     NonNegativeInt,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.registry import look_in, registry
@@ -54,26 +55,33 @@ VOC_CLASSES = [
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-def variant(path: str) -> AfterValidator:
-    """For a string that names a variant of a registry, given by the registry's import path: see `registry`.
+@dataclass(frozen=True)
+class VariantOf:
+    """Of a string: that it names a variant of a registry, which is given by its import path: see `registry`.
 
     The registry lies above this module, so it is asked when a recipe is read. It knows names and imports no variant.
     """
-    return AfterValidator(lambda value: registry(path).check(value))
+
+    path: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            lambda value: registry(self.path).check(value), handler(source)
+        )
 
 
-Layout = Annotated[str, variant("wsseg_ray.datasets:LAYOUTS")]
-Source = Annotated[str, variant("wsseg_ray.proposals:SOURCES")]
-BackboneName = Annotated[str, variant("wsseg_ray.backbones:BACKBONES")]
-Pooling = Annotated[str, variant("wsseg_ray.hcp.pooling:POOLINGS")]
-HcpLoss = Annotated[str, variant("wsseg_ray.hcp:LOSSES")]
-Metric = Annotated[str, variant("wsseg_ray.refinement:METRICS")]
-Keep = Annotated[str, variant("wsseg_ray.refinement:KEEPS")]
-Ranking = Annotated[str, variant("wsseg_ray.supervision:RANKINGS")]
-Refiner = Annotated[str, variant("wsseg_ray.supervision:REFINERS")]
-NetworkName = Annotated[str, variant("wsseg_ray.segmentation.networks:NETWORKS")]
-HeadName = Annotated[str, variant("wsseg_ray.segmentation.heads:HEADS")]
-StageName = Annotated[str, variant("wsseg_ray.stages:STAGES")]
+Layout = Annotated[str, VariantOf("wsseg_ray.datasets:LAYOUTS")]
+Source = Annotated[str, VariantOf("wsseg_ray.proposals:SOURCES")]
+BackboneName = Annotated[str, VariantOf("wsseg_ray.backbones:BACKBONES")]
+Pooling = Annotated[str, VariantOf("wsseg_ray.hcp.pooling:POOLINGS")]
+HcpLoss = Annotated[str, VariantOf("wsseg_ray.hcp:LOSSES")]
+Metric = Annotated[str, VariantOf("wsseg_ray.refinement:METRICS")]
+Keep = Annotated[str, VariantOf("wsseg_ray.refinement:KEEPS")]
+Ranking = Annotated[str, VariantOf("wsseg_ray.supervision:RANKINGS")]
+Refiner = Annotated[str, VariantOf("wsseg_ray.supervision:REFINERS")]
+NetworkName = Annotated[str, VariantOf("wsseg_ray.segmentation.networks:NETWORKS")]
+HeadName = Annotated[str, VariantOf("wsseg_ray.segmentation.heads:HEADS")]
+StageName = Annotated[str, VariantOf("wsseg_ray.stages:STAGES")]
 
 
 class Section(BaseModel):
@@ -329,6 +337,25 @@ def validate(data: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError("\n".join(_problem(e) for e in error.errors())) from error
+
+
+def check_variants(section: BaseModel, before: str = "") -> None:
+    """Import every variant that a recipe names. Raises RecipeError where one cannot be imported."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            check_variants(value, f"{before}{name}.")
+        for mark in (*field.metadata, *(mark for kind in get_args(field.annotation) for mark in get_args(kind))):
+            if isinstance(mark, VariantOf):
+                for own in value if isinstance(value, list) else [value]:
+                    _import_variant(f"{before}{name}", mark.path, own)
+
+
+def _import_variant(key: str, path: str, value: str) -> None:
+    try:
+        registry(path).get(value)
+    except ValueError as error:
+        raise RecipeError(f"{key}: {error}") from error
 
 
 def fingerprint(*parts: Any) -> str:

@@ -32,10 +32,12 @@ class Registry(Generic[T]):
         kind: what messages call a variant, such as "backbone".
         variants: by name, the variant itself or its import path. A name that ends with ":" is a family: its variant is
             a function that takes what follows the colon and returns a variant.
+        contract: the class of the variants; None: they are functions, or classes with the same methods.
     """
 
-    def __init__(self, kind: str, variants: Mapping[str, T | str]) -> None:
+    def __init__(self, kind: str, variants: Mapping[str, T | str], contract: type | None = None) -> None:
         self.kind = kind
+        self._contract = contract
         self._variants = dict(variants)
 
     @property
@@ -81,7 +83,13 @@ class Registry(Generic[T]):
             return self._import(self._variants[value])
         if family + colon in self._variants:
             return self._import(self._variants[family + colon])(argument)
-        return self._import(value)
+        found = self._import(value)
+        if self._contract is not None and not isinstance(found, self._contract):
+            raise ValueError(
+                f"the {self.kind} '{value}' is a {type(found).__name__}, and must be a {self._contract.__name__}: see "
+                "docs/extending.md"
+            )
+        return found
 
     def _import(self, variant: Any) -> Any:
         if not isinstance(variant, str):

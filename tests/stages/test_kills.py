@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
-import shutil
 import signal
 from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 
-from tests.test_pipeline import copy, kill_driver, made, same_rows
+from tests.runs import copy, cut_off, entries, kill_driver, same_rows, same_weights, weights
 from wsseg_ray import pipeline, recipe
-from wsseg_ray.stages import refine, score, train_segmenter, training
+from wsseg_ray.engine import training
+from wsseg_ray.stages import refine, score, train_segmenter
 from wsseg_ray.status import is_over
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, PROPOSALS, REFINED, SCORES
 
 SELF_TAUGHT = ["hcp.loss=binary_cross_entropy", "hcp.pooling=context", "hcp.region_rounds=2", "hcp.region_epochs=2"]
 
@@ -32,7 +31,7 @@ def die_once(run: RunDirectory, name: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingScorer(score._Scorer):
+class DyingScorer(score.Scorer):
     """Dies in the middle of the second shard."""
 
     seen = 0
@@ -44,55 +43,57 @@ class DyingScorer(score._Scorer):
         return super().__call__(row)
 
 
-def dying_rows(job, shard, sums, real=refine._moments_rows):
+def dying_rows(job, shard, real=refine._moments_rows):
     if shard == job.run.shards("scores")[1]:
         die_once(job.run, "refine")
-    return real(job, shard, sums)
-
-
-def undone(run: RunDirectory, stages: dict[str, str]) -> None:
-    """Take back stages and their tables."""
-    for stage, table in stages.items():
-        keep = ("pca.npz",) if table == "scores" else ()  # the sums of `refined` are made anew
-        for name in run.names(table):
-            if name not in keep:
-                run.delete(table, name)
-        run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
+    return real(job, shard)
 
 
 def test_a_killed_actor_and_a_killed_worker_cost_no_row(tiny_run, tiny, tmp_path, monkeypatch):
     undisturbed, run = tiny_run[1], copy(tiny_run[1], tmp_path)
-    undone(run, {"score": "scores", "refine": "refined"})
-    monkeypatch.setattr(score, "_Scorer", DyingScorer)
+    cut_off(run, "score", *(f"scores/{shard}.parquet" for shard in run.shards("scores")))
+    cut_off(run, "refine", "refined")  # its sums are made anew
+    monkeypatch.setattr(score, "Scorer", DyingScorer)
     monkeypatch.setattr(refine, "_moments_rows", dying_rows)
     pipeline.run(recipe.load("demo", tiny), run.root, "refine")
     assert Path(run.root, "score.killed").exists() and Path(run.root, "refine.killed").exists()
-    for table, count in (("scores", 24), ("refined", 12)):
+    for table, count in ((SCORES, 24), (REFINED, 12)):
         assert len(list(run.rows(table))) == count and same_rows(run, undisturbed, table), table
+
+
+def test_a_killed_driver_loses_nothing(tiny_run, tiny, tmp_path):
+    """kill -9 as soon as the first shard of proposals is there; the second run does the others and no more."""
+    run = RunDirectory.at(str(tmp_path / "run"))
+    kill_driver(run, tiny, "proposals", lambda: run.shards("proposals"))
+    survived = run.shards("proposals")
+    assert survived
+    pipeline.run(recipe.load("demo", tiny), run.root, "proposals")
+    assert entries(run)["proposals"]["rows"] == 12
+    assert same_rows(run, tiny_run[1], IMAGES) and same_rows(run, tiny_run[1], PROPOSALS)
 
 
 def test_a_driver_killed_while_regions_learn_changes_no_weight(tiny_run, tiny, tmp_path):
     """kill -9 in the first epochs of the region rounds; the second run goes on with the same teacher."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
     whole, killed = (copy(tiny_run[1], tmp_path / name) for name in ("whole", "killed"))
     settings = [*tiny, *SELF_TAUGHT]
     pipeline.run(recipe.load("demo", settings), whole.root, "train_hcp")
     kill_driver(killed, settings, "train_hcp", lambda: "region" in steps(killed))
-    assert made(killed)["train_hcp"]["state"] == "running"
+    assert entries(killed)["train_hcp"]["state"] == "running"
     pipeline.run(recipe.load("demo", settings), killed.root, "train_hcp")
     log = whole.read_json("hcp", "log.json")
     assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
     assert killed.read_json("hcp", "log.json") == log
     assert killed.names("hcp") == whole.names("hcp") == ["log.json", "network.pt", "progress.json", "state.pt"]
-    before, after = (weights(run, "hcp", "network.pt") for run in (whole, killed))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert same_weights(killed, whole, "hcp", "network.pt")
 
 
 def steps(run: RunDirectory) -> str:
     """Steps of the epochs that a training has kept so far."""
     if not run.exists("hcp", "state.pt"):
         return ""
-    state = weights(run, "hcp", "state.pt")
-    return " ".join(entry["step"] for entry in state["log"])
+    return " ".join(entry["step"] for entry in weights(run, "hcp", "state.pt")["log"])
 
 
 SEGMENTERS = [
@@ -104,44 +105,37 @@ SEGMENTERS = [
 ]
 
 
-def weights(run: RunDirectory, *place: str) -> dict[str, torch.Tensor]:
-    return torch.load(io.BytesIO(run.read_bytes(*place)), weights_only=True)
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_run, tiny, tmp_path_factory) -> RunDirectory:
-    """A network that was trained undisturbed."""
+    """The run with a longer training of one network, undisturbed."""
     run = copy(tiny_run[1], tmp_path_factory.mktemp("trained"))
     pipeline.run(recipe.load("demo", [*tiny, *SEGMENTERS]), run.root, "train_segmenter")
     return run
 
 
-def retrain(trained: RunDirectory, place: Path) -> RunDirectory:
-    """A copy of the run whose network is still to be trained."""
-    shutil.copytree(trained.root, place)
-    run = RunDirectory.at(str(place))
-    run.delete("segmenters")
-    entry = run.read_json("stages", "train_segmenter.json")
-    run.write_json(entry | {"state": "running"}, "stages", "train_segmenter.json")
+def retrain(trained: RunDirectory, folder: Path) -> RunDirectory:
+    run = copy(trained, folder)
+    run.delete("segmenters", "AN_A")
+    cut_off(run, "train_segmenter")
     return run
 
 
-def dying_loop(names, round_, config, real=train_segmenter._loop):
-    """Dies in the middle of the second epoch."""
-    steps, real_step = [], training.step
+def dying_loop(names, round_, worker, real=train_segmenter._loop):
+    """A trainer that dies after five steps: two in the second of its epochs."""
+    taken, real_step = [], training.step
 
     def step(*arguments):
-        steps.append(real_step(*arguments))
-        if len(steps) == 5:
-            die_once(config["job"].run, "trainer")
-        return steps[-1]
+        taken.append(real_step(*arguments))
+        if len(taken) == 5:
+            die_once(worker.job.run, "trainer")
+        return taken[-1]
 
     with mock.patch.object(training, "step", step):
-        real(names, round_, config)
+        real(names, round_, worker)
 
 
 def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path, monkeypatch):
-    run = retrain(trained, tmp_path / "run")
+    run = retrain(trained, tmp_path)
     monkeypatch.setattr(train_segmenter, "_loop", dying_loop)
     pipeline.run(recipe.load("demo", [*tiny, *SEGMENTERS]), run.root, "train_segmenter")
     assert Path(run.root, "trainer.killed").exists()
@@ -150,7 +144,7 @@ def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, ti
 
 def test_a_stopped_job_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path):
     """What `ray job stop` does to a driver: SIGTERM."""
-    run = retrain(trained, tmp_path / "run")
+    run = retrain(trained, tmp_path)
     settings = [*tiny, *SEGMENTERS]
     begun = functools.partial(run.exists, "segmenters", "AN_A", "state.pt")
     kill_driver(run, settings, "train_segmenter", begun, signal.SIGTERM)
@@ -161,8 +155,7 @@ def test_a_stopped_job_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny,
 
 
 def same_training(run: RunDirectory, trained: RunDirectory) -> None:
-    before, after = (weights(place, "segmenters", "AN_A", "network.pt") for place in (trained, run))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert same_weights(run, trained, "segmenters", "AN_A", "network.pt")
     logs = [[entry["loss"] for entry in place.read_json("segmenters", "AN_A", "log.json")] for place in (trained, run)]
     assert logs[0] == logs[1] and len(logs[0]) == 5
     assert run.names("segmenters", "AN_A") == ["log.json", "network.pt"]

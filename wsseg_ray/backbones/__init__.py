@@ -70,4 +70,5 @@ BACKBONES: Registry[Backbone] = Registry(
         "small": "wsseg_ray.backbones.small:SMALL",
         "torchvision:": "wsseg_ray.backbones.torchvision:backbone",
     },
+    contract=Backbone,
 )

@@ -75,6 +75,7 @@ LAYOUTS: Registry[Layout] = Registry(
         "folder": "wsseg_ray.datasets.folder:LAYOUT",
         "demo": "wsseg_ray.datasets.demo:LAYOUT",
     },
+    contract=Layout,
 )
 
 

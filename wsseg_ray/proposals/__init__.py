@@ -48,4 +48,5 @@ SOURCES: Registry[Source] = Registry(
         "mcg": "wsseg_ray.proposals.mcg:SOURCE",
         "masks": "wsseg_ray.proposals.masks:SOURCE",
     },
+    contract=Source,
 )

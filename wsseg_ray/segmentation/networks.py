@@ -94,5 +94,6 @@ NETWORKS: Registry[Network] = Registry(
             Network("FULL", "truth", "masked", weak=False),
         )
     },
+    contract=Network,
 )
 START = Network("START", "labels", objective="cam")  # not a network of its own: the classifier that rivals begin as

@@ -5,12 +5,8 @@ A stage imports no other stage. What several stages need lies in the modules her
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from wsseg_ray.engine.stage import Stage
 from wsseg_ray.registry import Registry
-
-if TYPE_CHECKING:
-    from wsseg_ray.engine.stage import Stage
 
 # In the order in which they run. `relabel` and `train_segmenter` are repeated once per round.
 STAGES: Registry[Stage] = Registry(
@@ -26,4 +22,5 @@ STAGES: Registry[Stage] = Registry(
         "train_segmenter": "wsseg_ray.stages.train_segmenter:STAGE",
         "predict": "wsseg_ray.stages.predict:STAGE",
     },
+    contract=Stage,
 )

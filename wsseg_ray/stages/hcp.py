@@ -72,10 +72,7 @@ def freeze_problem(backbone: str, freeze: str | int) -> str:
 
 def backbone_problems(section: str, backbone: str, weights: str | None, freeze: str | int) -> list[str]:
     """What is wrong with a recipe's backbone, weights and freezing, in the section `hcp` or `segmentation`."""
-    try:
-        variant = BACKBONES.get(backbone)
-    except ValueError as error:
-        return [f"{section}.backbone: {error}"]
+    variant = BACKBONES.get(backbone)
     serves = variant.stride if section == "hcp" else variant.dense_strides
     if not serves:
         return [f"{section}.backbone: '{backbone}' does not serve {'regions' if section == 'hcp' else 'segmentation'}"]

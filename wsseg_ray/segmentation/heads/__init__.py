@@ -46,4 +46,5 @@ HEADS: Registry[Head] = Registry(
         "fcn": "wsseg_ray.segmentation.heads.fcn:FCN",
         "lraspp": "wsseg_ray.segmentation.heads.lraspp:LRASPP",
     },
+    contract=Head,
 )
