@@ -186,7 +186,7 @@ def _run_stage(job: Job, runner: Runner, stage: Stage, inputs: Sequence[str], se
     start = time.monotonic()
     if entry["state"] != "done":
         runner.ask_for(job, stage)
-    worked = stage.run(job, runner)
+    worked = stage.do(job, runner)
     job.run.delete(TRIES, stage.name)
     if worked == 0 and entry["state"] == "done":
         say(f"{stage.name:<16} done before")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 
 import numpy as np
 import yaml
@@ -105,15 +105,6 @@ class Finding:
     note: str = ""
 
 
-A = TypeVar("A", bound=Row)
-
-
-class Kernel(Protocol):
-    """The work on one photo."""
-
-    def __call__(self, job: Job, row: Any, /) -> Row: ...
-
-
 @dataclass(frozen=True)
 class Step:
     """One step of the work on photos.
@@ -152,9 +143,10 @@ class Stage:
 
     Arguments:
         name: as in `--until` and `runtime.stages`.
-        reads: folders of the tables and networks that it reads.
+        reads: folders of the tables and networks that it reads. The shards of the first one are gone through.
         writes: the folder that it fills. The folder is deleted when the stage starts anew.
         run: `run(job, runner)` does what is not done yet, and returns how many photos it did: 0 where nothing was left.
+            None: `work` on the photos of the first table that it reads.
         settings: the recipe's keys that its result depends on and no earlier stage's does: "section" or "section.key".
             A key belongs to the stage that names it most precisely.
         also: more of what its result depends on, as plain data.
@@ -179,7 +171,7 @@ class Stage:
     name: str
     reads: tuple[str, ...]
     writes: str
-    run: Callable[[Job, Runner], int]
+    run: Callable[[Job, Runner], int] | None = None
     settings: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
     also: Callable[[Job], Any] = lambda job: None
     covers: tuple[str, ...] = ()
@@ -205,7 +197,16 @@ class Stage:
         return self.name.partition("-")[0]
 
     def has_network(self, recipe: Recipe) -> bool:
+        """Whether it runs on actors or trainers."""
         return self.workers(recipe) != "tasks"
+
+    def do(self, job: Job, runner: Runner) -> int:
+        """Do what is not done yet; returns how many photos were done: 0 where nothing was left."""
+        if self.run is not None:
+            return self.run(job, runner)
+        assert self.work is not None
+        shards = job.run.shards(self.reads[0], "" if self.split == "all" else self.split)
+        return runner.map_shards(job, self, self.work(job), dict.fromkeys(shards))
 
 
 class Runner(Protocol):

@@ -14,7 +14,7 @@ import torch
 from wsseg_ray.backbones.vgg import VGG
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.checkpoints import weights_finding, weights_source
-from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Step, Work
+from wsseg_ray.engine.stage import Finding, Job, Stage, Step, Work
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.hypotheses import select_hypotheses
 from wsseg_ray.proposals import SOURCES, ProposalFileError, Source, contours, generate
@@ -23,11 +23,6 @@ from wsseg_ray.recipe import Recipe
 from wsseg_ray.stages.rows import BoundaryRow, PhotoRow, add_photo, photo_rows
 from wsseg_ray.storage import read_bytes, shown
 from wsseg_ray.tables import PROPOSALS, ProposalRow
-
-
-def _run(job: Job, runner: Runner) -> int:
-    """Write `proposals/` for the training photos; returns the photos done now."""
-    return runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.run.shards("images", "train")))
 
 
 def _work(job: Job) -> Work[ProposalRow]:
@@ -137,7 +132,6 @@ STAGE = Stage(
     name="proposals",
     reads=("images",),
     writes=PROPOSALS.folder,
-    run=_run,
     settings=lambda recipe: [
         "seed",
         "proposals",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wsseg_ray.datasets.pixels import read_photo
-from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
+from wsseg_ray.engine.stage import Job, Stage, Step, Work
 from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.refinement import KEEPS
@@ -59,11 +59,6 @@ class EvidenceRow(ScoreRow):
     indices: np.ndarray = array("int32", (-1,), "(nnz,) of M (N, S)")
     distance: np.ndarray = array("float32", ("candidate",), "(n,) Eq. (1)")
     kept: np.ndarray = array("bool", ("candidate",), "(n,) whether the candidate is kept")
-
-
-def _run(job: Job, runner: Runner) -> int:
-    """Write `supervision/` for the refined photos; returns how many photos this call did."""
-    return runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.run.shards("refined")))
 
 
 def _work(job: Job) -> Work[SupervisionRow]:
@@ -215,9 +210,8 @@ def _strips(job: Job) -> list[Strip]:
 
 STAGE = Stage(
     name="supervise",
-    reads=("images", "proposals", "scores", "refined"),
+    reads=("refined", "images", "proposals", "scores"),
     writes=SUPERVISION.folder,
-    run=_run,
     settings=lambda recipe: ["supervision"],
     table=SUPERVISION,
     work=_work,
