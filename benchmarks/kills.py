@@ -1,6 +1,6 @@
 """Kill -9 the driver in five stages of one run; are the tables those of an undisturbed run, row for row?
 
-    python benchmarks/kills.py [--set key=value]...
+    python -m benchmarks.kills [--set key=value]...
 
 Prints one line a kill, one a table, and a JSON line. Takes about five minutes on two cores.
 """
@@ -10,19 +10,24 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from wsseg_ray.datasets import demo
-from wsseg_ray.tables import SCHEMAS, RunDirectory
+from wsseg_ray.engine.stage import open_run
+from wsseg_ray.pipeline import stages_of
+from wsseg_ray.stages import segmenters
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, PREDICTIONS, PROPOSALS, REFINED, SCORES, SUPERVISION, Table, schema
 
 SMALL = [
     "dataset.layout=voc",
@@ -33,9 +38,10 @@ SMALL = [
     "segmentation.epochs=3",
     "segmentation.networks=[AN_A, SN_B]",
 ]
+TABLES = (IMAGES, PROPOSALS, SCORES, REFINED, SUPERVISION, PREDICTIONS)
 
 
-def command(run: RunDirectory, settings: list[str]) -> list[str]:
+def command(run: RunDirectory, settings: Sequence[str]) -> list[str]:
     words = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root]
     return words + [word for setting in settings for word in ("--set", setting)]
 
@@ -49,10 +55,15 @@ def under_way(run: RunDirectory, stage: str) -> bool:
         return run.exists("hcp", "state.pt")
     if stage == "train_segmenter":
         return run.exists("segmenters", "AN_A", "state.pt")
-    return bool(run.shards({"score": "scores", "supervise": "supervision", "predict": "predictions"}.get(stage, stage)))
+    return bool(run.shards(written(run, stage)))
 
 
-def kill_in(run: RunDirectory, settings: list[str], stage: str) -> str:
+def written(run: RunDirectory, stage: str) -> str:
+    """The folder that a stage of a run fills."""
+    return next(one.writes for one in stages_of(open_run(run).recipe) if one.name == stage)
+
+
+def kill_in(run: RunDirectory, settings: Sequence[str], stage: str) -> str:
     """Start or continue a run, kill its driver in a stage; what the stage had done by then."""
     with subprocess.Popen(command(run, settings), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
         while driver.poll() is None and not under_way(run, stage):
@@ -62,19 +73,29 @@ def kill_in(run: RunDirectory, settings: list[str], stage: str) -> str:
         driver.send_signal(signal.SIGKILL)
     if stage.startswith("train"):
         return "after its first epoch"
-    table = {"score": "scores", "predict": "predictions"}.get(stage, stage)
-    return f"{len(run.shards(table))} of {len(run.shards('images')) // 2} shards written"
+    return f"{len(run.shards(written(run, stage)))} of {len(run.shards('images')) // 2} shards written"
 
 
-def differences(a: RunDirectory, b: RunDirectory, table: str) -> tuple[int, int]:
+def differences(a: RunDirectory, b: RunDirectory, table: Table[Any]) -> tuple[int, int]:
     """Rows, and rows that are missing, twice there or unlike."""
     left, right = list(a.rows(table)), list(b.rows(table))
-    found = {row["image_id"]: row for row in right}
-    unlike = len(right) - len(found) + sum(row["image_id"] not in found for row in left)
+    found = {row.image_id: row for row in right}
+    unlike = len(right) - len(found) + sum(row.image_id not in found for row in left)
+    columns = schema(table.row).names
     for row in left:
-        other = found.get(row["image_id"])
-        unlike += other is not None and not all(np.array_equal(row[name], other[name]) for name in SCHEMAS[table].names)
+        other = found.get(row.image_id)
+        unlike += other is not None and not all(
+            np.array_equal(getattr(row, column), getattr(other, column)) for column in columns
+        )
     return len(left), unlike
+
+
+def tables_compared(a: RunDirectory, b: RunDirectory) -> dict[str, tuple[int, int]]:
+    """`differences` of each table; prints a line for each."""
+    found = {table.folder: differences(a, b, table) for table in TABLES}
+    for name, (rows, unlike) in found.items():
+        print(f"{name:<12} {rows:4d} rows, {unlike} missing, double or unlike", flush=True)
+    return found
 
 
 def same_weights(a: RunDirectory, b: RunDirectory, place: tuple[str, ...]) -> bool:
@@ -83,30 +104,31 @@ def same_weights(a: RunDirectory, b: RunDirectory, place: tuple[str, ...]) -> bo
     return all(torch.equal(left[key], right[key]) for key in left)
 
 
+def weights_compared(a: RunDirectory, b: RunDirectory) -> dict[str, bool]:
+    """`same_weights` of each network of the recipe; prints a line for each."""
+    recipe = open_run(a).recipe
+    places = [("hcp",), *((segmenters.last_folder(recipe, n), n.name) for n in segmenters.networks(recipe))]
+    found = {"/".join(place): same_weights(a, b, place) for place in places}
+    for name, equal in found.items():
+        print(f"{name:<28} weights {'equal' if equal else 'UNLIKE'}", flush=True)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], dest="settings")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         demo.draw(Path(folder) / "photos", 0, None)
-        settings = [*SMALL, f"dataset.root={folder}/photos", *parser.parse_args().settings]
+        settings = [*SMALL, f"dataset.root={folder}/photos", *arguments.settings]
         whole, killed = (RunDirectory.at(f"{folder}/{name}") for name in ("whole", "killed"))
-        subprocess.run(command(whole, settings), check=True, env=os.environ)
+        subprocess.run(command(whole, settings), check=True)
         kills = {}
         for stage in ("proposals", "train_hcp", "score", "train_segmenter", "predict"):
             kills[stage] = kill_in(killed, settings, stage)
             print(f"killed in {stage}: {kills[stage]}", flush=True)
-        subprocess.run(command(killed, settings), check=True, env=os.environ)
-        tables = {table: differences(whole, killed, table) for table in SCHEMAS}
-        for table, (rows, unlike) in tables.items():
-            print(f"{table:<12} {rows:4d} rows, {unlike} missing, double or unlike")
-        networks = [
-            ("hcp",),
-            *(("segmenters", name) for name in whole.names("segmenters") if not name.endswith(".json")),
-        ]
-        weights = {}
-        for place in networks:
-            weights["/".join(place)] = same_weights(whole, killed, place)
-            print(f"{'/'.join(place):<28} weights {'equal' if weights['/'.join(place)] else 'UNLIKE'}")
+        subprocess.run(command(killed, settings), check=True)
+        tables, weights = tables_compared(whole, killed), weights_compared(whole, killed)
         print(json.dumps({"kills": kills, "tables": tables, "weights_equal": weights}))
 
 
