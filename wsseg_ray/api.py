@@ -60,8 +60,8 @@ def load(run: str | Path, network: str) -> TrainedNetwork:
     >>> outcome = wsseg_ray.run("demo", place, SMALL)
     >>> network = wsseg_ray.load(place, "SN_B")
     >>> labels = network.predict(f"{place}/demo/JPEGImages/demo_val_00000.jpg")
-    >>> labels.shape, labels.max() <= len(network.classes)
-    ((96, 96), True)
+    >>> labels.dtype, labels.ndim, bool(labels.max() <= len(network.classes))
+    (dtype('uint8'), 2, True)
     """
     return TrainedNetwork(str(run), network)
 
