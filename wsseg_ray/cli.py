@@ -172,7 +172,7 @@ def proposals(
     count: Annotated[int, typer.Option(min=1, help="how many proposals at most")] = 2000,
 ) -> None:
     """Show the region proposals of one photo on an HTML page."""
-    from wsseg_ray.report.proposals import write
+    from wsseg_ray.proposal_page import write
 
     if out.is_dir() or not out.parent.is_dir():
         raise RecipeError(f"--out {out}: must be a file in a folder that exists")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsseg_ray import proposal_page as proposals
 from wsseg_ray.backbones.vgg16 import VGG16
 from wsseg_ray.errors import DatasetError
+from wsseg_ray.proposal_page import border_map, heat_uri, level, mean_colours, region_pictures, render, write
 from wsseg_ray.proposals.hierarchies import Partition
 from wsseg_ray.proposals.regions import from_masks
-from wsseg_ray.report import proposals
-from wsseg_ray.report.proposals import border_map, heat_uri, level, mean_colours, region_pictures, render, write
 
 HOSTILE = '<script>alert("1")</script>\udce9\u202e.jpg'
 
