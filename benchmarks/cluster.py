@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.kills import differences
+from benchmarks.kills import tables_compared
 from wsseg_ray.datasets import demo
-from wsseg_ray.tables import SCHEMAS, RunDirectory
+from wsseg_ray.storage import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 GCS, DASHBOARD, PROMETHEUS, AGENT = 6391, 8291, 9391, 52391
@@ -172,9 +172,7 @@ def main() -> None:
                 # On the same nodes: torch has other threads elsewhere, which round otherwise.
                 nodes.popen(*submit, whole.root).communicate()
         print("# the tables, and those of an undisturbed run")
-        for table in SCHEMAS:
-            rows, unlike = differences(whole, run, table)
-            print(f"{table:<18} {rows:4d} rows, {unlike} missing, double or unlike")
+        tables_compared(whole, run)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

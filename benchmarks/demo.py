@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from wsseg_ray import pipeline
-from wsseg_ray.recipe import CEILING, NETWORKS, UNREFINED, load
+from wsseg_ray.recipe import load
+from wsseg_ray.report import paper
 
 RESULTS = Path(__file__).parent.parent / "RESULTS.md"
-COLUMNS = (*NETWORKS, CEILING)
+CEILING, UNREFINED = "FULL", "_unrefined"
+COLUMNS = (*paper.NETWORKS, CEILING)
 HEAD = "| val mIoU |"
 ROWS = {
     "refined": ("miou", ""),

@@ -39,12 +39,12 @@ from pyarrow import fs
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from benchmarks.kills import command, differences, same_weights
+from benchmarks.kills import TABLES, command, differences, same_weights
 from wsseg_ray.datasets import demo
-from wsseg_ray.stages.training import PROGRESS
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.engine.ray_runner import PROGRESS
+from wsseg_ray.storage import RunDirectory
 
-TABLES = {
+FOLDERS = {
     "train_hcp": "hcp",
     "score": "scores",
     "refine": "refined",
@@ -98,7 +98,7 @@ class Trial:
 
     def under_way(self, fault: str = "") -> bool:
         """Whether the stage has done something; where a training is fed by tasks, they have worked by then."""
-        table = TABLES[self.stage]
+        table = FOLDERS[self.stage]
         if fault.startswith("worker") and self.stage == "train_segmenter":
             return bool(self.processes(TASKS))
         if self.stage in ("train_hcp", "train_segmenter"):
@@ -230,7 +230,7 @@ def disturbed(
     """One trial: a stage of a run again, with a fault; what it left against what it left undisturbed."""
     shutil.copytree(whole.root, place)
     run = RunDirectory.at(str(place))
-    run.delete(TABLES[stage])
+    run.delete(FOLDERS[stage])
     run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
     with three_nodes() as cluster:
         trial = Trial(cluster, run, stage, settings)
@@ -255,11 +255,12 @@ def disturbed(
                 STRIKES[fault](trial)
             code = trial.end()
         seconds = time.monotonic() - begin
-        table = TABLES[stage]
+        folder = FOLDERS[stage]
         if stage.startswith("train"):
-            parts = (table,) if stage == "train_hcp" else (table, "AN_A")
+            parts = (folder,) if stage == "train_hcp" else (folder, "AN_A")
             found = {"rows": 1, "unlike": int(not same_weights(reference, trial.run, parts))}
         else:
+            table = next(table for table in TABLES if table.folder == folder)
             found = dict(zip(("rows", "unlike"), differences(reference, trial.run, table), strict=True))
         failed = len(trial.run.read_json("failures", f"{stage}.json") or [])
         return {**found, "failed": failed, "code": code, "seconds": seconds, "notes": "; ".join(trial.notes)}
@@ -324,7 +325,7 @@ def away_for_a_while(trial: Trial, place: Path) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", action="append", choices=TABLES, dest="stages")
+    parser.add_argument("--stage", action="append", choices=FOLDERS, dest="stages")
     parser.add_argument("--fault", action="append", choices=FAULTS, dest="faults")
     parser.add_argument("--photos", type=int, default=288)
     arguments = parser.parse_args()
@@ -335,7 +336,7 @@ def main() -> None:
         subprocess.run(command(whole, settings), check=True, env={**os.environ, "RAY_ADDRESS": "local"})
         print("| stage | fault | rows | lost, twice or unlike | failed | seconds more | what happened |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        for stage in arguments.stages or TABLES:
+        for stage in arguments.stages or FOLDERS:
             # The same on the three nodes, undisturbed: torch has other threads there, which round otherwise.
             place, reference = Path(folder) / "disturbed", Path(folder) / f"undisturbed-{stage}"
             base = disturbed(whole, place, stage, "none", settings, whole)["seconds"]

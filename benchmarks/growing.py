@@ -9,6 +9,7 @@ afterwards. Takes a minute on two cores.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import psutil
 import yaml
 
 from benchmarks.kills import command
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.storage import RunDirectory
 
 PORTS = {"port": 6397, "dashboard-port": 8297, "dashboard-agent-listen-port": 52397}
 ADDRESS = f"127.0.0.1:{PORTS['port']}"
@@ -65,6 +66,7 @@ SETTINGS = [
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     environment = {
         **os.environ,
         "RAY_FAKE_CLUSTER": "1",

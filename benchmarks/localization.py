@@ -40,22 +40,24 @@ from tqdm import tqdm
 
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.engine.stage import Job, open_run, photo_number
 from wsseg_ray.evaluation import iou
 from wsseg_ray.hcp.loss import binary_cross_entropy_loss, cross_entropy_loss, label_targets
 from wsseg_ray.hcp.scoring import choose_candidates
 from wsseg_ray.proposals.contours import contour_trunk
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.refinement.distance import METRICS, moments_distance, pairwise_sums, photo_moments, sum_moments
-from wsseg_ray.refinement.selection import select
+from wsseg_ray.refinement import METRICS, selection
+from wsseg_ray.refinement.distance import Metric, moments_distance, pairwise_sums, photo_moments, sum_moments
+from wsseg_ray.refinement.selection import Keep, select
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.inference import upsample
-from wsseg_ray.stages.job import Job, open_run, photo_number
 from wsseg_ray.stages.labels import crf_settings
 from wsseg_ray.stages.refine import groups
 from wsseg_ray.stages.rows import regions_of, truth_of
+from wsseg_ray.storage import RunDirectory, read_bytes
 from wsseg_ray.supervision.maps import localization_maps, normalize_max
 from wsseg_ray.supervision.masks import rough_mask
-from wsseg_ray.tables import RunDirectory, read_bytes
+from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES
 
 PARTS = ("keep", "count", "cam")
 COLUMNS = ("argmax", "/max", "threshold", "rough", "CRF")
@@ -97,24 +99,20 @@ def read(job: Job) -> tuple[Candidates, list[Photo]]:
     columns: list[list[np.ndarray]] = [[] for _ in Candidates._fields]
     photos, begin = [], 0
     for shard in job.run.shards("scores", "train"):
-        images, proposals = job.run.read_good("images", shard), job.run.read_good("proposals", shard)
-        for image_id, row in job.run.read_good("scores", shard).items():
-            n, labels = len(row["candidate"]), row["labels"].tolist()
-            scores = row["scores"].reshape(len(labels), -1).astype(np.float64)
-            score = scores[np.searchsorted(labels, row["candidate_label"]), row["candidate"]]
-            own = (
-                row["features"].reshape(n, -1).astype(np.float32),
-                np.full(n, photo_number(image_id)),
-                *(row[name] for name in ("candidate_label", "candidate", "norm", "area")),
-                score,
-            )
+        images, proposals = job.run.read_good(IMAGES, shard), job.run.read_good(PROPOSALS, shard)
+        for image_id, row in job.run.read_good(SCORES, shard).items():
+            n, labels = len(row.candidate), row.labels.tolist()
+            scores = row.scores.astype(np.float64)
+            score = scores[np.searchsorted(labels, row.candidate_label), row.candidate]
+            features, numbers = row.features.astype(np.float32), np.full(n, photo_number(image_id))
+            own = (features, numbers, row.candidate_label, row.candidate, row.norm, row.area, score)
             for column, values in zip(columns, own, strict=True):
                 column.append(values)
-            if images[image_id]["mask_uri"]:
+            if images[image_id].mask_uri:
                 regions = regions_of(proposals[image_id])
                 truth = truth_of(job, images[image_id])
                 counts = iou.superpixel_counts(regions.superpixels, truth, len(job.classes) + 1)
-                photo = read_photo(read_bytes(images[image_id]["uri"]), job.recipe.dataset.max_side)
+                photo = read_photo(read_bytes(images[image_id].uri), job.recipe.dataset.max_side)
                 photos.append(Photo(image_id, photo, regions, labels, scores, counts, truth, begin))
             begin += n
     return Candidates(*map(np.concatenate, columns)), photos
@@ -179,11 +177,11 @@ def _after_crf(job: Job, photo: Photo, maps: np.ndarray) -> list[np.ndarray]:
 def keep_part(job: Job, candidates: Candidates, photos: list[Photo]) -> Iterator[tuple[str, Maps]]:
     """Ways to keep candidates."""
     everything = np.ones(len(candidates.label))
-    yield "all", _kept(job, candidates, "score", 1.0, everything)
-    for keep in ("norm", "score", "area"):
+    yield "all", _kept(job, candidates, selection.score, 1.0, everything)
+    for keep in (selection.norm, selection.score, selection.area):
         for fraction in FRACTIONS:
-            yield f"{keep} {fraction}", _kept(job, candidates, keep, fraction, everything)
-    yield "random 0.5", _kept(job, candidates, "random", 0.5, everything)
+            yield f"{keep.__name__} {fraction}", _kept(job, candidates, keep, fraction, everything)
+    yield "random 0.5", _kept(job, candidates, selection.random, 0.5, everything)
     features = candidates.features
     kinds = {
         "raw": features,
@@ -194,21 +192,22 @@ def keep_part(job: Job, candidates: Candidates, photos: list[Photo]) -> Iterator
         distance, contrast = _distances(own, candidates, photos, len(job.classes))
         for name, values in (("nearest", distance), ("farthest", -distance), ("contrast", contrast)):
             for fraction in FRACTIONS:
-                yield f"{kind}: {name} {fraction}", _kept(job, candidates, "nearest", fraction, values)
-    for metric in METRICS[1:]:
-        distance = _pairwise(candidates, photos, metric)
+                yield f"{kind}: {name} {fraction}", _kept(job, candidates, selection.nearest, fraction, values)
+    for metric in METRICS.names[1:]:
+        distance = _pairwise(candidates, photos, METRICS.get(metric))
         for name, values in (("nearest", distance), ("farthest", -distance)):
-            yield f"metric {metric}: {name} 0.5", _kept(job, candidates, "nearest", 0.5, values)
+            yield f"metric {metric}: {name} 0.5", _kept(job, candidates, selection.nearest, 0.5, values)
 
 
-def _kept(job: Job, candidates: Candidates, keep: str, fraction: float, distance: np.ndarray) -> Maps:
+def _kept(job: Job, candidates: Candidates, keep: Keep, fraction: float, distance: np.ndarray) -> Maps:
     def maps(photo: Photo) -> np.ndarray:
         chosen = []
         for k, label in enumerate(photo.labels):
             own = _group(candidates, photo, k)
             columns = (values[own] for values in (distance, candidates.norm, candidates.score, candidates.area))
             seed = [job.recipe.seed, photo_number(photo.image_id), label]
-            chosen.append(candidates.proposal[own][select(keep, fraction, *columns, seed)])
+            kept = select(keep, fraction, selection.Candidates(*columns, seed))
+            chosen.append(candidates.proposal[own][kept])
         return localization_maps(photo.regions, chosen)
 
     return maps
@@ -247,7 +246,7 @@ def _distances(
     return distance, contrast
 
 
-def _pairwise(candidates: Candidates, photos: list[Photo], metric: str) -> np.ndarray:
+def _pairwise(candidates: Candidates, photos: list[Photo], metric: Metric) -> np.ndarray:
     """Eq. (1) with another metric, of the measured photos alone, zero elsewhere."""
     distance = np.zeros(len(candidates.label))
     measured = np.isin(candidates.photo, [photo_number(photo.image_id) for photo in photos])
@@ -281,13 +280,13 @@ def cam_part(job: Job, weights: Path) -> Iterator[tuple[str, Callable[[Photo], n
     rows = [
         row
         for shard in job.run.shards("scores", "train")
-        for row in (job.run.read_good("images", shard)[i] for i in job.run.read_good("scores", shard, []))
+        for row in (job.run.read_good(IMAGES, shard)[i] for i in job.run.read_good(SCORES, shard, []))
     ]
     for row in tqdm(rows, "features", disable=None):
-        photo = read_photo(read_bytes(row["uri"]), job.recipe.dataset.max_side)
+        photo = read_photo(read_bytes(row.uri), job.recipe.dataset.max_side)
         with torch.inference_mode():
             pooled.append(trunk(normalise(photo))["out"][0].mean(dim=(1, 2)))
-        labels.append(np.isin(np.arange(len(job.classes)), row["labels"]))
+        labels.append(np.isin(np.arange(len(job.classes)), row.labels))
     x, targets = torch.stack(pooled).clone(), label_targets(torch.from_numpy(np.array(labels)))
     scale = x.std()
     for kind in ("linear", "head"):
@@ -385,7 +384,7 @@ def main() -> None:
         found = results[part] = {}
         if part == "cam":
             found["all candidates"] = measure(
-                job, photos, _kept(job, candidates, "score", 1.0, candidates.norm), options.crf
+                job, photos, _kept(job, candidates, selection.score, 1.0, candidates.norm), options.crf
             )
             for name, maps_of in cam_part(job, options.weights):
                 found[name] = measure_pixels(job, photos, maps_of, options.crf)

@@ -5,9 +5,9 @@
 For each number of photos, each step (`list` and `count` need `write`) in a fresh process:
 
     listing     the data set's photos as the driver holds them, and the duplicates' check
-    shards      cut into shards, and what the Dataset of stage `images` is told of each
-    photos      the blocks of the execution of stage `images`: a shard's payload is its 32 photos, about 3 kB
-    names       the blocks of an execution of every other stage: a shard's payload is at most a number
+    shards      cut into shards, and the rows that the Dataset of stage `images` is given
+    photos      that Dataset's input: a block is the 32 rows of a shard
+    names       the input of the Datasets of every other stage: a block is the name of a shard
     write       the table `images`, a Parquet file a shard (up to `--files` photos)
     list        the names of the shards that a table has
     count       every row's image_id and error, as the end of a stage reads them
@@ -19,11 +19,10 @@ Prints seconds and the peak of the process's memory (GB, what the interpreter an
 from __future__ import annotations
 
 import argparse
-import pickle
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,10 +30,12 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from wsseg_ray import datasets, pipeline
-from wsseg_ray.stages import training
-from wsseg_ray.stages.shards import Row
-from wsseg_ray.tables import MAX_SHARD_ROWS, RunDirectory, plan_shards
+from wsseg_ray import datasets, pipeline, recipe
+from wsseg_ray.engine import ray_runner, training
+from wsseg_ray.engine.stage import Job
+from wsseg_ray.stages import images
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES, ImageRow, Row, plan_shards
 
 
 def photos(count: int) -> list[datasets.Photo]:
@@ -48,12 +49,12 @@ def listing(count: int, _: str) -> int:
     return len(found)
 
 
-def todo(count: int) -> list[Row]:
+def todo(count: int) -> dict[str, Sequence[Row] | None]:
+    """The rows of each shard, as stage `images` makes them."""
     members = photos(count)
-    return [
-        {"shard": f"train-{number:05d}", "payload": pickle.dumps([members[i] for i in own])}
-        for number, own in enumerate(plan_shards(count))
-    ]
+    return {
+        f"train-{number:05d}": [images._row(members[i]) for i in own] for number, own in enumerate(plan_shards(count))
+    }
 
 
 def shards(count: int, _: str) -> int:
@@ -61,23 +62,18 @@ def shards(count: int, _: str) -> int:
 
 
 def blocks_of_photos(count: int, _: str) -> tuple[int, float]:
-    return blocks(count, pickle.dumps(photos(MAX_SHARD_ROWS)))
+    return blocks(todo(count))
 
 
 def blocks_of_names(count: int, _: str) -> tuple[int, float]:
-    return blocks(count, pickle.dumps(None))
+    return blocks({f"train-{number:05d}": None for number in range(len(plan_shards(count)))})
 
 
-def blocks(count: int, payload: bytes) -> tuple[int, float]:
-    """A Ray Data execution's blocks, as `map_shards` makes them, and their seconds once Ray is started."""
-    # Every shard has bytes of its own, as it has there.
-    rows = [
-        {"shard": f"train-{number:05d}", "payload": bytes(bytearray(payload))}
-        for number in range(len(plan_shards(count)))
-    ]
+def blocks(missing: dict[str, Sequence[Row] | None]) -> tuple[int, float]:
+    """The input of an execution, as `RayRunner.map_shards` makes it, and its seconds once Ray is started."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     begin = time.perf_counter()
-    made = ray.data.from_items(rows, override_num_blocks=len(rows))
+    made = ray_runner._input(missing, 1)
     seconds = time.perf_counter() - begin
     found = made.num_blocks()
     ray.shutdown()
@@ -87,8 +83,8 @@ def blocks(count: int, payload: bytes) -> tuple[int, float]:
 def write(count: int, folder: str) -> int:
     run = RunDirectory.at(folder)
     for number, own in enumerate(plan_shards(count)):
-        rows = [{"image_id": f"2008_{i:09d}", "uri": "/x", "height": 375, "width": 500, "labels": [1]} for i in own]
-        run.write_shard("images", f"train-{number:05d}", rows)
+        rows = [ImageRow(f"2008_{i:09d}", uri="/x", height=375, width=500, labels=np.array([1])) for i in own]
+        run.write_shard(IMAGES, f"train-{number:05d}", rows)
     return len(plan_shards(count))
 
 
@@ -97,7 +93,8 @@ def names(count: int, folder: str) -> int:
 
 
 def rows(count: int, folder: str) -> int:
-    return pipeline._count(pipeline.Job(RunDirectory.at(folder), None, None), "images", "images")[0]
+    job = Job(RunDirectory.at(folder), recipe.Recipe(), datasets.Listing([], [], []))
+    return pipeline._count(job, "images", IMAGES)[0]
 
 
 def order(count: int, _: str) -> int:

@@ -12,7 +12,7 @@ import argparse
 import tempfile
 
 from wsseg_ray import pipeline, plan, recipe
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.storage import RunDirectory
 
 
 def main() -> None:

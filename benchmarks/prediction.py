@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import photo_size, read_mask, read_photo
+from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.evaluation.iou import confusion, miou
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.inference import at_pixels, photo_views, upsample
-from wsseg_ray.stages.job import Job, open_run
 from wsseg_ray.stages.labels import enlarge
-from wsseg_ray.stages.segmenters import trained
-from wsseg_ray.tables import read_bytes
+from wsseg_ray.stages.segmenters import network_named, trained
+from wsseg_ray.storage import read_bytes
+from wsseg_ray.tables import IMAGES
 
 
 def main() -> None:
@@ -37,13 +38,13 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[1, 0.5, 0.4], help="of the CRF's widths")
     arguments = parser.parse_args()
     job = open_run(arguments.run)
-    networks = [trained(job, name) for name in arguments.networks]
-    rows = [row for shard in job.run.shards("images", "val") for row in job.run.read_good("images", shard).values()]
+    networks = [trained(job, network_named(job.recipe, name)) for name in arguments.networks]
+    rows = [row for shard in job.run.shards("images", "val") for row in job.run.read_good(IMAGES, shard).values()]
     totals: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(2 * (len(job.classes) + 1,), np.int64))
-    for row in tqdm([row for row in rows if row["mask_uri"]], unit="photo"):
-        data = read_bytes(row["uri"])
+    for row in tqdm([row for row in rows if row.mask_uri], unit="photo"):
+        data = read_bytes(row.uri)
         full = photo_size(data)
-        truth = read_mask(read_bytes(row["mask_uri"]), *full, job.listing.mask_values)
+        truth = read_mask(read_bytes(row.mask_uri), *full, job.listing.mask_values)
         photo = read_photo(data, job.recipe.dataset.max_side)
         for variant, labels in variants(job, networks, photo, arguments.shares).items():
             for name, own in zip(arguments.networks, labels, strict=True):

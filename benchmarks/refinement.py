@@ -39,7 +39,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from wsseg_ray.refinement.distance import moments_distance, pairwise_sums, photo_moments, sum_moments
+from wsseg_ray.refinement.distance import SQUARED_L2, moments_distance, pairwise_sums, photo_moments, sum_moments
 
 DIMS = 512
 # photos that show an aeroplane, bicycle, bird, ..., tvmonitor in train_aug
@@ -104,7 +104,7 @@ def by_moments(features: np.ndarray) -> np.ndarray:
 
 def by_faiss(features: np.ndarray) -> np.ndarray:
     def of_class(candidates: np.ndarray, photo: np.ndarray) -> np.ndarray:
-        total, others = pairwise_sums(candidates, photo, candidates, photo, "squared_l2")
+        total, others = pairwise_sums(candidates, photo, candidates, photo, SQUARED_L2)
         return total / np.maximum(others, 1)
 
     return by_class(features, of_class)

@@ -45,10 +45,12 @@ def named_photos(folder: Path) -> None:
             demo.Image.fromarray(photo).save(folder / "photos" / name / f"{labels}_{name}{index}.jpg")
 
 
-def run_example(title: str, folder: Path) -> RunDirectory:
-    module, code, yaml_text = EXAMPLES[title]
-    (folder / f"{module}.py").write_text(code)
-    changes = yaml.safe_load(yaml_text)
+def run_example(titles: list[str], folder: Path, engine: str = "local") -> RunDirectory:
+    changes: dict = {"runtime": {"engine": engine}}
+    for title in titles:
+        module, code, yaml_text = EXAMPLES[title]
+        (folder / f"{module}.py").write_text(code)
+        changes = merged(changes, yaml.safe_load(yaml_text))
     if changes.get("dataset", {}).get("root"):
         named_photos(folder)
         changes["dataset"]["root"] = str(folder / changes["dataset"]["root"])
@@ -74,7 +76,7 @@ def test_there_are_six():
 
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_the_example(title, folder):
-    run = run_example(title, folder)
+    run = run_example([title], folder)
     metrics = run.read_json("metrics.json")
     assert metrics["networks"]["SN_B"]["log"][0]["loss"] > 0
     if title.startswith("A stage"):
@@ -84,10 +86,17 @@ def test_the_example(title, folder):
         assert any((row.mask == 255).any() and (row.mask != before[row.image_id].mask).any() for row in after)
 
 
+def test_variants_are_found_by_rays_workers(folder, cluster):
+    """Actors, trainers and tasks import what lies beside the recipe."""
+    titles = ["A scorer of regions", "A stage between `supervise` and `train_segmenter`", "A segmentation head"]
+    run = run_example(titles, folder, engine="ray")
+    assert run.read_json("metrics.json")["stages"]["sure"]["rows"] == 12
+
+
 def test_a_variant_is_found_where_the_run_is_opened_again(folder):
     """The run knows the folder of its variants, so that prediction finds them."""
     title = "A segmentation head"
-    run = run_example(title, folder)
+    run = run_example([title], folder)
     sys.modules.pop(EXAMPLES[title][0])
     sys.path[:] = [place for place in sys.path if not place.startswith(str(folder))]
     assert "report.html" in pipeline.write_report(run.root)

@@ -1,4 +1,4 @@
-"""Region proposals: their algebra (`regions`), and where they come from: the sources `generate`, `mcg`, `masks`."""
+"""Region proposals: computations on them (`regions`), and their sources: `generate`, `mcg`, `masks`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
     from wsseg_ray.proposals.regions import RegionProposals
 
-MAX_PIXELS = 100_000_000  # of a photo in a proposal file; more is a broken or hostile file
+MAX_PIXELS = 100_000_000  # of a photo in a proposal file; a file with more is broken or hostile
 
 
 class ProposalFileError(ValueError):
-    """A proposal file that cannot be used. The message says what is wrong with it and, where known, the way out."""
+    """A proposal file that cannot be used. The message says what is wrong and, where known, what to do."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where regions come from: from the photo, or from a file for each photo. One of the two functions is given.
+    """A way to get proposals: from the photo, or from one file per photo. Exactly one of the two functions is given.
 
-    Both return the regions and their objectness in 0..1, (N,) float32 descending, at most `count` of them, and may
-    raise ValueError, which fails the photo alone.
+    Both return at most `count` proposals and their objectness in 0..1, (N,) float32 descending. Both may raise
+    ValueError; then only this photo fails.
 
     Arguments:
-        from_photo: `(photo (H, W, 3) uint8, count) -> regions, objectness`. Where `takes_boundary`, it is given the
-            boundary (h, w) that a backbone found, too, or None.
-        from_file: `(data, count) -> regions, objectness`, of the bytes of a file.
-        suffix: of the files `<proposals.root>/<image_id><suffix>`.
-        takes_boundary: whether `proposals.weights`, a backbone that finds boundaries, serves it.
+        from_photo: `(photo (H, W, 3) uint8, count) -> regions, objectness`. With `takes_boundary`, its third argument
+            is the boundary (h, w) that a backbone found, or None.
+        from_file: `(data, count) -> regions, objectness`; `data` are the bytes of a file.
+        suffix: end of the file names `<proposals.root>/<image_id><suffix>`.
+        takes_boundary: whether it uses `proposals.weights`, a backbone that finds boundaries.
     """
 
     from_photo: Callable[..., tuple[RegionProposals, np.ndarray]] | None = None

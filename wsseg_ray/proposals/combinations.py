@@ -1,6 +1,6 @@
-"""Candidates: the nodes of all hierarchies, and pairs, triplets and 4-tuples of neighbouring coarse nodes (MCG).
+"""Possible regions: the nodes of all hierarchies, and pairs, triplets and 4-tuples of neighbouring coarse nodes (MCG).
 
-A region is a column of a boolean matrix (S, N): superpixel s lies in candidate n.
+A region is a column of a boolean matrix (S, N): superpixel s lies in region n.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from wsseg_ray.proposals.hierarchies import Partition
 
-COARSE = (100, 20, 10)  # nodes of a hierarchy, the coarsest, whose pairs, triplets and 4-tuples are candidates
+COARSE = (100, 20, 10)  # how many of a hierarchy's coarsest nodes form pairs, triplets and 4-tuples
 MIN_SHARE, MIN_PIXELS = 0.0005, 12  # smaller regions are fragments
 
 
@@ -18,7 +18,7 @@ def candidates(parts: Partition, hierarchies: list[hg.Tree], coarse: tuple[int, 
     """Nodes and tuples of neighbouring nodes of all trees, holes filled, each region once, without the whole photo.
 
     Arguments:
-        coarse: how many nodes make pairs, triplets, ...; empty for the nodes alone.
+        coarse: how many nodes form pairs, triplets, ...; empty: no tuples, only nodes.
     Returns (S, N) bool.
     """
     adjacent = np.eye(len(parts.areas), dtype=bool)
@@ -34,7 +34,7 @@ def candidates(parts: Partition, hierarchies: list[hg.Tree], coarse: tuple[int, 
 
 
 def nodes(tree: hg.Tree) -> np.ndarray:
-    """Superpixels of every node but the whole, finest first, single superpixels among them, (2 S - 2, S) bool."""
+    """Superpixels of every node except the root, finest first, single superpixels included, (2 S - 2, S) bool."""
     leaves, parents = tree.num_leaves(), tree.parents()
     members = np.zeros((tree.num_vertices(), leaves), bool)
     members[np.arange(leaves), np.arange(leaves)] = True
@@ -44,7 +44,7 @@ def nodes(tree: hg.Tree) -> np.ndarray:
 
 
 def tuples(members: np.ndarray, adjacent: np.ndarray, coarse: tuple[int, ...]) -> list[np.ndarray]:
-    """Unions of two, three, ... of the coarsest nodes that do not overlap and hang together."""
+    """Unions of two, three, ... of the coarsest nodes that do not overlap and are connected."""
     members = members[::-1][: max(coarse, default=0)]
     near = (members.astype(np.float32) @ adjacent.astype(np.float32) @ members.T.astype(np.float32)) > 0
     apart = (members.astype(np.float32) @ members.T.astype(np.float32)) == 0
@@ -61,9 +61,9 @@ def tuples(members: np.ndarray, adjacent: np.ndarray, coarse: tuple[int, ...]) -
 
 
 def fill_holes(regions: np.ndarray, parts: Partition) -> np.ndarray:
-    """Regions with what they enclose: all that cannot be reached from the photo's border without crossing them.
+    """Regions with their holes: superpixels that cannot be reached from the photo's border without crossing the region.
 
-    Sweeps over the superpixels, forth and back, for all regions at once, 64 to a word.
+    Goes over the superpixels forwards and backwards, for all regions at once, 64 regions per word.
 
     Arguments:
         regions: (S, N) bool.
@@ -88,6 +88,6 @@ def fill_holes(regions: np.ndarray, parts: Partition) -> np.ndarray:
 
 
 def distinct(regions: np.ndarray) -> np.ndarray:
-    """Indices of the first of equal columns of (S, N) bool, ascending."""
+    """Indices of the columns of (S, N) bool that equal no earlier column, ascending."""
     packed = np.ascontiguousarray(np.packbits(regions, axis=0).T)
     return np.sort(np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_index=True)[1])

@@ -1,9 +1,9 @@
-"""How strong the contour between neighbouring pixels is, by colour, by texture, and by what a VGG-16 trunk sees.
+"""How strong the contour between neighbouring pixels is, by colour, by texture, and by a VGG-16 backbone.
 
-Colour and texture: the means of two windows on both sides of every step of the pixel grid, at several scales, as
-gPb compares half discs (Arbeláez et al., PAMI 2011). Trunk: a small network on the outputs of all conv layers of
-an ImageNet VGG-16, in the spirit of HED (Xie and Tu, ICCV 2015) and PixelNet (Bansal et al., 2017), that learned the
-human boundaries of BSDS500; `benchmarks/train_proposals.py` makes its weights.
+Colour and texture: two windows on both sides of each edge of the pixel grid are compared by their means, at several
+scales, as gPb compares half discs (Arbeláez et al., PAMI 2011). Backbone: a small network on the outputs of all conv
+layers of an ImageNet VGG-16, similar to HED (Xie and Tu, ICCV 2015) and PixelNet (Bansal et al., 2017). It was trained
+on the human boundaries of BSDS500; `benchmarks/train_proposals.py` makes its weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wsseg_ray.proposals.learned import Layers, layers
 
 COLOUR_SCALES = (1, 4, 12)  # depth of the windows, in pixels of a 500x375 photo
 TEXTURE_SCALES = (5, 12)  # texture has no meaning in a window of one pixel
-DIAGONAL = 625  # of that photo
+DIAGONAL = 625  # of a 500x375 photo, in pixels
 XYZ_OF_RGB = np.array(  # linear sRGB to XYZ over the D65 white
     [[0.43395, 0.37621, 0.18984], [0.21267, 0.71515, 0.07218], [0.01775, 0.10947, 0.87278]], np.float32
 )
@@ -35,7 +35,7 @@ def lab(photo: np.ndarray) -> np.ndarray:
     """CIE L*a*b* (D65) of sRGB: (H, W, 3) uint8 to (H, W, 3) float32."""
     rgb = np.arange(256) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
-    # Indexing keeps the photo's memory layout, and with it numpy chooses how the product is summed and rounded.
+    # Indexing keeps the photo's memory layout, on which numpy's order of summation, and so the rounding, depends.
     xyz = linear[np.ascontiguousarray(photo)] @ XYZ_OF_RGB.T
     f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
@@ -57,7 +57,7 @@ def gradients(grid: hg.UndirectedGraph, colours: np.ndarray, textures: np.ndarra
     Arguments:
         grid: the 4-adjacency graph of the photo, E edges.
         colours, textures: (H, W, 3) and (H, W, 4) as `lab` and `texture` give them.
-    Returns (5, E) float32: in units of L*a*b*, and of log derivatives.
+    Returns (5, E) float32: three in units of L*a*b*, two in units of log derivatives.
     """
     height, width = colours.shape[:2]
     source, target = grid.edge_list()
@@ -73,7 +73,7 @@ def gradients(grid: hg.UndirectedGraph, colours: np.ndarray, textures: np.ndarra
 
 
 def _differences(channels: np.ndarray, radius: int, axis: int) -> np.ndarray:
-    """Distance of the means before and after each step along an axis, in windows `radius` deep, 2 `radius` + 1 wide."""
+    """Distance of the means before and after each step along an axis; windows are `radius` deep, 2 `radius` + 1 wide."""
     means = ndimage.uniform_filter1d(channels, 2 * radius + 1, axis=1 - axis, mode="nearest")
     means = ndimage.uniform_filter1d(means, radius, axis=axis, mode="nearest")
     last = channels.shape[axis] - 1
@@ -84,17 +84,17 @@ def _differences(channels: np.ndarray, radius: int, axis: int) -> np.ndarray:
 
 
 def side_outputs(trunk: nn.Sequential, photo: torch.Tensor) -> list[torch.Tensor]:
-    """The outputs of all conv layers, behind their ReLU, in order.
+    """The outputs of all conv layers after their ReLU, in order.
 
     Arguments:
         trunk: VGG-16's conv layers, see `backbones.vgg.conv_layers`.
         photo: (1, 3, H, W) float32, see `backbones.photos.normalise`.
-    Returns 13 tensors (1, C, h, w). Costs the forward pass, and keeps 200 MB at 500x375.
+    Returns 13 tensors (1, C, h, w). Costs one forward pass, and 200 MB of memory at 500x375.
     """
     outputs = []
     for layer in trunk:
         if isinstance(layer, nn.ReLU):
-            photo = functional.relu(photo)  # not in place: the layer before it was not kept
+            photo = functional.relu(photo)  # in place would save nothing: the conv layer's output is not kept
             outputs.append(photo)
         else:
             photo = layer(photo)
@@ -102,13 +102,13 @@ def side_outputs(trunk: nn.Sequential, photo: torch.Tensor) -> list[torch.Tensor
 
 
 def boundary(outputs: list[torch.Tensor], size: tuple[int, int], head: Layers) -> np.ndarray:
-    """Probability that a person draws a boundary through a pixel, from the trunk's side outputs.
+    """Probability that a person draws a boundary through a pixel, from the backbone's side outputs.
 
     A perceptron on the hypercolumn, the outputs of all layers at a pixel. Its first layer is linear, so it is applied
-    to each output at its own resolution, and what it gives is brought to the photo's, bilinearly, and summed.
+    to each output at that output's resolution; the results are resized bilinearly to the photo's size and summed.
 
     Arguments:
-        outputs: as `side_outputs` gives them, C channels in all.
+        outputs: from `side_outputs`, C channels in total.
         size: height and width of the photo.
         head: weights (out, in) and biases (out,) of three layers; the first has C inputs.
     Returns (H, W) float32 in 0..1. Costs 0.15 s at 500x375.
@@ -129,19 +129,19 @@ def boundary(outputs: list[torch.Tensor], size: tuple[int, int], head: Layers) -
 
 @torch.inference_mode()
 def trunk_boundary(trunk: nn.Sequential, photo: np.ndarray) -> np.ndarray:
-    """Probability that a person draws a boundary through a pixel, by the head that is shipped.
+    """Probability that a person draws a boundary through a pixel, by the head in the package.
 
     Arguments:
         trunk: VGG-16's conv layers with ImageNet's weights, on any device.
         photo: (H, W, 3) uint8, RGB.
-    Returns (H, W) float32. Costs the trunk's forward pass and 0.15 s at 500x375.
+    Returns (H, W) float32. Costs the backbone's forward pass and 0.15 s at 500x375.
     """
     batch = normalise(photo).to(next(trunk.parameters()).device)
     return boundary(side_outputs(trunk, batch), photo.shape[:2], layers("boundary"))
 
 
 class _Trunk(nn.Module):
-    """A network that is a backbone alone, as `load_weights` takes it."""
+    """A network without a head, for `load_weights`."""
 
     imagenet = VGG16.imagenet
 
@@ -154,8 +154,8 @@ def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
     """VGG-16's conv layers with weights, for `trunk_boundary`.
 
     Arguments:
-        source, name: see `backbones.weights.load_weights`; ImageNet's weights, which the head has learned on.
-    Raises WeightsError where they cannot be used.
+        source, name: see `backbones.weights.load_weights`; ImageNet's weights, with which the head was trained.
+    Raises WeightsError where the weights cannot be used.
     """
     network = _Trunk()
     load_weights(network, source, name)

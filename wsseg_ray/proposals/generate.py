@@ -1,8 +1,8 @@
 """Region proposals from the photo alone: contours -> hierarchies -> combinations -> ranking.
 
-Grouping in the spirit of MCG (Arbeláez, Pont-Tuset et al., CVPR 2014), a step a file. What is learned, a boundary
-detector on an ImageNet trunk, the strength of a contour and the ranking, comes from human boundaries of BSDS500, and so
-does the choice of every constant: no mask of an object had a part in it.
+Grouping similar to MCG (Arbeláez, Pont-Tuset et al., CVPR 2014), one file per step. Three parts are learned: a boundary
+detector on an ImageNet backbone, the strength of contours, and the ranking. They and every constant come from the human
+boundaries of BSDS500; no masks of objects were used.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from wsseg_ray.proposals import Source, combinations, contours, hierarchies, ran
 from wsseg_ray.proposals.learned import layers
 from wsseg_ray.proposals.regions import RegionProposals
 
-MAX_WORKING_PIXELS = 500 * 500  # larger photos are shrunk to it; their superpixels are brought back to full size
-FINE = 0.25  # the colour's share in the watershed beside the trunk's boundary, which is a pixel or two off
+MAX_WORKING_PIXELS = 500 * 500  # larger photos are shrunk to this; their superpixels are resized back to full size
+FINE = 0.25  # share of colour in the watershed: the backbone's boundary is one or two pixels off
 
 
 def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) -> tuple[RegionProposals, np.ndarray]:
-    """Candidate objects of a photo.
+    """Proposals of a photo.
 
     Arguments:
         photo: (H, W, 3) uint8, RGB.
         count: how many proposals at most; fewer on small or plain photos.
         boundary: (h, w) in 0..1, of the size of `shrink(photo)`: the probability that a person draws a boundary
-            through a pixel, see `contours.trunk_boundary`; without it colour and texture alone draw the contours.
+            through a pixel, see `contours.trunk_boundary`; None: contours come from colour and texture only.
 
-    Costs about 1 s at 500x375 on one core beside what `boundary` costs.
+    Costs about 1 s at 500x375 on one core, without the cost of `boundary`.
 
     Returns the proposals and their objectness, in 0..1, (N,) float32 descending. The whole photo comes last, at 0.
 
@@ -57,7 +57,7 @@ def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) 
 
 
 def shrink(photo: np.ndarray) -> np.ndarray:
-    """The photo at the size that contours and superpixels are found at: itself, unless it is larger than 500x500."""
+    """The photo, shrunk to at most 500x500 pixels in total: the size at which contours and superpixels are found."""
     scale = np.sqrt(MAX_WORKING_PIXELS / (photo.shape[0] * photo.shape[1]))
     if scale >= 1:
         return photo
@@ -66,12 +66,13 @@ def shrink(photo: np.ndarray) -> np.ndarray:
 
 
 def cut(photo: np.ndarray, boundary: np.ndarray | None = None) -> tuple[hierarchies.Partition, hierarchies.Looks, str]:
-    """Superpixels of a photo, with the cues along their arcs and their looks; and which networks know these cues.
+    """Superpixels of a photo, with the cues along their arcs and their looks; and which networks use these cues.
 
     Arguments:
         photo: (H, W, 3) uint8, no larger than `shrink` makes it.
         boundary: (H, W), see `generate`.
-    Returns them and "plain" or "trunk". Raises ValueError where the boundary is not of the photo's size.
+    Returns the superpixels, the looks, and "plain" or "trunk". Raises ValueError where the boundary is not of the
+    photo's size.
     """
     if boundary is not None and boundary.shape != photo.shape[:2]:
         raise ValueError(f"a boundary of {boundary.shape} for a photo of {photo.shape[:2]} at working size")

@@ -1,9 +1,9 @@
-"""From contours to superpixels, and to several hierarchies over them, each of its own idea of what belongs together.
+"""From contours to superpixels, and to several hierarchies of them, each with another rule for merging.
 
-Superpixels are the largest basins of a watershed (Cousty et al., PAMI 2009). What separates two neighbours is a
-probability, learned from the human segments of BSDS500, that a person draws a contour between them. Hierarchies merge
-by the mean of that probability along their contour, which is an ultrametric contour map (Arbeláez et al., PAMI 2011),
-by single cues, or by likeness (Ward). `higra` (Perret et al., SoftwareX 2019) does the work.
+Superpixels are the largest basins of a watershed (Cousty et al., PAMI 2009). Each pair of neighbours has a probability,
+learned from the human segments of BSDS500, that a person draws a contour between them. Hierarchies merge by the mean of
+that probability along the contour, which is an ultrametric contour map (Arbeláez et al., PAMI 2011), by single cues, or
+by likeness (Ward). `higra` (Perret et al., SoftwareX 2019) computes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from wsseg_ray.proposals.learned import Layers, perceive
 
 MAX_SUPERPIXELS = 600
-PIXELS_PER_SUPERPIXEL = 30  # of small photos, which have fewer superpixels
+PIXELS_PER_SUPERPIXEL = 30  # limits the superpixels of small photos
 
 
 class Partition(NamedTuple):
@@ -35,7 +35,7 @@ def partition(grid: hg.UndirectedGraph, strength: np.ndarray, cues: np.ndarray) 
 
     Arguments:
         grid: the 4-adjacency graph of the photo.
-        strength: (edges of the grid,): what the watershed floods.
+        strength: (edges of the grid,): contour strength for the watershed.
         cues: (K, edges of the grid): contour strengths to be averaged along the arcs.
     Costs 0.25 s at 500x375.
     """
@@ -101,7 +101,7 @@ def looks(superpixels: np.ndarray, areas: np.ndarray, colours: np.ndarray, textu
 
 
 def arc_features(parts: Partition, seen: Looks) -> np.ndarray:
-    """What tells whether a contour lies along an arc, (E, K + 4): the cues, and how unlike its two sides are."""
+    """Features of every arc, (E, K + 4): the cues, how much its two sides differ, and the smaller side's size."""
     source, target = parts.ends
     unlike = [
         np.linalg.norm(look[source] - look[target], axis=1) for look in (seen.colour, seen.colours, seen.textures)

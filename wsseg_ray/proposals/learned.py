@@ -1,6 +1,6 @@
-"""What the generator has learned: three small perceptrons, from the human boundaries of BSDS500 alone.
+"""The generator's learned part: small perceptrons, trained only on the human boundaries of BSDS500.
 
-`benchmarks/train_proposals.py` writes `learned.npz`, which is shipped: no mask of an object had a part in it.
+`benchmarks/train_proposals.py` writes `learned.npz`, which is in the package. No masks of objects were used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (out, in) and biases (ou
 
 @cache
 def layers(name: str) -> Layers:
-    """The layers of a perceptron of `learned.npz`, by its name."""
+    """The layers of the perceptron `name` in `learned.npz`."""
     with (resources.files("wsseg_ray.proposals") / "learned.npz").open("rb") as file, np.load(file) as kept:
         depth = sum(key.startswith(f"{name}.weight") for key in kept)
         return [
@@ -25,7 +25,7 @@ def layers(name: str) -> Layers:
 
 
 def perceive(network: Layers, x: np.ndarray) -> np.ndarray:
-    """A perceptron with ReLUs between its layers: (N, in) to (N,) float32, its one output."""
+    """The output of a perceptron with ReLUs between its layers: (N, in) to (N,) float32."""
     x = x.astype(np.float32)
     for weight, bias in network[:-1]:
         x = np.maximum(x @ weight.T + bias, 0)

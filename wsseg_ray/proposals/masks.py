@@ -1,11 +1,11 @@
-"""Proposals from masks that any tool made: COCO run-length masks in JSON, as SAM and pycocotools write them.
+"""Proposals from the masks of any tool: COCO run-length masks in JSON, as SAM and pycocotools write them.
 
 The file is a list, or an object with a list `annotations`, of
 
     {"segmentation": {"size": [H, W], "counts": "..." or [...]}, "score" | "predicted_iou" | "stability_score": ...}
 
 `counts` are the lengths of alternating runs of 0 and 1 down the columns, as a list or in COCO's compressed string.
-They are decoded here rather than by pycocotools, whose C code trusts them.
+They are decoded here, not by pycocotools, because its C code does not check them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from wsseg_ray.proposals.regions import RegionProposals, from_masks
 
 SCORES = ("score", "predicted_iou", "stability_score")
 MAX_SCORE = float(np.finfo(np.float32).max)
-MAX_DIGITS = 7  # of five bits a run in the compressed string: more than any photo needs
+MAX_DIGITS = 7  # per run in the compressed string, five bits each: more than any photo needs
 
 
 def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
     """The best masks of a file as proposals.
 
-    Objectness is the first of score, predicted_iou and stability_score that every mask has, else its share of the
-    photo. Empty masks are dropped, and of equal masks all but the best: each would be one more vote for its pixels.
-    Only `segmentation` says where a mask is: `bbox`, `area` and the like are not looked at.
+    Objectness is the first of score, predicted_iou and stability_score that every mask has, otherwise the mask's share
+    of the photo. Empty masks are dropped. Of equal masks only the best is kept, because each copy would be one more
+    vote for its pixels. A mask comes from `segmentation` only; `bbox`, `area` and other fields are not read.
 
     Arguments:
         data: the file's bytes.
-        count: how many to take, by objectness, descending; equal ones keep the file's order.
+        count: how many masks to take, by objectness, descending; masks of equal objectness keep the file's order.
 
-    Costs a few passes a mask over the runs of all masks together, and one over the photo.
+    Costs a few passes per mask over the runs of all masks together, and one pass per mask over the photo.
 
     Returns the proposals and their objectness, (N,) float32 descending, N at most `count`.
-    Raises ProposalFileError, and nothing else, where the file is not what it should be.
+    Raises ProposalFileError, and no other error, where the file is not valid.
     """
     records = _records(data)
     size = _size(records[0], 0)
@@ -71,8 +71,8 @@ def _size(record: dict, n: int) -> tuple[int, int]:
     segmentation = record.get("segmentation") if isinstance(record, dict) else None
     if isinstance(segmentation, list):
         raise ProposalFileError(
-            f"mask {n} is a polygon or a list of pixels, not run lengths: COCO.annToRLE makes them of polygons, "
-            "SAM writes them with output_mode='coco_rle'"
+            f"mask {n} is a polygon or a list of pixels, not run lengths: COCO.annToRLE converts polygons, "
+            "SAM writes run lengths with output_mode='coco_rle'"
         )
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise ProposalFileError(f"mask {n} has no 'segmentation' with 'size' and 'counts'")
@@ -85,7 +85,7 @@ def _size(record: dict, n: int) -> tuple[int, int]:
 
 
 def _flips(record: dict, n: int, size: tuple[int, int]) -> np.ndarray:
-    """Where the mask begins and ends, in pixels down the columns, (F,) int64 ascending: alike for equal masks."""
+    """Where the mask begins and ends, in pixels down the columns, (F,) int64 ascending; the same for equal masks."""
     if _size(record, n) != size:
         raise ProposalFileError(f"mask {n} is of another size than mask 0")
     counts = record["segmentation"]["counts"]
@@ -101,13 +101,13 @@ def _flips(record: dict, n: int, size: tuple[int, int]) -> np.ndarray:
     if counts.sum() != pixels:
         raise ProposalFileError(f"mask {n}: the runs cover {counts.sum()} pixels of {size[0]} x {size[1]}")
     ends, times = np.unique(np.cumsum(counts), return_counts=True)
-    return ends[(times % 2 == 1) & (ends < pixels)]  # an empty run flips there and back
+    return ends[(times % 2 == 1) & (ends < pixels)]  # an empty run makes two flips at one place: no change
 
 
 def _decompress(text: str, n: int) -> np.ndarray:
-    """COCO's compressed counts: five bits a character, low ones first, 32 for "goes on", offset 48.
+    """COCO's compressed counts: five bits per character, low bits first; bit 32: the number continues; offset 48.
 
-    From the fourth run on, the number is the difference to the run two before.
+    From the fourth run on, the number is the difference from the run two places before.
     """
     symbols = np.frombuffer(text.encode("utf-8", errors="surrogatepass"), np.uint8).astype(np.int64) - 48
     if len(symbols) == 0 or symbols.min() < 0 or symbols.max() > 63 or symbols[-1] & 32:
@@ -116,7 +116,7 @@ def _decompress(text: str, n: int) -> np.ndarray:
     starts = np.concatenate([[0], last[:-1] + 1])
     digits = last - starts + 1
     if digits.max() > MAX_DIGITS:
-        raise ProposalFileError(f"mask {n}: a run length beyond any photo")
+        raise ProposalFileError(f"mask {n}: a run length that is larger than any photo")
     place = np.arange(len(symbols)) - np.repeat(starts, digits)
     counts = np.add.reduceat((symbols & 31) << 5 * place, starts)
     counts -= np.where(symbols[last] & 16, 1 << 5 * digits, 0)  # two's complement
@@ -137,7 +137,7 @@ def _objectness(records: list[dict], shares: np.ndarray) -> np.ndarray:
 
 
 def _regions(flips: list[np.ndarray], size: tuple[int, int]) -> RegionProposals:
-    """Masks as proposals, computed on the intervals between the flips of all masks rather than on pixels."""
+    """Masks as proposals, computed on the intervals between the flips of all masks instead of on pixels."""
     height, width = size
     boundaries = np.unique(np.concatenate([[0, height * width], *flips]))
     interval_count = len(boundaries) - 1
