@@ -266,11 +266,13 @@ def _input(missing: dict[str, Sequence[Row] | None], photos: int) -> ray.data.Da
     Arguments:
         photos: that a task works on.
     """
-    blocks = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items() if rows is not None]
-    if blocks:
-        return ray.data.from_arrow(blocks)
+    together = max(1, photos // MAX_SHARD_ROWS)  # shards of a task
+    given = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items() if rows is not None]
+    if given:
+        starts = range(0, len(given), together)
+        return ray.data.from_arrow([pa.concat_tables(given[start : start + together]) for start in starts])
     names = [{"shard": shard} for shard in missing]
-    return ray.data.from_items(names, override_num_blocks=-(-len(names) // max(1, photos // MAX_SHARD_ROWS)))
+    return ray.data.from_items(names, override_num_blocks=-(-len(names) // together))
 
 
 def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
