@@ -18,9 +18,9 @@ photo is the sum over its layers; a library that convolves with fewer multiply-a
 is float16 on a GPU and bfloat16 on a CPU, by autocast.
 
 The stage: a run on `--stage-photos` of the val photos as its training photos, with `segment` pooling, a network at
-random and 400 candidates a label, about as many as a trained one found. `score` in the pipeline, and then its kernel
-and its tables in a plain loop in a fresh process, with the same threads that wait in the same way. When a file of the
-run was written says where the stage's time goes. PCA is fitted by the stage alone; the loop reads it.
+random and 400 candidates a label, about as many as a trained one found. `score` on Ray, and then without Ray in one
+process (`runtime.engine=local`), each in a fresh process with the same threads that wait in the same way. When a file
+of a run was written says where the time goes.
 
 Prints three tables and a JSON line. `--photos 0` and `--stage-photos 0` leave a part out. Takes about 15 minutes on two
 cores.
@@ -29,10 +29,9 @@ cores.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import pickle
+import shutil
 import sys
 import tempfile
 import time
@@ -45,7 +44,6 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-import ray
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -60,11 +58,8 @@ from wsseg_ray.hcp.pooling import POOLINGS, MapPooling
 from wsseg_ray.hcp.scoring import score_proposals
 from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.stages import score, train_hcp
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.resources import needs
-from wsseg_ray.stages.rows import add_photo
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import SCORES
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/voc-animals/VOCdevkit/VOC2012"
 CLASSES = len(recipe.VOC_CLASSES)
@@ -260,41 +255,20 @@ def kernel_table(measured: dict[str, dict[str, float]]) -> str:
 
 
 def stage(data: Path, photos: int, use_gpu: bool) -> dict[str, dict[str, float]]:
-    """The stage `score` in the pipeline, and the same photos in a plain loop: photos, seconds and where they went."""
+    """The stage `score` on Ray, and the same without: photos, seconds and where they went."""
     os.environ.setdefault("RAY_ADDRESS", "local")  # the run is on this machine's disk
     settings = [*STAGE, f"dataset.root={data}", f"dataset.limit={photos}", f"runtime.use_gpu={str(use_gpu).lower()}"]
-    chosen = recipe.load("voc12-best", settings)
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDirectory.at(f"{folder}/run")
-        pipeline.run(chosen, run.root, "proposals")
-        job = pipeline.prepare(chosen, run)
-        _leave_network(job)
-        pipeline.run(chosen, run.root, "score")
-        in_ray = _stage_times(run)
-        ray.init(log_to_driver=False, logging_level="error")
-        threads = needs(chosen, "score").threads
-        ray.shutdown()
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            start = time.perf_counter()
-            alone = process.submit(plain_loop, job, f"{folder}/loop", threads, use_gpu).result()
-            whole = time.perf_counter() - start
-        alone["process"] = whole - sum(alone[key] for key in ("network", "read", "score", "write", "pickle"))
-        alone["seconds"] = whole - alone["pickle"]
-        alone["rate"] = alone["photos"] / (alone["read"] + alone["score"] + alone["write"])
-    return {"stage": in_ray, "loop": alone}
-
-
-def _leave_network(job: Job) -> None:
-    """What `train_hcp` leaves, at random, so that the pipeline takes it for done."""
-    buffer = io.BytesIO()
-    torch.save(train_hcp.build(job.recipe, len(job.classes))[0].state_dict(), buffer)
-    job.run.write_bytes(buffer.getvalue(), train_hcp.FOLDER, "network.pt")
-    job.run.write_json({"log": [], "ap": {}, "val_map": 0.0}, train_hcp.FOLDER, "log.json")
-    own = pipeline.STAGES["train_hcp"]
-    needs = [job.run.read_json("stages", f"{need}.json")["fingerprint"] for need in own.needs]
-    mark = recipe.fingerprint(pipeline.FORMAT, "train_hcp", own.settings(job), needs)
-    entry = {"fingerprint": mark, "state": "done", "rows": 0, "failed": 0, "worked": 0, "seconds": 0.0}
-    job.run.write_json(entry, "stages", "train_hcp.json")
+        pipeline.run(recipe.load("voc12-best", settings), f"{folder}/before", "train_hcp")
+        for engine in ("ray", "local"):
+            run = RunDirectory.at(f"{folder}/{engine}")
+            shutil.copytree(f"{folder}/before", run.root)
+            chosen = recipe.load("voc12-best", [*settings, f"runtime.engine={engine}"])
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                process.submit(pipeline.run, chosen, run.root, "score").result()
+            found[engine] = _stage_times(run)
+    return found
 
 
 def _stage_times(run: RunDirectory) -> dict[str, float]:
@@ -306,7 +280,7 @@ def _stage_times(run: RunDirectory) -> dict[str, float]:
     end = (folder / "stages" / "score.json").stat().st_mtime
     fitted = (folder / "scores" / "pca.npz").stat().st_mtime
     written = sorted((file.stat().st_mtime, file.stem) for file in (folder / "scores").glob("*.parquet"))
-    first = len(run.read_shard("scores", written[0][1], ["image_id"]))
+    first = len(run.read_shard(SCORES, written[0][1], ["image_id"]))
     running = written[-1][0] - written[0][0]
     return {
         "photos": reported["rows"],
@@ -317,80 +291,37 @@ def _stage_times(run: RunDirectory) -> dict[str, float]:
         "running": running,
         "end": end - written[-1][0],
         "rate": (reported["rows"] - first) / running if running else float("nan"),
-        "reported_rate": reported["rows_per_second"],
         "bytes_a_photo": sum(file.stat().st_size for file in (folder / "scores").glob("*.parquet")) / reported["rows"],
     }
 
 
-def plain_loop(job: Job, out: str, threads: int, use_gpu: bool) -> dict[str, float]:
-    """The stage without Ray: its reading, its kernel and its table, shard after shard; seconds of each.
-
-    `pickle` is what goes from tasks to the actor and back, there and back again: the stage's alone.
-    """
-    if not use_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    spent = dict.fromkeys(("network", "read", "score", "write", "pickle"), 0.0)
-    clock = time.perf_counter()
-
-    def lap(step: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        spent[step] += now - clock
-        clock = now
-
-    scorer = score._Scorer(job)
-    lap("network")
-    photos = 0
-    for shard in job.run.shards("proposals"):
-        rows = [add_photo(job, row) for row in score._rows(job, shard, threads)]
-        lap("read")
-        scored = [{"image_id": row["image_id"], **scorer(row)} for row in rows]
-        lap("score")
-        RunDirectory.at(out).write_shard(score.TABLE, shard, scored)
-        lap("write")
-        for payload in (rows, scored):
-            pickle.loads(pickle.dumps(payload))
-        lap("pickle")
-        photos += len(rows)
-    return {"photos": photos, "threads": threads, **spent}
-
-
 def stage_tables(measured: dict[str, dict[str, float]]) -> str:
-    of, alone = measured["stage"], measured["loop"]
-    mapped = of["seconds"] - of["pca"]
-    first, count = of["first_photos"], of["photos"]
-    compared = [
-        ("once it runs: without its first shard; without process and network", of["rate"], alone["rate"]),
-        ("with every start, without PCA", count / mapped, alone["photos"] / alone["seconds"]),
-        ("as the pipeline reports it, with PCA", of["reported_rate"], alone["photos"] / alone["seconds"]),
-    ]
-    went = [
-        ("stage", "PCA: a worker, the network, up to 64 photos, the fit", of["pca"]),
-        ("stage", f"Ray Data, the actor, the network, the first {first} photos", of["first"]),
-        ("stage", f"the other {count - first} photos", of["running"]),
-        ("stage", "after the last photo", of["end"]),
-        ("stage", "all", of["seconds"]),
-        ("loop", "the process, its imports", alone["process"]),
-        ("loop", "the network", alone["network"]),
-        ("loop", "reading and decoding", alone["read"]),
-        ("loop", "scoring", alone["score"]),
-        ("loop", "writing", alone["write"]),
-        ("loop", "all", alone["seconds"]),
-        ("neither", "pickling photos and scores there and back, on one core, as the stage does", alone["pickle"]),
-    ]
+    of, alone = measured["ray"], measured["local"]
+    rates = {
+        "once it runs: without its first shard": lambda own: own["rate"],
+        "with every start, without PCA": lambda own: own["photos"] / (own["seconds"] - own["pca"]),
+        "as the run reports it, with PCA": lambda own: own["photos"] / own["seconds"],
+    }
+    parts = {
+        "PCA: the network, up to 64 photos, the fit": "pca",
+        f"what works on photos starts, and the first {of['first_photos']} photos": "first",
+        f"the other {of['photos'] - of['first_photos']} photos": "running",
+        "after the last photo": "end",
+        "all": "seconds",
+    }
     return "\n".join(
         [
-            f"Photos a second, {count} photos, {of['bytes_a_photo'] / 1e3:.0f} kB a photo written",
+            f"Photos a second, {of['photos']} photos, {of['bytes_a_photo'] / 1e3:.0f} kB a photo written",
             "",
-            _row(["", "stage", "loop", "stage / loop"]),
+            _row(["", "Ray", "local", "Ray / local"]),
             _row(["---", "---:", "---:", "---:"]),
-            *(_row([name, f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}"]) for name, a, b in compared),
+            *(_row([name, f"{a(of):.2f}", f"{a(alone):.2f}", f"{a(of) / a(alone):.2f}"]) for name, a in rates.items()),
             "",
             "Seconds",
             "",
-            _row(["", "", "seconds"]),
-            _row(["---", "---", "---:"]),
-            *(_row([who, what, f"{seconds:.2f}"]) for who, what, seconds in went),
+            _row(["", "Ray", "local"]),
+            _row(["---", "---:", "---:"]),
+            *(_row([name, f"{of[key]:.2f}", f"{alone[key]:.2f}"]) for name, key in parts.items()),
             "",
         ]
     )

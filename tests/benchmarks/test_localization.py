@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from benchmarks.localization import Photo, count_part, held_out, keep_part, measure, read, superpixel_means, table
+from benchmarks.localization import Photo, count_part, held_out, keep_part, measure, read, superpixel_means
+from wsseg_ray.engine.stage import open_run
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.stages.job import open_run
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run):
-    job = open_run(tiny_run[1].root)
+def run(tiny_local):
+    job = open_run(tiny_local[1])
     return job, *read(job)
 
 
@@ -47,13 +47,3 @@ def test_means_over_superpixels():
         "a", None, RegionProposals(superpixels, sparse.csr_array(np.ones((1, 2), np.float32))), [0], None, None, None, 0
     )
     assert superpixel_means(lambda _: np.array([[[0.2, 0.4, 1.0]]]))(photo).tolist() == [[pytest.approx(0.3), 1.0]]
-
-
-def test_a_table_has_the_columns_that_were_measured():
-    text = table("keep", {"all": {"argmax": 12.34, "threshold": 50.0}, "other": {"threshold": 1.0}})
-    assert text.splitlines() == [
-        "| keep | argmax | threshold |",
-        "|---|---:|---:|",
-        "| all | 12.3 | 50.0 |",
-        "| other |  | 1.0 |",
-    ]
