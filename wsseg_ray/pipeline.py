@@ -22,7 +22,7 @@ from wsseg_ray import datasets, summary
 from wsseg_ray.console import chatter_to, say
 from wsseg_ray.engine.resources import check_names
 from wsseg_ray.engine.shards import TRIES
-from wsseg_ray.engine.stage import Job, Runner, Stage, open_run, with_replacements
+from wsseg_ray.engine.stage import Job, Runner, Stage, as_seen_by, open_run, with_replacements
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.recipe import Recipe, check_variants, dump, fingerprint
 from wsseg_ray.registry import folders
@@ -90,8 +90,9 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     with _runner(job, wanted) as runner:
         marks: dict[str, str] = {}
         for stage in wanted:
-            inputs = [mark for folder, mark in marks.items() if _is_read(job, stage, folder)]
-            marks[stage.writes] = _run_stage(job, runner, stage, inputs, settings[stage.name])
+            seen = as_seen_by(stage, job, stages)
+            inputs = [mark for folder, mark in marks.items() if _is_read(seen, stage, folder)]
+            marks[stage.writes] = _run_stage(seen, runner, stage, inputs, settings[stage.name])
     metrics, written = summary.conclude(job, wanted)
     return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
 

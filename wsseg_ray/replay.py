@@ -13,7 +13,7 @@ import numpy as np
 
 from wsseg_ray.engine.local import LocalRunner, as_sent, photo_kernel
 from wsseg_ray.engine.shards import guard
-from wsseg_ray.engine.stage import Job, Stage, open_run
+from wsseg_ray.engine.stage import Job, Stage, as_seen_by, open_run
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.pipeline import stages_of
 from wsseg_ray.storage import RunDirectory
@@ -61,8 +61,8 @@ def replay(run: str, stage: str, photo: str | None = None) -> Iterator[tuple[Row
         raise RecipeError(f"{stage}: no such stage; there are {', '.join(names)}")
     if found.work is None:
         raise RecipeError(f"{stage} is a training: it has no photos to replay; there are {', '.join(names)}")
-    any_photo = False
-    for row, stored in _rows(replace(job, run=_Unwritten(job.run.root)), found, photo):
+    any_photo, seen = False, as_seen_by(found, job, stages)
+    for row, stored in _rows(replace(seen, run=_Unwritten(job.run.root)), found, photo):
         any_photo = True
         yield row, differences(row, stored)
     if not any_photo:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from wsseg_ray.engine.stage import Job, Stage
+from wsseg_ray.engine.stage import Job, Stage, as_seen_by
 from wsseg_ray.recipe import dump
 from wsseg_ray.report import render
 from wsseg_ray.storage import shown
@@ -26,7 +26,7 @@ def conclude(job: Job, stages: Sequence[Stage]) -> tuple[dict[str, Any], str]:
         f"{job.recipe.dataset.layout} · {', '.join(job.classes)}" if len(job.classes) <= 6 else "wsseg_ray",
         found,
         job.classes,
-        [strip for stage in stages for strip in stage.strips(job)],
+        [strip for stage in stages for strip in stage.strips(as_seen_by(stage, job, stages))],
         failures(job, stages),
         dump(job.recipe),
         f"wsseg run recipe.yaml --run-dir {shown(job.run.root)}",
@@ -42,7 +42,7 @@ def metrics(job: Job, stages: Sequence[Stage]) -> dict[str, Any]:
         "stages": {stage.name: _speed(job, stage.name) for stage in stages},
     }
     for stage in stages:
-        for key, part in stage.metrics(job).items():
+        for key, part in stage.metrics(as_seen_by(stage, job, stages)).items():
             found[key] = {**found.get(key, {}), **part}
     return _plain(found)
 

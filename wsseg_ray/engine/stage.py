@@ -57,6 +57,10 @@ class Job:
         """The table to read: itself, or the one that a stage of the user's own puts in its place."""
         return Table(self.replaced.get(table.folder, table.folder), table.row)
 
+    def shards(self, table: Table[Any], split: str = "") -> list[str]:
+        """The shards of the table to read: all, or those of the split `train` or `val`."""
+        return self.run.shards(self.table(table).folder, split)
+
     def __getstate__(self) -> dict[str, Any]:
         # Every task is sent the job; a listing of a million photos must not travel with it.
         return {**self.__dict__, "listing": Listing(self.listing.classes, self.listing.mask_values, [])}
@@ -205,7 +209,8 @@ class Stage:
         if self.run is not None:
             return self.run(job, runner)
         assert self.work is not None
-        shards = job.run.shards(self.reads[0], "" if self.split == "all" else self.split)
+        source = job.replaced.get(self.reads[0], self.reads[0])
+        shards = job.run.shards(source, "" if self.split == "all" else self.split)
         return runner.map_shards(job, self, self.work(job), dict.fromkeys(shards))
 
 
@@ -287,6 +292,11 @@ class Worker(Protocol):
             read: `(columns of some steps) -> arrays of each step`, each array with a first axis of one.
         """
         ...
+
+
+def as_seen_by(stage: Stage, job: Job, stages: Sequence[Stage]) -> Job:
+    """The job as a stage sees it: the tables are replaced that stages of the user's own before it replace."""
+    return with_replacements(job, stages[: [one.name for one in stages].index(stage.name)])
 
 
 def with_replacements(job: Job, stages: Sequence[Stage]) -> Job:

@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wsseg_ray.backbones.precision import mixed_precision
-from wsseg_ray.engine.stage import Worker
-from wsseg_ray.storage import RunDirectory
+from wsseg_ray.engine.stage import Job, Worker
 from wsseg_ray.tables import IMAGES, Table
 
 WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
@@ -134,15 +133,15 @@ class Member(NamedTuple):
 Index = list[tuple[str, list[Member]]]  # the photos of each shard
 
 
-def index(run: RunDirectory, table: Table[Any]) -> Index:
-    """The training photos of a table that did not fail, shard by shard.
+def index(job: Job, table: Table[Any]) -> Index:
+    """The training photos of a table, or of the one in its place, that did not fail, shard by shard.
 
     It reads two tables whole, so a stage makes it once, on the driver, and hands it to its workers: `Runner.fit`.
     """
     found = []
-    for shard in run.shards(table.folder, "train"):
-        images = run.read_good(IMAGES, shard, ["labels", "mask_uri"])
-        good = sorted(image_id for image_id in run.read_good(table, shard, []) if image_id in images)
+    for shard in job.shards(table, "train"):
+        images = job.run.read_good(job.table(IMAGES), shard, ["labels", "mask_uri"])
+        good = sorted(image_id for image_id in job.run.read_good(job.table(table), shard, []) if image_id in images)
         members = [Member(i, len(images[i].labels), bool(images[i].mask_uri)) for i in good]
         if members:
             found.append((shard, members))

@@ -73,7 +73,7 @@ def gradients(grid: hg.UndirectedGraph, colours: np.ndarray, textures: np.ndarra
 
 
 def _differences(channels: np.ndarray, radius: int, axis: int) -> np.ndarray:
-    """Distance of the means before and after each step along an axis; windows are `radius` deep, 2 `radius` + 1 wide."""
+    """Distance of the means before and after each step along an axis. Windows: `radius` deep, 2 `radius` + 1 wide."""
     means = ndimage.uniform_filter1d(channels, 2 * radius + 1, axis=1 - axis, mode="nearest")
     means = ndimage.uniform_filter1d(means, radius, axis=axis, mode="nearest")
     last = channels.shape[axis] - 1

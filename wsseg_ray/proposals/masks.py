@@ -35,7 +35,7 @@ def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
         data: the file's bytes.
         count: how many masks to take, by objectness, descending; masks of equal objectness keep the file's order.
 
-    Costs a few passes per mask over the runs of all masks together, and one pass per mask over the photo.
+    Costs a few passes per mask over the runs of all masks together, and one pass over the photo.
 
     Returns the proposals and their objectness, (N,) float32 descending, N at most `count`.
     Raises ProposalFileError, and no other error, where the file is not valid.

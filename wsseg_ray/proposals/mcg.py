@@ -1,14 +1,14 @@
 """Proposals from the files of MCG (Arbeláez, Pont-Tuset et al., "Multiscale Combinatorial Grouping", CVPR 2014).
 
-One MATLAB file a photo, version 5 or 7.3, with three fields that matter:
+One MATLAB file per photo, version 5 or 7.3. Three of its fields are read:
 
     scores       (n, 1)  objectness
     superpixels  (H, W)  a label map, counted from 1; ids may have gaps
-    labels       (n, 1)  a cell of vectors: the superpixel ids of each proposal
+    labels       (n, 1)  a cell array of vectors: the superpixel ids of each proposal
 
-The field `bboxes` is a de-duplicated set with fewer rows, so boxes are computed from the regions instead.
+The field `bboxes` has no duplicates and so fewer rows; boxes are computed from the regions instead.
 
-Version 5 is read here rather than by scipy.io.loadmat, whose C code crashes the process on some damaged files.
+Version 5 is read here, not by scipy.io.loadmat, because its C code crashes the process on some damaged files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wsseg_ray.proposals import MAX_PIXELS, ProposalFileError, Source
 from wsseg_ray.proposals.regions import MAX_SUPERPIXELS, RegionProposals, from_flat
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-HDF5_OFFSETS = (0, 512, 1024, 2048)  # MATLAB 7.3 writes a text header of 512 bytes before it
+HDF5_OFFSETS = (0, 512, 1024, 2048)  # MATLAB 7.3 writes a text header of 512 bytes before the signature
 FIELDS = ("superpixels", "scores", "labels")
 MAX_ID = 2**31 - 1
 
@@ -46,25 +46,25 @@ def read(data: bytes, count: int) -> tuple[RegionProposals, np.ndarray]:
 
     Arguments:
         data: the file's bytes.
-        count: how many to take, by score, descending; equal scores keep the file's order.
+        count: how many proposals to take, by score, descending; equal scores keep the file's order.
 
-    Costs 1 ms a proposal in version 7.3, where each is a data set of its own, and a tenth of it in version 5.
+    Costs 1 ms per proposal in version 7.3, which stores each proposal as one HDF5 data set, and 0.1 ms in version 5.
 
     Returns the proposals and their objectness, (N,) float32 descending, N at most `count`.
-    Raises ProposalFileError, and nothing else, where the file is not what it should be.
+    Raises ProposalFileError, and no other error, where the file is not valid.
     """
     is_hdf5 = any(data[offset : offset + 8] == HDF5_SIGNATURE for offset in HDF5_OFFSETS)
     try:
         superpixels, scores, labels = _read_hdf5(data, count) if is_hdf5 else _read_mat5(data, count)
     except ProposalFileError:
         raise
-    except Exception as error:  # on damaged bytes the two parsers raise whatever their depths raise
+    except Exception as error:  # on damaged bytes the two parsers can raise any exception
         raise ProposalFileError(f"not a readable MATLAB file: {error or type(error).__name__}") from error
     return _regions(superpixels, labels), scores
 
 
 def _read_mat5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    if data[MAT5_HEADER - 2 : MAT5_HEADER] != b"IM":  # "MI" is big-endian, as no MATLAB of MCG's time writes
+    if data[MAT5_HEADER - 2 : MAT5_HEADER] != b"IM":  # "MI" is big-endian; no MATLAB since MCG's time writes it
         raise ProposalFileError("not a readable MATLAB file: its header is not that of version 5 or 7.3")
     fields = {}
     for kind, payload in _elements(memoryview(data)[MAT5_HEADER:]):
@@ -75,14 +75,14 @@ def _read_mat5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np
     _check_fields(fields)
     _, flags, _, elements = _matrix(fields["labels"])
     if flags & 0xFF != MAT5_CELL:
-        raise ProposalFileError("'labels' must be a cell of superpixel lists")
+        raise ProposalFileError("'labels' must be a cell array of superpixel lists")
     cells = [payload for _, payload in elements]
     scores, order = _best(_numbers("scores", fields["scores"]), len(cells), count)
     return _numbers("superpixels", fields["superpixels"]), scores, [_numbers("labels", cells[n]) for n in order]
 
 
 def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Type and payload of the data elements that follow each other in `data`."""
+    """Type and payload of each data element in `data`."""
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from("<II", data, at)
@@ -99,7 +99,7 @@ def _inflated(payload: memoryview) -> memoryview:
     stream = zlib.decompressobj()
     data = stream.decompress(payload, 8 * MAX_PIXELS)
     if not stream.eof:
-        raise ProposalFileError("a compressed field is cut off, or far too large")
+        raise ProposalFileError("a compressed field is cut off or too large")
     return memoryview(data)
 
 
@@ -129,7 +129,7 @@ def _read_hdf5(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, list[np
         _check_fields(file)
         references = _load(file["labels"])
         if h5py.check_ref_dtype(references.dtype) is not h5py.Reference:
-            raise ProposalFileError(f"'labels' must be a cell of superpixel lists, not {references.dtype}")
+            raise ProposalFileError(f"'labels' must be a cell array of superpixel lists, not {references.dtype}")
         scores, order = _best(_load(file["scores"]), references.size, count)
         labels = [_load(file[reference], most=MAX_SUPERPIXELS) for reference in references.ravel()[order]]
         return _load(file["superpixels"]).T, scores, labels  # HDF5 holds MATLAB's columns as rows
@@ -152,7 +152,7 @@ def _check_fields(present: Container[str]) -> None:
 
 def _check_size(shape: Sequence[int], most: int = MAX_PIXELS) -> None:
     if math.prod(shape) > most:
-        raise ProposalFileError(f"an array of {' x '.join(map(str, shape))} where at most {most} values can be meant")
+        raise ProposalFileError(f"an array of {' x '.join(map(str, shape))}; at most {most} values are allowed")
 
 
 def _best(scores: np.ndarray, label_count: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +197,7 @@ def _ids(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "uif":
         raise ProposalFileError(f"'{name}' must hold superpixel ids, not {values.dtype}")
     if not ((values >= 1) & (values <= MAX_ID) & (values == np.floor(values))).all():
-        raise ProposalFileError(f"'{name}' holds a value that is no superpixel id: ids are whole numbers from 1")
+        raise ProposalFileError(f"'{name}' holds a value that is not a superpixel id: ids are whole numbers from 1")
     return values.astype(np.int64)
 
 

@@ -1,8 +1,8 @@
-"""Which candidates look like objects, and in which order: different ones first.
+"""The order of proposals: regions that look like objects first, and near the top regions that differ from each other.
 
-A small perceptron, that learned from the human segments of BSDS500 how well a region fits one that looks like an
-object, reads geometry, contour strength and contrast of every candidate. Maximum marginal relevance (Carbonell and
-Goldstein, SIGIR 1998; MCG ranks by it too) then takes each time the candidate with the best score that is new.
+A small perceptron reads geometry, contour strength and contrast of every region. It was trained on the human segments
+of BSDS500: how well does a region fit a segment that looks like an object? Maximum marginal relevance (Carbonell and
+Goldstein, SIGIR 1998; MCG uses it too) then repeatedly takes the region with the best score minus overlap.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from wsseg_ray.proposals.hierarchies import Looks, Partition
 from wsseg_ray.proposals.learned import Layers, perceive
 from wsseg_ray.proposals.regions import label_boxes
 
-CHUNK = 2048  # candidates whose arcs are looked at together: bounds memory
+CHUNK = 2048  # regions whose arcs are computed together: limits memory
 SURE = (0.25, 0.5, 0.75)  # probabilities above which an arc counts as a contour
-BLOCK = 500  # candidates that are ranked among themselves at a time
+BLOCK = 500  # regions that are ranked together, without the others
 DUPLICATE = 0.95  # IoU
-OVERLAP_PENALTY = 1.0  # of a score, which estimates an IoU
+OVERLAP_PENALTY = 1.0  # subtracted from a score per unit of IoU; a score estimates an IoU
 
 
 def rank(
     parts: Partition, seen: Looks, strengths: np.ndarray, regions: np.ndarray, network: Layers, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The candidates that look most like objects, different ones first.
+    """The regions that look most like objects, at most `count`.
 
     Arguments:
         strengths: (E,) probability of a contour.
         regions: (S, N) bool.
         network: from `features` to an estimate of the IoU with an object.
         count: how many at most.
-    Returns indices and objectness as `diverse` does.
+    Returns indices and objectness, see `diverse`.
     """
     return diverse(regions, parts.areas, perceive(network, features(parts, seen, strengths, regions)), count)
 
 
 def features(parts: Partition, seen: Looks, strengths: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """What the ranking reads of every candidate, (N, 3 K + 30) float32: contours and contrast, then geometry.
+    """Features of every region for the ranking, (N, 3 K + 30) float32: contours and contrast, then geometry.
 
-    Arguments and costs as of `contours_and_contrast`.
+    Arguments and costs: see `contours_and_contrast`.
     """
     members = np.ascontiguousarray(regions.T, dtype=np.float32)
     contours, outline = contours_and_contrast(parts, seen, strengths, regions, members)
@@ -52,13 +52,14 @@ def contours_and_contrast(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean contour strength on the outline and inside, their log ratio, and how the ring around a region differs.
 
-    An arc lies inside a region when both its ends do. What a region's superpixels touch counts these twice, and once
-    the arcs of the outline. So sums along outlines are a product over superpixels less one over arcs.
+    An arc lies inside a region when both its ends do. A sum over the arcs of all the region's superpixels counts each
+    inside arc twice and each outline arc once. So the sum along the outline is a product over superpixels, minus a
+    product over inside arcs.
 
     Arguments:
         strengths: (E,) probability of a contour.
-        regions, members: the candidates, (S, N) bool and transposed, (N, S) float32.
-    Costs 2 (S + E) N (K + 68) operations, K cues: it is most of what ranking costs beside `diverse`.
+        regions, members: the regions, (S, N) bool and transposed, (N, S) float32.
+    Costs 2 (S + E) N (K + 68) operations for K cues: most of the ranking's cost outside `diverse`.
 
     Returns (N, 3 (K + 4) + 3) float32, and the outlines' lengths in pixel edges, (N,).
     """
@@ -90,7 +91,7 @@ def contours_and_contrast(
 
 
 def geometry(parts: Partition, regions: np.ndarray, members: np.ndarray, outline: np.ndarray) -> np.ndarray:
-    """Size, shape, place, and how a region lies on the photo's four sides.
+    """Size, shape, place, and contact of a region with the photo's four sides.
 
     Arguments:
         regions, members, outline: see `contours_and_contrast`.
@@ -130,23 +131,23 @@ def sides(labels: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Maximum marginal relevance: greedily the candidate with the highest `score - penalty * IoU with those taken`.
+    """Maximum marginal relevance: take, again and again, the region with the highest `score - penalty * IoU`.
 
-    Without it the first hundred are slight variants of the one best region. Candidates that overlap one that was
-    taken with an IoU above 0.95 are duplicates and are dropped.
+    The IoU is the largest one with a taken region. Without the penalty the first hundred regions are slight variants
+    of the best one. A region with an IoU above 0.95 with a taken region is a duplicate and is dropped.
 
-    These values only ever fall. So the best of them are ranked among themselves for as long as they stay above what
-    all others had; then the others are brought up to date by one product.
+    A region's value never rises. So a block of the best regions is ranked without the others, as long as its best
+    value is not below the last known values of the others. Then one product updates the others.
 
     Arguments:
         regions: (S, N) bool.
         areas: (S,) pixels.
         scores: (N,).
         count: how many at most, C.
-    Costs 2 C N S operations, about a fifth more for the products among the best, and 8 N S bytes.
+    Costs 2 C N S operations, about a fifth more for the products within blocks, and 8 N S bytes.
 
-    Returns indices, and objectness in 0..1, the logistic function of that value, which never rises; both (n,), n at
-    most `count`.
+    Returns indices, and objectness in 0..1: the logistic function of the value, descending; both (n,), n at most
+    `count`.
     """
     weighted = np.ascontiguousarray(regions.T) * np.sqrt(areas).astype(np.float32)  # (N, S)
     sizes = areas.astype(np.float32) @ regions
@@ -157,7 +158,7 @@ def diverse(regions: np.ndarray, areas: np.ndarray, scores: np.ndarray, count: i
         union -= shared
         return np.divide(shared, union, out=shared)
 
-    left, overlap = scores.astype(np.float32), np.zeros(len(scores), np.float32)  # scores of what is not dropped
+    left, overlap = scores.astype(np.float32), np.zeros(len(scores), np.float32)  # dropped: -inf
     order, values = np.empty(0, np.int64), []
     while len(order) < count and (left > -np.inf).any():
         ahead = np.argsort(OVERLAP_PENALTY * overlap - left, kind="stable")

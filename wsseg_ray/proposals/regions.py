@@ -1,8 +1,8 @@
 """Region proposals as superpixel algebra.
 
 A photo's proposals are a label map `superpixels` (H, W) with values 0..S-1 and a sparse 0/1 matrix `membership`
-M (N, S): proposal n contains superpixel s. With the areas `a` (S,), areas, boxes, IoUs, maps and masks of all
-proposals are sparse products; no dense mask of a proposal is ever needed.
+M (N, S): proposal n contains superpixel s. `a` (S,) are the areas of the superpixels. Areas, boxes, IoUs, maps and
+masks of all proposals are then sparse products; no dense mask of a proposal is needed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RegionProposals:
                 f"membership has {self.membership.shape[1]} columns for superpixels 0..{len(self.areas) - 1}, "
                 f"{int((self.areas == 0).sum())} of them without a pixel"
             )
-        membership = sparse.csr_array(self.membership, dtype=np.float32, copy=True)  # the caller's stays as it is
+        membership = sparse.csr_array(self.membership, dtype=np.float32, copy=True)  # do not change the caller's
         membership.sum_duplicates()
         membership.eliminate_zeros()
         membership.data[:] = 1
@@ -98,10 +98,10 @@ class RegionProposals:
         return intersection / (area[:, None] + area[None, :] - intersection)
 
     def mean_inside(self, values: np.ndarray) -> np.ndarray:
-        """Pixel mean of a superpixel-constant map inside every proposal: `(M (a v)) / (M a)`.
+        """Mean over the pixels of every proposal, of a map that is constant in each superpixel: `(M (a v)) / (M a)`.
 
         Arguments:
-            values: (S,) or (S, C).
+            values: v, (S,) or (S, C).
         Returns (N,) or (N, C) float64.
         """
         areas = self.areas.astype(np.float64)
@@ -113,7 +113,7 @@ class RegionProposals:
         """Share of the kept proposals that contain each superpixel: the localization map of Sec. 3.3.1, (S,) float64.
 
         Arguments:
-            kept: indices or a boolean mask of proposals; none kept gives zeros.
+            kept: indices or a boolean mask of proposals; without any, the result is zeros.
         """
         rows = self.membership[kept]
         if rows.shape[0] == 0:
@@ -137,11 +137,11 @@ class RegionProposals:
     def resized(self, height: int, width: int) -> tuple[RegionProposals, np.ndarray]:
         """The proposals on a photo of another size: nearest neighbour at the pixel centres, `floor((i + 1/2) H / h)`.
 
-        Superpixels that lost all their pixels are dropped, and proposals that lost all their superpixels with them;
-        what is left keeps its order. Costs h*w.
+        Superpixels without pixels and proposals without superpixels are dropped; the others keep their order.
+        Costs h*w.
 
-        Returns the proposals and the indices of those that were kept, (N',) int64.
-        Raises ValueError where height or width is under one pixel.
+        Returns the proposals and the indices of the kept proposals, (N',) int64.
+        Raises ValueError where height or width is less than one pixel.
         """
         if height < 1 or width < 1:
             raise ValueError(f"proposals cannot be resized to {height}x{width} pixels")
@@ -165,13 +165,13 @@ def label_boxes(labels: np.ndarray) -> np.ndarray:
 
 
 def from_flat(superpixels: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> RegionProposals:
-    """The proposals of a table's row.
+    """The proposals of a row of a table.
 
     Arguments:
         superpixels: (H, W) integers, every value of 0..S-1 occurs.
         indptr, indices: (N+1,) and (nnz,) integers, the CSR rows of `membership`.
 
-    Raises ValueError where they do not fit together.
+    Raises ValueError where the arrays do not fit together.
     """
     superpixel_count = int(superpixels.max(initial=0)) + 1
     indptr, indices = np.asarray(indptr), np.asarray(indices)
@@ -183,14 +183,14 @@ def from_flat(superpixels: np.ndarray, indptr: np.ndarray, indices: np.ndarray) 
 
 
 def from_masks(masks: Iterable[np.ndarray]) -> RegionProposals:
-    """Arbitrary overlapping masks as proposals: the photo is split into the cells that their overlaps induce.
+    """Masks that may overlap, as proposals. Two pixels are in one superpixel when the same masks cover both.
 
-    Two pixels share a cell when the same masks cover both. Empty masks are dropped.
+    Empty masks are dropped.
 
     Arguments:
-        masks: N masks (H, W) bool, best first: an array (N, H, W), or any iterable of them, read once.
-    Costs one pass over the photo a mask and one sort of the pixels every 32 masks; 40 bytes a pixel, whatever N.
-    Raises ValueError without any mask, where their sizes differ, and where they induce more than 65,536 cells.
+        masks: N masks (H, W) bool, best first: an array (N, H, W) or an iterable, read once.
+    Costs one pass over the photo per mask and one sort of the pixels per 32 masks; 40 bytes per pixel for any N.
+    Raises ValueError where there is no mask, where sizes differ, and where there would be more than 65,536 superpixels.
     """
     masks = iter(masks)
     chunk = list(islice(masks, 32))
@@ -198,7 +198,7 @@ def from_masks(masks: Iterable[np.ndarray]) -> RegionProposals:
         raise ValueError("no masks")
     shape = chunk[0].shape
     cells = np.zeros(chunk[0].size, np.int64)
-    patterns = np.zeros((1, 0), "<u4")  # (S, N / 32): which masks cover each cell, 32 in a word
+    patterns = np.zeros((1, 0), "<u4")  # (S, N / 32): which masks cover each superpixel, 32 masks per word
     while chunk:
         word = np.zeros(cells.size, np.int64)
         for bit, mask in enumerate(chunk):
@@ -207,7 +207,7 @@ def from_masks(masks: Iterable[np.ndarray]) -> RegionProposals:
             word |= mask.ravel().astype(np.int64) << bit
         values, cells = np.unique(cells << 32 | word, return_inverse=True)
         if len(values) > MAX_SUPERPIXELS:
-            raise ValueError(f"the masks induce more than {MAX_SUPERPIXELS} cells")
+            raise ValueError(f"the masks divide the photo into more than {MAX_SUPERPIXELS} superpixels")
         patterns = np.hstack([patterns[values >> 32], (values & 0xFFFFFFFF).astype("<u4")[:, None]])
         chunk = list(islice(masks, 32))
     covered = np.unpackbits(patterns.view(np.uint8), axis=1, bitorder="little").T  # (N padded to 32, S)

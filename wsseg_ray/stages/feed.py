@@ -120,13 +120,13 @@ def _source(job: Job, step: SgdStep) -> tuple[str, str, int]:
 def _read(job: Job, kind: str, network: str, round_: int, shard: str, ids: set[str]) -> dict[str, dict[str, Any]]:
     """Photos of a shard, their labels, an index map `over` the photo and what it points to."""
     run = job.run
-    images = run.read_good(IMAGES, shard)
+    images = run.read_good(job.table(IMAGES), shard)
     proposals = supervision = own_rows = {}
     if kind in ("maps", "mask"):
-        proposals = run.read_good(PROPOSALS, shard, ["superpixels"])
+        proposals = run.read_good(job.table(PROPOSALS), shard, ["superpixels"])
         supervision = run.read_good(job.table(SUPERVISION), shard, [kind, f"{kind}_unrefined"])
     if kind == "own":
-        own_rows = run.read_good(own_labels(round_), shard)
+        own_rows = run.read_good(job.table(own_labels(round_)), shard)
     rows = {}
     for image_id in ids:
         image = images[image_id]

@@ -19,7 +19,7 @@ def chosen(job: Job, table: Table[R], split: str) -> list[tuple[str, ImageRow, R
     """Photos to show, evenly spread, those with a mask first: shard, row of `images`, row of the table."""
     found = []
     for shard in job.run.shards(table.folder, split):
-        images = job.run.read_good(IMAGES, shard)
+        images = job.run.read_good(job.table(IMAGES), shard)
         found += [(shard, images[image_id]) for image_id in job.run.read_good(table, shard, [])]
     found = [entry for entry in found if entry[1].mask_uri] or found
     shown = [found[i * len(found) // STRIPS] for i in range(STRIPS)] if len(found) > STRIPS else found

@@ -26,7 +26,7 @@ from wsseg_ray.stages.predictor import Predictor, ViewsRow, unpacked
 from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
 from wsseg_ray.stages.segmenters import networks, read_log
 from wsseg_ray.storage import read_bytes
-from wsseg_ray.tables import PREDICTIONS, PredictionRow
+from wsseg_ray.tables import IMAGES, PREDICTIONS, PredictionRow
 
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
@@ -34,7 +34,7 @@ ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
 
 def _run(job: Job, runner: Runner) -> int:
     """Write `predictions/` for the val photos, and a zip per network to hand in; returns the photos done now."""
-    done = runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.run.shards("images", "val")))
+    done = runner.map_shards(job, STAGE, _work(job), dict.fromkeys(job.shards(IMAGES, "val")))
     for network in networks(job.recipe):
         if done or not job.run.exists(PREDICTIONS.folder, network.name, ZIP):
             job.run.write_bytes(_zipped(job, network.name), PREDICTIONS.folder, network.name, ZIP)

@@ -44,7 +44,7 @@ class DistanceRow(ScoreRow):
 
 def _run(job: Job, runner: Runner) -> int:
     """Write `refined/` for the scored photos; returns the photos done now."""
-    shards = job.run.shards("scores", "train")
+    shards = job.shards(SCORES, "train")
     if set(shards) <= set(job.run.shards(REFINED.folder)):
         return 0
     # Sums that are there are an interrupted run's: those of another input or setting were deleted with the folder.
@@ -101,7 +101,7 @@ def _pairwise_rows(job: Job, shard: str) -> list[DistanceRow]:
     rows, features, photo, label = own
     metric = METRICS.get(job.recipe.refinement.metric)
     total, others = np.zeros(len(label)), np.zeros(len(label), int)
-    for name in job.run.shards("scores", "train"):
+    for name in job.shards(SCORES, "train"):
         _, block, owners, theirs = own if name == shard else _candidates(job, name)
         for k in np.intersect1d(label, theirs):
             queries, met = label == k, theirs == k
@@ -118,7 +118,7 @@ def _candidates(job: Job, shard: str) -> tuple[list[ScoreRow], np.ndarray, np.nd
 
     Of the candidates the features (n, D), photos (n,) and labels (n,). The other rows have an `error`.
     """
-    rows = [_checked(row) for row in job.run.read_good(SCORES, shard, COLUMNS).values()]
+    rows = [_checked(row) for row in job.run.read_good(job.table(SCORES), shard, COLUMNS).values()]
     good = [row for row in rows if not row.error]
     photo = np.repeat([photo_number(row.image_id) for row in good], [len(row.candidate) for row in good])
     if len(photo) == 0:

@@ -75,7 +75,7 @@ def add_photo(job: Job, row: P) -> P:
 
 def photo_rows(job: Job, shard: str) -> list[PhotoRow]:
     """The photos of a shard, for `add_photo`."""
-    return [PhotoRow(**vars(row)) for row in job.run.read_good(IMAGES, shard).values()]
+    return [PhotoRow(**vars(row)) for row in job.run.read_good(job.table(IMAGES), shard).values()]
 
 
 def regions_of(row: HasRegions) -> RegionProposals:

@@ -36,7 +36,7 @@ def _run(job: Job, runner: Runner) -> int:
     """Write `scores/` and `scores/pca.npz`; returns the photos done now."""
     if not job.run.exists(SCORES.folder, PCA):
         runner.call(job, STAGE, _fit_pca)
-    shards = dict.fromkeys([*job.run.shards("proposals"), *job.run.shards("images", "val")])
+    shards = dict.fromkeys([*job.shards(PROPOSALS), *job.shards(IMAGES, "val")])
     done = runner.map_shards(job, STAGE, _work(job), shards)
     if done:
         precision = _val_precision(job)
@@ -51,13 +51,13 @@ def _work(job: Job) -> Work[ScoreRow]:
 
 
 def _rows(job: Job, shard: str) -> list[RegionsRow]:
-    images = job.run.read_good(IMAGES, shard)
+    images = job.run.read_good(job.table(IMAGES), shard)
     about: dict[str, dict[str, Any]] = {
         image_id: {"uri": image.uri, "split": image.split, "labels": image.labels} for image_id, image in images.items()
     }
     if shard.startswith("val"):
         return [RegionsRow(i, height=images[i].height, width=images[i].width, **known) for i, known in about.items()]
-    return [RegionsRow(**vars(row), **about[i]) for i, row in job.run.read_good(PROPOSALS, shard).items()]
+    return [RegionsRow(**vars(row), **about[i]) for i, row in job.run.read_good(job.table(PROPOSALS), shard).items()]
 
 
 class Scorer:
@@ -113,7 +113,7 @@ class Scorer:
 
 def _fit_pca(job: Job) -> None:
     settings = job.recipe.refinement
-    photos = [(shard, i) for shard, ids in training.chosen(training.index(job.run, PROPOSALS)) for i in ids]
+    photos = [(shard, i) for shard, ids in training.chosen(training.index(job, PROPOSALS)) for i in ids]
     wanted = {photos[i * len(photos) // settings.pca_photos] for i in range(settings.pca_photos)}
     scorer, sample = Scorer(job), []
     rng = np.random.default_rng(job.recipe.seed)
@@ -143,7 +143,7 @@ def _val_precision(job: Job) -> dict[str, Any]:
     """
     logits, truth = [], []
     for shard in job.run.shards(SCORES.folder, "val"):
-        images = job.run.read_good(IMAGES, shard, ["labels"])
+        images = job.run.read_good(job.table(IMAGES), shard, ["labels"])
         for image_id, row in job.run.read_good(SCORES, shard, ["photo_logits"]).items():
             logits.append(row.photo_logits)
             truth.append(np.isin(np.arange(len(job.classes)), images[image_id].labels))

@@ -66,9 +66,10 @@ def _work(job: Job) -> Work[SupervisionRow]:
 
 
 def _rows(job: Job, shard: str) -> list[EvidenceRow]:
-    images = job.run.read_good(IMAGES, shard, ["uri", "mask_uri"])
-    proposals = job.run.read_good(PROPOSALS, shard, ["height", "width", "superpixels", "indptr", "indices"])
-    scores, refined = job.run.read_good(SCORES, shard), job.run.read_good(REFINED, shard)
+    images = job.run.read_good(job.table(IMAGES), shard, ["uri", "mask_uri"])
+    columns = ["height", "width", "superpixels", "indptr", "indices"]
+    proposals = job.run.read_good(job.table(PROPOSALS), shard, columns)
+    scores, refined = (job.run.read_good(job.table(table), shard) for table in (SCORES, REFINED))
     tables = (images, proposals, scores, refined)
     return [EvidenceRow(**{k: v for table in tables for k, v in vars(table[i]).items()}) for i in refined]
 
@@ -192,7 +193,7 @@ def _best(confusions: np.ndarray) -> int:
 def _strips(job: Job) -> list[Strip]:
     strips = []
     for shard, image, row in chosen(job, SUPERVISION, "train"):
-        superpixels = job.run.read_good(PROPOSALS, shard, ["superpixels"])[row.image_id].superpixels
+        superpixels = job.run.read_good(job.table(PROPOSALS), shard, ["superpixels"])[row.image_id].superpixels
         labels = [job.classes[label] for label in row.labels]
         strips.append(
             Strip(

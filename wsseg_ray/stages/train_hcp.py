@@ -61,7 +61,7 @@ def _run(job: Job, runner: Runner) -> int:
     """Train the network into `hcp/`, unless it is there; returns the photos seen over all epochs."""
     if job.run.exists(FOLDER, "log.json"):  # what a training that is done writes last
         return 0
-    photos = training.index(job.run, PROPOSALS)
+    photos = training.index(job, PROPOSALS)
     total = sum(len(members) for _, members in photos) * sum(phase.epochs for phase in phases(job.recipe.hcp))
     runner.fit(job, STAGE, _loop, total, photos)
     return total
@@ -277,9 +277,9 @@ class Feed:
 
     def _load(self, shard: str) -> dict[str, Entry]:
         """Every photo of a shard, its labels, proposals and hypotheses."""
-        images = self._job.run.read_good(IMAGES, shard)
+        run, images = self._job.run, self._job.run.read_good(self._job.table(IMAGES), shard)
         loaded = {}
-        for image_id, row in self._job.run.read_good(PROPOSALS, shard).items():
+        for image_id, row in run.read_good(self._job.table(PROPOSALS), shard).items():
             photo = read_photo(read_bytes(images[image_id].uri), self._job.recipe.dataset.max_side)
             loaded[image_id] = Entry(photo, images[image_id].labels, regions_of(row), row.hypotheses)
         return loaded

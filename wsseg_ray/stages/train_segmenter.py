@@ -54,7 +54,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
     todo = [network for network in of_round(job.recipe, round_) if not is_trained(job, network, round_)]
     if not todo:
         return 0
-    photos = training.index(job.run, job.table(SUPERVISION))
+    photos = training.index(job, SUPERVISION)
     if idle := [network.name for network in todo if not members(photos, network)]:
         raise RuntimeError(f"{idle[0]}: no training photo for it; leave it out of segmentation.networks")
     twins = _twins(job, todo) if round_ == 0 else {}
