@@ -1,4 +1,4 @@
-"""Whole runs on tiny photos: what they leave, what depends on what, and that nothing is lost when they are disturbed."""
+"""Whole runs on tiny photos: what they leave, what depends on what, and that nothing is lost by disturbing them."""
 
 from __future__ import annotations
 
@@ -258,13 +258,13 @@ def keep_all(job, row):
     return row
 
 def work(job):
-    return Work(KEPT, lambda job, shard: list(job.run.read_good(REFINED, shard).values()), (Step(keep_all, RefinedRow),))
+    return Work(KEPT, rows, (Step(keep_all, RefinedRow),))
 
-def run(job, runner):
-    return runner.map_shards(job, STAGE, work(job), dict.fromkeys(job.run.shards("refined")))
+def rows(job, shard):
+    return list(job.run.read_good(job.table(REFINED), shard).values())
 
 STAGE = Stage(
-    name="keep_all", reads=("refined",), writes="kept_all", run=run, table=KEPT, work=work,
+    name="keep_all", reads=("refined",), writes="kept_all", table=KEPT, work=work,
     after="refine", replaces=REPLACES, metrics=lambda job: {"kept": {"photos": len(job.run.shards("kept_all"))}},
 )
 '''

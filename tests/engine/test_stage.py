@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import empty_job
 from wsseg_ray.datasets import Listing, Photo
-from wsseg_ray.engine.stage import Job, Stage, open_run, photo_number, with_replacements
+from wsseg_ray.engine.stage import Job, Stage, as_seen_by, open_run, photo_number, with_replacements
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import dump, load
 from wsseg_ray.tables import IMAGES, SUPERVISION
@@ -45,6 +45,32 @@ def test_a_replaced_table_is_read_from_elsewhere(tmp_path):
     assert job.replaced == {"supervision": "mine"}
     assert job.table(SUPERVISION).folder == "mine" and job.table(SUPERVISION).row is SUPERVISION.row
     assert job.table(IMAGES) == IMAGES
+
+
+def test_earlier_stages_and_the_one_that_replaces_read_the_table_itself(tmp_path):
+    stages = [stage("images"), stage("mine", replaces="images"), stage("second", replaces="images"), stage("last")]
+    seen = [as_seen_by(one, empty_job(tmp_path), stages).table(IMAGES).folder for one in stages]
+    assert seen == ["images", "images", "mine", "second"]
+
+
+def test_a_stage_without_a_run_works_on_the_photos_of_the_first_table_that_it_reads(tmp_path):
+    """Of its split; and of the table that is put in the place of that one."""
+
+    class Runner:
+        def map_shards(self, job, stage, work, shards):
+            return list(shards), work
+
+    job = empty_job(tmp_path)
+    for folder, name in (("images", "train-0"), ("images", "val-0"), ("mine", "train-7")):
+        job.run.write_bytes(b"", folder, f"{name}.parquet")
+    for split, shards in (("train", ["train-0"]), ("val", ["val-0"]), ("all", ["train-0", "val-0"])):
+        assert plain("look", split=split).do(job, Runner()) == (shards, "work")
+    stages = [stage("images"), stage("mine", replaces="images"), plain("look")]
+    assert stages[2].do(as_seen_by(stages[2], job, stages), Runner()) == (["train-7"], "work")
+
+
+def plain(name: str, **more) -> Stage:
+    return Stage(name, ("images",), name, work=lambda job: "work", **more)
 
 
 def test_a_run_is_opened(tmp_path):

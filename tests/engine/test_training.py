@@ -122,7 +122,8 @@ def test_losses_are_there_for_tensorboard(tmp_path):
 
 def test_an_index_reads_each_table_once(tmp_path, monkeypatch):
     """Before, each network read both tables in the driver twice and once in each worker."""
-    run = RunDirectory.at(str(tmp_path))
+    job = empty_job(tmp_path)
+    run = job.run
     images = [
         ImageRow("a", labels=[0], mask_uri="a.png"),
         ImageRow("b", labels=[0, 2]),
@@ -141,7 +142,7 @@ def test_an_index_reads_each_table_once(tmp_path, monkeypatch):
         return read(self, table, shard, columns)
 
     monkeypatch.setattr(RunDirectory, "read_shard", counted)
-    photos = training.index(run, SUPERVISION)
+    photos = training.index(job, SUPERVISION)
     assert photos == [("train-00000", [Member("a", 1, True), Member("b", 2, False)])]
     assert sorted(reads) == [("images", "train-00000"), ("supervision", "train-00000")]
     assert chosen(photos) == [("train-00000", ["a", "b"])]

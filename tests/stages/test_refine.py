@@ -22,7 +22,7 @@ CLASSES = ("a", "b", "c")
 
 
 def refined(job: Job) -> dict[str, RefinedRow]:
-    refine.STAGE.run(job, LocalRunner())
+    refine.STAGE.do(job, LocalRunner())
     return by_name(job.run, REFINED)
 
 
@@ -180,7 +180,7 @@ def test_what_a_task_is_sent_does_not_grow_with_the_features(tmp_path):
         assert all(todo[shard] is None for shard in todo) if isinstance(todo, dict) else True
         sent.append(len(pickle.dumps((job, todo))))
 
-    refine.STAGE.run(job, Watched(see))
+    refine.STAGE.do(job, Watched(see))
     assert len(by_name(job.run, REFINED)) == 3 and len(sent) == 2 and max(sent) < 10_000
 
 
@@ -189,11 +189,11 @@ def test_an_interrupted_run_uses_its_sums_again(tmp_path):
     whole = refined(job)
     job.run.delete("refined", "train-00001.parquet")
     calls = []
-    assert refine.STAGE.run(job, Watched(lambda *_: calls.append(1))) == 1
+    assert refine.STAGE.do(job, Watched(lambda *_: calls.append(1))) == 1
     assert len(calls) == 1, "the sums were there"
     for image_id, row in by_name(job.run, REFINED).items():
         assert (row.distance == whole[image_id].distance).all() and row.distance.any()
-    assert refine.STAGE.run(job, Watched(lambda *_: pytest.fail("all was done"))) == 0
+    assert refine.STAGE.do(job, Watched(lambda *_: pytest.fail("all was done"))) == 0
 
 
 def test_new_scores_have_new_sums(tmp_path):

@@ -67,7 +67,7 @@ def test_pca_is_fitted_once_on_a_sample(tiny_local, tmp_path):
     shard = run.shards("scores", "train")[0]
     before = run.read_good(SCORES, shard)
     run.delete("scores", f"{shard}.parquet")
-    assert score.STAGE.run(job, LocalRunner()) == len(before)
+    assert score.STAGE.do(job, LocalRunner()) == len(before)
     assert run.read_bytes("scores", "pca.npz") == kept
     for image_id, row in run.read_good(SCORES, shard).items():
         assert np.array_equal(row.features, before[image_id].features)

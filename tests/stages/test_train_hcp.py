@@ -46,7 +46,7 @@ def gradients(job: Job, phase: str, parts: list[list[tuple[str, str]]]) -> dict[
 @pytest.mark.parametrize("phase", ["image", "hypothesis"])
 def test_gradients_of_two_workers_add_up_to_those_of_one(tiny_local, phase):
     job = open_run(tiny_local[1])
-    batch = [(shard, i) for shard, ids in training.chosen(training.index(job.run, PROPOSALS)) for i in ids][:6]
+    batch = [(shard, i) for shard, ids in training.chosen(training.index(job, PROPOSALS)) for i in ids][:6]
     assert len({(row.height, row.width) for row in job.run.rows(IMAGES)}) > 3
     one = gradients(job, phase, [batch])
     two = gradients(job, phase, [batch[0::2], batch[1::2]])
@@ -120,7 +120,7 @@ def test_what_is_trained_is_not_trained_again(tiny_local):
         def fit(self, *_):
             raise AssertionError("trained again")
 
-    assert train_hcp.STAGE.run(open_run(tiny_local[1]), NoRunner()) == 0
+    assert train_hcp.STAGE.do(open_run(tiny_local[1]), NoRunner()) == 0
 
 
 def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
     frozen = replace(
         job, recipe=job.recipe.model_copy(update={"hcp": job.recipe.hcp.model_copy(update={"freeze": "all"})})
     )
-    (shard, ids), *_ = training.chosen(training.index(job.run, PROPOSALS))
+    (shard, ids), *_ = training.chosen(training.index(job, PROPOSALS))
     batch, calls, real = [(shard, image_id) for image_id in ids[:3]], [], train_hcp.pool_photos
     monkeypatch.setattr(train_hcp, "pool_photos", lambda *given: calls.append(len(given[1])) or real(*given))
     network, _ = hcp.build(frozen.recipe, len(job.classes))
@@ -148,7 +148,7 @@ def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
 
 def test_one_worker_is_as_good_as_another(tiny_local):
     """What the second of two workers would be dealt is what it trains on."""
-    photos = training.chosen(training.index(tiny_local[1], PROPOSALS))
+    photos = training.chosen(training.index(open_run(tiny_local[1]), PROPOSALS))
     every = [(shard, image_id) for shard, ids in photos for image_id in ids]
     parts = [next(training.batches(AWorker(rank, 2), every, 12))[0] for rank in range(2)]
     assert sorted(parts[0] + parts[1]) == sorted(every)

@@ -126,7 +126,7 @@ def test_a_mistake_is_named_before_any_work(settings, words):
 def test_a_network_without_a_photo_is_refused(tmp_path):
     job = empty_job(tmp_path, "segmentation.networks=[FULL]", *LOCAL)
     with pytest.raises(RuntimeError, match="FULL: no training photo for it; leave it out"):
-        train_segmenter.STAGE.run(job, LocalRunner())
+        train_segmenter.STAGE.do(job, LocalRunner())
 
 
 # ---- losses of a step
