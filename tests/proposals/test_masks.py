@@ -229,8 +229,8 @@ def test_the_best_of_sams_masks_without_the_empty_and_the_equal(sam):
         (runs("2p"), "not COCO's compressed string"),
         (runs("24\u00e9"), "not COCO's compressed string"),
         (runs("\ud800"), "not COCO's compressed string"),
-        (runs("o" * 7 + "1"), "beyond any photo"),
-        (runs("o" * 10**5 + "1"), "beyond any photo"),
+        (runs("o" * 7 + "1"), "larger than any photo"),
+        (runs("o" * 10**5 + "1"), "larger than any photo"),
         (runs("O7"), "negative"),
         (
             runs(str(coco.encode(np.asfortranarray(LEFT, np.uint8))["counts"])),
@@ -259,7 +259,7 @@ def test_says_what_is_wrong(data, message):
 def test_refuses_too_many_cells():
     pixels = np.arange(300 * 300).reshape(300, 300)
     records = [record(pixels >> bit & 1 == 1) for bit in range(17)]
-    with pytest.raises(ProposalFileError, match="65536 cells"):
+    with pytest.raises(ProposalFileError, match="65536 superpixels"):
         masks.read(dump(records), 17)
 
 

@@ -276,7 +276,7 @@ def test_refuses_a_proposal_of_more_superpixels_than_any_photo_has():
         hdf5["superpixels"], hdf5["scores"] = SUPERPIXELS.T, np.ones((1, 1))
         huge = hdf5.create_dataset("#refs#/0", (70_000, 1), "u2", chunks=(100, 1))  # no chunk is ever written
         hdf5["labels"] = np.full((1, 1), huge.ref, h5py.ref_dtype)
-    with pytest.raises(ProposalFileError, match="70000 x 1 where at most 65536"):
+    with pytest.raises(ProposalFileError, match="70000 x 1; at most 65536"):
         mcg.read(file.getvalue(), 10)
 
 

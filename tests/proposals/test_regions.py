@@ -113,7 +113,7 @@ def test_from_masks_reads_an_iterable_and_refuses_what_does_not_fit():
 
 def test_from_masks_refuses_too_many_cells():
     pixels = np.arange(70_000)[None]
-    with pytest.raises(ValueError, match="65536 cells"):
+    with pytest.raises(ValueError, match="65536 superpixels"):
         from_masks(pixels >> bit & 1 == 1 for bit in range(17))
 
 
