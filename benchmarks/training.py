@@ -21,25 +21,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import shutil
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 
+from wsseg_ray.engine import training
+from wsseg_ray.engine.checkpoints import restore
+from wsseg_ray.engine.local import columns
+from wsseg_ray.engine.ray_runner import ray_runner
 from wsseg_ray.engine.schedule import learning_rate_at
+from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.hcp.dropout import mixed
 from wsseg_ray.recipe import dump, load
 from wsseg_ray.segmentation.network import parameter_groups
-from wsseg_ray.stages import segmenters, train_segmenter, training
-from wsseg_ray.stages.checkpoints import restore
-from wsseg_ray.stages.feed import Batch, Step, read_batches
-from wsseg_ray.stages.job import Job, open_run
+from wsseg_ray.stages import segmenters, train_segmenter
+from wsseg_ray.stages.feed import Batch, SgdStep, read_batches
+from wsseg_ray.tables import SUPERVISION
+
+FOLDER = segmenters.folder(0)
 
 
 def main() -> None:
@@ -74,12 +80,12 @@ def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
     place.mkdir()
     recipe = load(str(Path(run.root, "recipe.yaml")), overrides)
     (place / "recipe.yaml").write_text(dump(recipe))
-    shutil.copy(Path(run.root, "classes.json"), place)
+    shutil.copy(Path(run.root, "run.json"), place)
     left = arguments.photos
     for shard in run.shards("supervision"):
         if left <= 0:
             break
-        left -= len(run.read_good("supervision", shard, []))
+        left -= len(run.read_good(SUPERVISION, shard, []))
         for table in ("images", "proposals", "supervision"):
             (place / table).mkdir(exist_ok=True)
             shutil.copy(Path(run.root, table, f"{shard}.parquet"), place / table)
@@ -91,7 +97,8 @@ def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
 
 def learners(job: Job, name: str) -> list[tuple[str, list[str]]]:
     """The photos that a network learns from, shard by shard."""
-    return train_segmenter.members(training.index(job.run, "supervision"), name)
+    index = training.index(job, SUPERVISION)
+    return train_segmenter.members(index, segmenters.network_named(job.recipe, name))
 
 
 def plain_loop(run: str, name: str) -> dict:
@@ -102,23 +109,28 @@ def plain_loop(run: str, name: str) -> dict:
     hcp = restore(job.run, "hcp", "network.pt") if settings.weights == "hcp" else None
     network, fresh = segmenters.build(job.recipe, len(job.classes), hcp)
     network.to(device).train()
+    about, kept = segmenters.network_named(job.recipe, name), train_segmenter.KeptFeatures()
+    objective = train_segmenter.SegmentationObjective(network, about, 0, kept)
     groups = parameter_groups(network, settings.learning_rate, fresh, settings.weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
     bases = [group["lr"] for group in groups]
-    members, kept, seconds = learners(job, name), train_segmenter.KeptFeatures(), []
+    members, seconds = learners(job, name), []
     for epoch in range(settings.epochs):
         order = training.epoch_order(members, np.random.default_rng([job.recipe.seed, epoch]))
-        chunks = [order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)]
-        steps = [Step(name, 0, epoch, i, chunk, len(chunk), False, 0) for i, chunk in enumerate(chunks)]
-        rows = list(read_batches(job, {"step": np.array([pickle.dumps(step) for step in steps], object)}))
+        steps = []
+        for start in range(0, len(order), settings.batch_size):
+            shards, ids = zip(*order[start : start + settings.batch_size], strict=True)
+            steps.append(SgdStep(name, 0, epoch, len(steps), shards, ids, len(ids), False, 0))
+        rows = list(read_batches(job, columns([asdict(step) for step in steps])))
         begin = time.perf_counter()
-        for step, row in zip(steps, rows, strict=True):
+        for row in rows:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = learning_rate_at(epoch, base, settings.decay_every)
             photos, targets = (torch.from_numpy(row[key][0]).to(device) for key in ("photos", "targets"))
             batch = Batch(photos, targets, row["numbers"][0].tolist())
+            dropout = [mixed(job.recipe.seed, number, epoch) for number in batch.numbers]
             optimizer.zero_grad(set_to_none=False)
-            train_segmenter.batch_loss(network, step, batch, kept, job.recipe.seed)[0].backward()
+            objective(train_segmenter.Shown(batch, dropout)).backward()
             optimizer.step()
         seconds.append(time.perf_counter() - begin)
     photos = sum(len(ids) for _, ids in members)
@@ -128,20 +140,20 @@ def plain_loop(run: str, name: str) -> dict:
 def staged(job: Job, name: str, workers: int) -> dict:
     """The same of the stage; also the share of time that it waited, and all its seconds."""
     runtime = job.recipe.runtime.model_copy(update={"num_workers": workers})
-    job = Job(job.run, job.recipe.model_copy(update={"runtime": runtime}), job.listing)
-    job.run.delete(segmenters.FOLDER)
-    ray.init(address="local", log_to_driver=False, include_dashboard=False)
-    begin = time.perf_counter()
-    train_segmenter.run(job)
-    everything = time.perf_counter() - begin
-    ray.shutdown()
-    log = segmenters.read_log(job, name)
+    job = replace(job, recipe=job.recipe.model_copy(update={"runtime": runtime}))
+    job.run.delete(FOLDER)
+    os.environ.setdefault("RAY_ADDRESS", "local")
+    with ray_runner(Path(job.run.uri("ray.log"))) as runner:
+        begin = time.perf_counter()
+        train_segmenter.stage(0).do(job, runner)
+        everything = time.perf_counter() - begin
+    log = segmenters.read_log(job, segmenters.network_named(job.recipe, name))
     return {
         "photos": sum(len(ids) for _, ids in learners(job, name)),
         "seconds": [entry["seconds"] for entry in log],
         "waited": [entry["waited"] for entry in log],
         "all_seconds": everything,
-        "weights": restore(job.run, segmenters.FOLDER, name, "network.pt"),
+        "weights": restore(job.run, FOLDER, name, segmenters.WEIGHTS),
     }
 
 
