@@ -305,6 +305,8 @@ def shipped() -> dict[str, str]:
 def load(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name or a YAML file, apply overrides, validate.
 
+    Modules that it names are looked for beside the file, in the current folder, and among the installed ones.
+
     Arguments:
         name: one of `shipped()`, or the path of a YAML file.
         overrides: `section.key=value` strings; the value is read as YAML.
@@ -320,6 +322,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
             raise RecipeError(
                 f"no recipe '{name}': neither shipped ({', '.join(shipped())}) nor readable: {error}"
             ) from error
+    look_in(Path.cwd())
     try:
         data = yaml.safe_load(text) or {}
     except NOT_YAML as error:

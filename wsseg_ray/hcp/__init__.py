@@ -1,6 +1,6 @@
 """Hypothesis-CNN-Pooling (Sec. 3.1): a classifier of regions, trained from image-level labels alone.
 
-`network` (a backbone and the classifier), `pooling` (what is seen of a region), `hypotheses` (which proposals train
+`network` (a backbone and a head), `pooling` (the head's input for a region), `hypotheses` (the proposals that train
 it), `loss`, `scoring`, and `reduction` (PCA of its features, Sec. 3.2).
 """
 

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to photos, so that it does not matter which worker has a photo, or in which order."""
+"""Dropout with one mask per photo: the result does not depend on the worker or the order of photos."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import nn
 
 
 class PhotoDropout(nn.Dropout):
-    """Dropout (Srivastava et al., 2014) that draws the mask of a photo from a number of the photo.
+    """Dropout (Srivastava et al., 2014) whose mask for a photo is drawn from the photo's number.
 
-    Each worker then drops from its part of a batch what one worker drops from the whole batch. `number_photos` gives
-    the numbers before each training pass; the pass uses them up, so that no batch is dropped with the numbers of the
-    batch before.
+    Several workers, each with a part of a batch, then drop the same values as one worker with the whole batch.
+    `number_photos` sets the numbers before each training pass; the pass deletes them, so that no batch can use the
+    numbers of the batch before.
     """
 
     numbers: Sequence[int] | None = None
     rows: Sequence[int] | None = None
 
-    @torch.compiler.disable  # the masks of a step are drawn anew, not compiled in
+    @torch.compiler.disable  # each step must draw new masks
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Drop from x (n, ...), whose rows belong to the numbered photos, in their order.
 
-        Raises ValueError in training where the photos have no numbers, or numbers for another count of rows.
+        Raises ValueError in training where the photos have no numbers, or the count of rows is wrong.
         """
         if not self.training or self.p == 0:
             return x
@@ -41,11 +41,11 @@ class PhotoDropout(nn.Dropout):
 
 
 def number_photos(network: nn.Module, numbers: Sequence[int], rows: Sequence[int] | None = None) -> None:
-    """Tell every dropout of a network which photos come next.
+    """Set the numbers of the next batch's photos in every dropout layer of a network.
 
     Arguments:
-        numbers: one for each photo of the next batch, from `mixed`. Each layer makes its own number of it.
-        rows: how many rows of the batch each photo has, one after the other; None: one row each.
+        numbers: one per photo of the next batch, from `mixed`. Each layer computes its own number from it.
+        rows: consecutive rows of the batch that belong to each photo; None: one row per photo.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, PhotoDropout)]
     for place, layer in enumerate(layers):
@@ -53,13 +53,13 @@ def number_photos(network: nn.Module, numbers: Sequence[int], rows: Sequence[int
 
 
 def mixed(*numbers: int) -> int:
-    """One number, 0..2^62 - 1, for several: unlike for unlike numbers, but for a chance of 2^-62 per pair."""
+    """One number, 0..2^62 - 1, from several. Different inputs give the same number with a chance of 2^-62 per pair."""
     digest = blake2b(b"".join(number.to_bytes(8, "big") for number in numbers), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
 
 
 def dropouts_by_photo(network: nn.Module) -> None:
-    """Put `PhotoDropout` where a network has `nn.Dropout`."""
+    """Replace every `nn.Dropout` of a network by `PhotoDropout`."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

@@ -1,4 +1,4 @@
-"""HCP's training objective: hypotheses are max-pooled, then compared with the photo's labels ([30])."""
+"""HCP's losses: the logits of hypotheses are max-pooled, then compared with the photo's labels ([30])."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def squared_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the softmax with the same target, mean over photos. Arguments as `squared_loss`."""
+    """Cross-entropy of the softmax with the same target, mean over photos. Arguments: see `squared_loss`."""
     return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
 def region_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Every class by itself: cross-entropy of the sigmoid where it is known, summed over classes, mean over regions.
+    """Binary cross-entropy of the sigmoid with the known targets, summed over classes, mean over regions.
 
-    Unlike a softmax's, the scores of a region do not add up to 1: it may be of no class.
+    The scores of a region do not add up to 1, as a softmax's do: a region may show no class.
 
     Arguments:
         logits: (n, C), n >= 1.
-        targets: (n, C) of `mining.region_targets`: 1, 0, or -1 where it is not known.
+        targets: (n, C) of `mining.region_targets`: 1, 0, or -1 for unknown.
     """
     loss = functional.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits), reduction="none")
     return (loss * (targets >= 0)).sum(dim=1).mean()
 
 
 def binary_cross_entropy_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`region_loss` of photos, in which every class is known to be or not to be. Arguments as `squared_loss`."""
+    """`region_loss` of photos, for which every target is known. Arguments: see `squared_loss`."""
     return region_loss(logits, (targets > 0).to(torch.int8))
 
 
@@ -66,18 +66,18 @@ def softmax_scores(logits: torch.Tensor) -> torch.Tensor:
 
 
 def sigmoid_scores(logits: torch.Tensor) -> torch.Tensor:
-    """The sigmoid of logits (N, C), float32: each class has a score of its own."""
+    """The sigmoid of logits (N, C), float32: each class has an independent score."""
     return logits.float().sigmoid()
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A training objective, and the scores that a network has which was trained with it. `hcp.LOSSES` names them.
+    """A loss, and the scores of a network that was trained with it. `hcp.LOSSES` lists the variants.
 
     Arguments:
         compare: logits (B, C) and targets (B, C) of `label_targets` to the mean loss over photos.
         scores: logits (N, C) to scores (N, C) in 0..1, float32.
-        apart: whether each class is scored by itself, so that a region may be of no class.
+        apart: whether each class is scored independently, so that a region may show no class.
     """
 
     compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

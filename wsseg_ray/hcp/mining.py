@@ -1,8 +1,8 @@
-"""What regions learn from maps: which proposals of a photo show a class and which show none.
+"""Targets for regions from localization maps: which proposals of a photo show a class and which show none.
 
-Image-level labels never say that a region is background, so grass can be "cow" wherever cows are. The maps of a trained
-network do: what lies outside their cores is no object. Training on that is self-training, as OICR does from its best
-box (Tang et al., CVPR 2017), here from the vote of all candidates.
+Image-level labels never say that a region is background, so HCP can learn to call grass "cow". The localization maps of
+a trained network do: outside their cores there is no object. Training on them is self-training. OICR uses its best box
+for this (Tang et al., CVPR 2017); here the vote of all candidates is used.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.supervision.maps import map_iou
 
 CORE = 0.5  # share of a map's maximum
-SHOWS, SHOWS_NOT = 0.5, 0.2  # IoU with the core from which a region shows the class, and up to which it does not
-SAMPLE = 32  # regions of either kind that a photo gives
+SHOWS, SHOWS_NOT = 0.5, 0.2  # IoU with the core: a region shows the class from the first, and does not up to the second
+SAMPLE = 32  # regions of each kind per photo
 
 
 def region_targets(regions: RegionProposals, maps: np.ndarray, labels: list[int], class_count: int) -> np.ndarray:
-    """What every region should say to every class, by its IoU with the core of the class's map.
+    """The target of every region for every class, from its IoU with the core of the class's map.
 
     Arguments:
-        maps: (K, S), the maps of the photo's classes.
+        maps: (K, S), the localization maps of the photo's labels.
         labels: K classes, 0-based.
         class_count: C.
-    Returns (N, C) int8: 1 shows the class, 0 does not, -1 is not known. A class that the photo lacks is 0. A class with
-    an all-zero map is not known. Costs K nnz(M).
+    Returns (N, C) int8: 1: the region shows the class; 0: it does not; -1: unknown. A class that is not in the photo
+    is 0. A class with an all-zero map is unknown. Costs K nnz(M).
     """
     targets = np.zeros((len(regions), class_count), np.int8)
     for label, p in zip(labels, maps, strict=True):
@@ -35,7 +35,7 @@ def region_targets(regions: RegionProposals, maps: np.ndarray, labels: list[int]
 
 
 def sample_regions(targets: np.ndarray, rng: np.random.Generator, count: int = SAMPLE) -> np.ndarray:
-    """Sorted indices of at most `count` regions that show a class, and as many that are known to show none.
+    """Sorted indices of at most `count` regions that show a class, and at most `count` known to show none.
 
     Arguments:
         targets: (N, C) of `region_targets`.

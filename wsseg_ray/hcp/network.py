@@ -17,15 +17,15 @@ from wsseg_ray.hcp.pooling import POOLINGS
 
 
 class RegionHead(nn.Module):
-    """fc6, fc7 and the last layer, on what is pooled of a hypothesis.
+    """fc6, fc7 and the last layer, on the pooled features of a hypothesis.
 
-    fc6's input is multiplied by the buffer `feature_scale`. Everything starts at random, drawn from torch's global
+    fc6's input is multiplied by the buffer `feature_scale`. All weights start at random, drawn from torch's global
     generator.
 
     Arguments:
-        inputs: numbers that are pooled of a hypothesis.
+        inputs: pooled features per hypothesis.
         hidden: width of fc6 and fc7.
-        dropout: behind both.
+        dropout: after both.
         classes: object classes; there is no background.
     """
 
@@ -42,24 +42,25 @@ class RegionHead(nn.Module):
         initialise(self.fc7)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
-        """fc7's output (N, hidden), not negative, of what is pooled (N, ...)."""
+        """fc7's output (N, hidden), not negative, from the pooled features (N, ...)."""
         hidden = self.dropout6(functional.relu(self.fc6(pooled.flatten(1) * self.feature_scale)))
         return self.dropout7(functional.relu(self.fc7(hidden)))
 
     def classify(self, embedding: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes) of embeddings (N, hidden), always in float32.
 
-        A candidate is chosen at 0.5; near a logit of 8 bfloat16 has steps of 0.06, so a GPU would choose others.
+        A candidate is chosen at 0.5. Near a logit of 8 bfloat16 has steps of 0.06, so a GPU would choose different
+        candidates with it.
         """
         with full_precision(embedding.device):
             return self.classifier(embedding.float())
 
 
 class HypothesisNetwork(nn.Module):
-    """Scores hypotheses: a backbone, then a head on what is pooled of a hypothesis.
+    """Scores hypotheses: a backbone, then a head on the pooled features of each hypothesis.
 
-    Everything starts at random, drawn from torch's global generator: the backbone, then the head. `load_weights`
-    replaces what it can.
+    All weights start at random, drawn from torch's global generator: the backbone, then the head. `load_weights`
+    replaces the weights that a file has.
 
     Arguments:
         backbone: a value of `BACKBONES`, such as vgg16 (4,096-d embedding) or small (128-d).
@@ -67,10 +68,10 @@ class HypothesisNetwork(nn.Module):
         pooling: a value of `POOLINGS`: how a hypothesis becomes the head's input.
 
     Attributes: `backbone` and `head` (modules), `pooling` (the variant), `stride` (photo pixels per feature cell),
-    `grid` (cells a side of a pooled box), `crop` (pixels a side of a warped box), `embedding_dims`, `mean` and `std`
-    (what photos are normalised by), `imagenet` (torchvision's name of the classifier with the same backbone, or None).
+    `grid` (cells per side of a pooled box), `crop` (pixels per side of a warped box), `embedding_dims`, `mean` and `std`
+    (to normalise photos), `imagenet` (torchvision's name of the classifier with the same backbone, or None).
 
-    Raises ValueError where a name is not known, or the backbone does not serve regions.
+    Raises ValueError where a name is not known, or the backbone cannot be used for regions.
     """
 
     def __init__(self, backbone: str, classes: int, pooling: str) -> None:
@@ -80,7 +81,7 @@ class HypothesisNetwork(nn.Module):
         self.embedding_dims = variant.hidden
         self.mean, self.std, self.imagenet = variant.mean, variant.std, variant.imagenet
         self.backbone = variant.build(False)
-        assert variant.stride is not None  # `build` refuses where a backbone does not serve regions
+        assert variant.stride is not None  # `build` raises for a backbone that cannot be used for regions
         self.stride, self.grid, self.crop = variant.stride, variant.grid, variant.crop
         inputs = self.pooling.inputs(self.backbone.channels["out"], variant.grid)
         self.head = RegionHead(inputs, variant.hidden, variant.dropout, classes)
@@ -93,7 +94,7 @@ class HypothesisNetwork(nn.Module):
         """The second last fully connected layer's output (Sec. 3.2), (N, embedding_dims), not negative.
 
         Arguments:
-            pooled: (N, ...), of `scoring.pool_regions` or another of its functions.
+            pooled: (N, ...), from a function of `scoring` such as `pool_regions`.
         """
         return self.head.embed(pooled)
 
@@ -106,7 +107,7 @@ class HypothesisNetwork(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096) as this network's parameters.
 
-        Returns none where the pooling has no use for them.
+        Returns none where the pooling does not use them.
         """
         converted = self.pooling.convert_fc6(fc6_weight)
         if converted is None:
@@ -118,10 +119,10 @@ class HypothesisNetwork(nn.Module):
 def parameter_groups(
     network: HypothesisNetwork, learning_rate: float, last_learning_rate: float, random_layers: Collection[str]
 ) -> list[dict[str, Any]]:
-    """SGD's two groups (Sec. 4.2): loaded layers, then the last layer and all that starts at random. No frozen ones.
+    """SGD's two groups (Sec. 4.2): loaded layers; the last layer and all others that start at random. No frozen ones.
 
     Arguments:
-        random_layers: names of parameters, the second answer of `load_weights`.
+        random_layers: names of parameters, the second result of `load_weights`.
     """
     slow: list[nn.Parameter] = []
     fast: list[nn.Parameter] = []

@@ -8,7 +8,7 @@ import numpy as np
 def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, np.ndarray, float]:
     """The fewest principal components that keep a share of the features' variance, at most `dims`, at least one.
 
-    Deterministic. Where few of many dimensions are wanted the decomposition is a randomized one with a fixed seed:
+    Deterministic. For few of many dimensions, scikit-learn uses a randomized decomposition, here with a fixed seed:
     512 of 4,096 dimensions of 5,000 features cost 10 to 20 s on two cores.
 
     Arguments:
@@ -17,7 +17,7 @@ def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, n
     Returns the mean (D,), the components (d, D) with orthonormal rows, both float32, and the energy they keep.
     Raises ValueError for an empty sample or values that are not finite.
     """
-    from sklearn.decomposition import PCA  # a second, and only who fits needs it: not the actors
+    from sklearn.decomposition import PCA  # imported here: it costs a second, and actors do not need it
 
     if sample.ndim != 2 or len(sample) == 0:
         raise ValueError(f"PCA needs at least one feature vector, got an array of shape {sample.shape}")
@@ -31,5 +31,5 @@ def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, n
 
 
 def project(features: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Features (n, D) in the principal components (d, D): (n, d)."""
+    """Features (n, D) projected on the principal components (d, D): (n, d)."""
     return (features - mean) @ components.T

@@ -1,4 +1,4 @@
-"""Every proposal of a photo through the network, and which of them are candidates (Sec. 3.1)."""
+"""Scores of all proposals of a photo, and the choice of candidates (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wsseg_ray.proposals.regions import RegionProposals
 def pool_photos(
     network: HypothesisNetwork, photos: Sequence[torch.Tensor], regions: Sequence[RegionProposals] | None
 ) -> list[torch.Tensor]:
-    """What is pooled of several photos: of the whole photo, or of its regions, for each.
+    """Pooled features of several photos: of each photo's regions, or of the whole photo.
 
-    A photo pools the same alone and in any batch, up to the rounding of sums: the backbone's `maps_of`.
+    A photo's features are the same alone and in any batch, except for rounding: see the backbone's `maps_of`.
 
     Arguments:
         photos: (3, H, W) each, normalised, on the device of the network.
-        regions: of each photo; None: the whole photo is the one hypothesis, as in image-fine-tuning.
-    Returns (n, ...) for each photo, input of `network.embed`.
+        regions: of each photo; None: the whole photo is the only hypothesis, as in image-fine-tuning.
+    Returns (n, ...) per photo, input of `network.embed`.
     """
     pooling = network.pooling
     sources = photos if pooling.needs_photo else network.backbone.maps_of(photos)
@@ -33,9 +33,9 @@ def pool_photos(
 
 
 def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """What is pooled of each proposal, with the network's pooling; input of `network.embed`.
+    """Pooled features of each proposal, with the network's pooling; input of `network.embed`.
 
-    Costs one pass of the backbone over the photo, and for `warp` one over a crop per proposal instead.
+    Costs one pass of the backbone over the photo; for `warp` instead one pass over a crop per proposal.
 
     Arguments:
         photo: (3, H, W) normalised.
@@ -45,7 +45,7 @@ def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: Regio
 
 
 def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
-    """What is pooled where the whole photo (3, H, W) is the one hypothesis, as in image-fine-tuning; (1, ...)."""
+    """Pooled features (1, ...) of the whole photo (3, H, W) as the only hypothesis, as in image-fine-tuning."""
     source = photo[None] if network.pooling.needs_photo else network.features(photo[None])
     return network.pooling.whole(network, source)
 
@@ -56,12 +56,12 @@ def score_proposals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, classes) and embeddings (N, D) of all proposals, float32.
 
-    Proposals go through fc6 and fc7 in chunks, so that memory does not grow with what is pooled of all of them. A photo
-    that is too large for the GPU has its pass of the backbone on the CPU.
+    Proposals go through fc6 and fc7 in chunks, so that memory does not grow with their number. If a photo is too large
+    for the GPU, the backbone runs on the CPU.
 
     Arguments:
         photo: (3, H, W) normalised.
-        loss: what the network was trained with; its scores are wanted.
+        loss: the loss that the network was trained with; it defines the scores.
     """
     embedding = torch.cat([network.embed(pooled) for pooled in _pool_chunks(network, photo, regions)])
     scores = loss.scores(network.classify(embedding))
@@ -69,14 +69,14 @@ def score_proposals(
 
 
 def choose_candidates(scores: np.ndarray, threshold: float, min_candidates: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The object candidates of each label: proposals with a score above the threshold, best first (Sec. 3.1).
+    """The candidates of each label: proposals with a score above the threshold, best first (Sec. 3.1).
 
-    A label without any gets its `min_candidates` best-scored proposals: a photo with several labels is trained
-    towards 1 / labels each, which may lie below the threshold everywhere.
+    A label without any such proposal gets its `min_candidates` best-scored proposals: for a photo with several labels
+    the training target is 1 / labels, which may be below the threshold.
 
     Arguments:
-        scores: (K, N), the photo's labels.
-    Returns the candidates of each label, and for which labels (K,) bool the fall-back served.
+        scores: (K, N), one row per label of the photo.
+    Returns the candidates of each label, and (K,) bool: which labels got the best-scored proposals instead.
     """
     chosen, fallback = [], np.zeros(len(scores), bool)
     for k, score in enumerate(scores):
@@ -88,24 +88,24 @@ def choose_candidates(scores: np.ndarray, threshold: float, min_candidates: int)
 
 
 def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates of all labels in a row, (n,), and the label of each, (n,)."""
+    """Candidates of all labels in one array, (n,), and the label of each, (n,)."""
     return np.concatenate(chosen), np.repeat(labels, [len(candidates) for candidates in chosen])
 
 
 def _pool_chunks(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> Iterator[torch.Tensor]:
-    """`pool_regions`, some proposals at a time."""
+    """`pool_regions` in chunks of proposals."""
     source = photo if network.pooling.needs_photo else _photo_features(network, photo)
     yield from network.pooling.chunks(network, source, regions)
 
 
 def _photo_features(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
-    """Feature map (C, h, w) of a photo, on the CPU where the GPU has no room for the pass and no gradient is wanted."""
+    """Feature map (C, h, w) of a photo; without gradients, computed on the CPU if the GPU has too little memory."""
     try:
         return network.features(photo[None])[0]
     except torch.cuda.OutOfMemoryError:
         if torch.is_grad_enabled():
             raise
-    # Behind the handler: inside it the error's frames keep what the failed pass holds on the GPU.
+    # After the handler: inside it, the error's frames keep the GPU memory of the failed pass.
     place = next(network.backbone.parameters())
     device, dtype = place.device, place.dtype
     network.backbone.to("cpu", torch.float32)

@@ -1,7 +1,7 @@
-"""Region pooling: how a region of a photo becomes the input of the classifier of regions.
+"""Region pooling: from a region of a photo to the input of HCP's head.
 
-`POOLINGS` names the variants. Most are computed from the photo's feature map: for one of your own, write a function
-from the map and the regions to their numbers, and make it a variant with `MapPooling`. Nothing here imports torch.
+`POOLINGS` lists the variants. Most are computed from the photo's feature map. For your own, write a function from the
+feature map and the regions to the pooled features, and wrap it in `MapPooling`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
     from wsseg_ray.hcp.network import HypothesisNetwork
 
-ROWS = 512  # proposals per pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB behind each of the two
+ROWS = 512  # proposals per pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB after each of the two
 
 
 class RegionPooling(Protocol):
     """A variant.
 
-    Attributes: `needs_photo`, whether it pools from the photo itself, with passes of the backbone of its own, and not
-    from the photo's feature map. What it pools from is called the source.
+    Attributes: `needs_photo`: whether its source is the photo, on which it runs the backbone itself; otherwise the
+    source is the photo's feature map.
     """
 
     needs_photo: bool
 
     def inputs(self, channels: int, grid: int) -> int:
-        """Numbers that are pooled of one region.
+        """Pooled features per region.
 
         Arguments:
             channels: C, of the feature map.
-            grid: cells a side of a pooled box, as suits the backbone.
+            grid: cells per side of a pooled box, set by the backbone.
         """
 
     def whole(self, network: HypothesisNetwork, source: torch.Tensor) -> torch.Tensor:
-        """What is pooled where the whole photo is the one region, as in image-fine-tuning: (1, ...).
+        """Pooled features (1, ...) of the whole photo as the only region, as in image-fine-tuning.
 
         Arguments:
             source: (1, C, h, w) the feature map, or (1, 3, H, W) the normalised photo.
@@ -51,7 +51,7 @@ class RegionPooling(Protocol):
     def chunks(
         self, network: HypothesisNetwork, source: torch.Tensor, regions: RegionProposals
     ) -> Iterator[torch.Tensor]:
-        """What is pooled of all regions, in order, some at a time, so that memory stays bounded: (n, ...) each.
+        """Pooled features of all regions in order, in chunks (n, ...) to limit memory.
 
         Yields at least one chunk, which may be empty. Gradients flow to the source or to the backbone.
 
@@ -60,7 +60,7 @@ class RegionPooling(Protocol):
         """
 
     def convert_fc6(self, weight: torch.Tensor) -> torch.Tensor | None:
-        """Weights (n, inputs) for this input, of VGG-16's fc6 (n, 512 x 7 x 7); None: fc6 and fc7 start at random."""
+        """Weights (n, inputs) from VGG-16's fc6 (n, 512 x 7 x 7); None: fc6 and fc7 start at random."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class MapPooling:
 
     Arguments:
         pool: the feature map (C, h, w) of the whole photo, and N regions, to (N, C x cells).
-        cells: numbers per channel that are pooled of a region.
-        pool_whole: the map (1, C, h, w) to what is pooled of the whole, (1, C x cells); default: `pool` of one region
-            that has the size of the map.
+        cells: pooled features per channel and region.
+        pool_whole: the feature map (1, C, h, w) to the features of the whole photo, (1, C x cells); default: `pool`
+            with one region that covers the feature map.
         fc6: see `RegionPooling.convert_fc6`; default: fc6 and fc7 start at random.
     """
 

@@ -1,4 +1,4 @@
-"""What the poolings of boxes share."""
+"""Functions that `roi` and `warp` share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def align(image: torch.Tensor, boxes: np.ndarray, size: int, scale: float, sampl
     Arguments:
         image: (C, h, w).
         boxes: (N, 4): x0, y0, x1, y1, the end exclusive.
-        size: cells a side.
-        scale: by which boxes are multiplied to be in pixels of the image.
-        samples: a side of each cell.
+        size: cells per side.
+        scale: factor from boxes to pixels of the image.
+        samples: per side of each cell.
     Returns (N, C, size, size) float32.
     """
-    from torchvision.ops import roi_align  # with all of torchvision, a second and a half: here alone
+    from torchvision.ops import roi_align  # imported here: torchvision takes 1.5 s to import
 
     image = image.float()
     corners = torch.as_tensor(np.array(boxes, np.float32), device=image.device)
@@ -25,5 +25,5 @@ def align(image: torch.Tensor, boxes: np.ndarray, size: int, scale: float, sampl
 
 
 def split(boxes: np.ndarray, size: int) -> list[np.ndarray]:
-    """Boxes (N, 4) in parts of about equal size, at most `size` each, at least one."""
+    """Boxes (N, 4) in parts of about equal length, at most `size` each; at least one part."""
     return np.array_split(boxes, max(1, -(-len(boxes) // size)))

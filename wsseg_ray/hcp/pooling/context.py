@@ -1,4 +1,4 @@
-"""`context`: the mean feature inside each region, and by how much it differs from the rest of the photo."""
+"""`context`: the mean feature inside each region, and its difference from the mean over the rest of the photo."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wsseg_ray.proposals.regions import RegionProposals
 
 
 def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """`pool_segments`, and by how much it differs from the mean over the rest of the photo.
+    """`pool_segments`, and its difference from the mean over the rest of the photo.
 
-    A part of an object and a field around it may score as high as the object; their surroundings tell them apart. The
+    A part of an object, or a larger region around it, may score as high as the object; their surroundings differ. The
     idea is ContextLocNet's contrast (Kantorov et al., ECCV 2016), on regions. A region that is the whole photo has no
     surroundings: its difference is zero.
 
-    Arguments as `pool_segments`; costs its product twice.
+    Arguments: see `pool_segments`; costs its product twice.
     Returns (N, 2 C) float32: means, then differences; gradients flow to the feature map.
     """
     cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
@@ -30,13 +30,13 @@ def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.T
 
 
 def whole_in_context(maps: torch.Tensor) -> torch.Tensor:
-    """Means of whole maps (B, C, h, w) and zeros, (B, 2 C): nothing lies around the whole."""
+    """Means of whole feature maps (B, C, h, w) and zeros, (B, 2 C): a whole photo has no surroundings."""
     mean = mean_of_all(maps)
     return torch.cat([mean, torch.zeros_like(mean)], dim=1)
 
 
 def contrast_fc6(weight: torch.Tensor) -> torch.Tensor:
-    """Weights (n, 2 x 512) of VGG-16's fc6 (n, 512 x 7 x 7); the differences start without weight."""
+    """Weights (n, 2 x 512) from VGG-16's fc6 (n, 512 x 7 x 7); the weights of the differences start at 0."""
     means = summed_fc6(weight)
     return torch.cat([means, torch.zeros_like(means)], dim=1)
 

@@ -24,14 +24,14 @@ def pool_boxes(feature_map: torch.Tensor, boxes: np.ndarray, stride: int, grid: 
         feature_map: (C, h, w).
         boxes: (N, 4) photo px: x0, y0, x1, y1, the end exclusive.
         stride: photo pixels per feature cell.
-        grid: cells a side.
+        grid: cells per side.
     Returns (N, C, grid, grid); gradients flow to the feature map.
     """
     return align(feature_map, boxes, grid, scale=1 / stride, samples=2)
 
 
 class Roi:
-    """`pool_boxes`. Of the whole photo, means in a grid of cells: RoIAlign would sample two points a side."""
+    """`pool_boxes`. For the whole photo, means in a grid of cells: RoIAlign would sample only 2x2 points per cell."""
 
     needs_photo = False
 

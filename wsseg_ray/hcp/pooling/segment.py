@@ -1,4 +1,4 @@
-"""`segment`: the mean feature inside each region, over its own superpixels."""
+"""`segment`: the mean feature inside each region, over its superpixels."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def superpixel_weights(superpixels: np.ndarray, h: int, w: int) -> sparse.csr_ar
 
 
 def pool_segments(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """Mean of the upsampled feature map inside each proposal: `(M (A F)) / (M a)`, Section 3 of the design.
+    """Mean of the upsampled feature map inside each proposal: `(M (A F)) / (M a)`.
 
-    Computed as `((M A) / (M a)) F`: the bracket is a plain matrix that any device multiplies and gradients pass.
+    Computed as `((M A) / (M a)) F`: the bracket is a dense matrix, so any device can multiply it, with gradients.
     Costs 4 N h w bytes and one product of (N, h*w) with (h*w, C): 35 ms for 2,000 proposals on VGG-16's 31x23 cells.
 
     Arguments:
@@ -54,17 +54,17 @@ def mean_features(feature_map: torch.Tensor, sums: np.ndarray, areas: np.ndarray
         areas: (N,), pixels of each region.
     """
     weights = torch.from_numpy(np.divide(sums, areas[:, None], dtype=np.float32)).to(feature_map.device)
-    with full_precision(feature_map.device):  # a mean of bfloat16 weights is off by up to 0.4 %
+    with full_precision(feature_map.device):  # with bfloat16 weights a mean is wrong by up to 0.4 %
         return weights @ feature_map.float().flatten(1).T
 
 
 def mean_of_all(maps: torch.Tensor) -> torch.Tensor:
-    """Mean features (B, C) of whole maps (B, C, h, w)."""
+    """Mean features (B, C) of whole feature maps (B, C, h, w)."""
     return maps.mean(dim=(2, 3))
 
 
 def summed_fc6(weight: torch.Tensor) -> torch.Tensor:
-    """Weights (n, 512) for means, of VGG-16's fc6 (n, 512 x 7 x 7): the mean stands in all 7x7 cells of its input."""
+    """Weights (n, 512) for means, from VGG-16's fc6 (n, 512 x 7 x 7), as if all 7x7 cells of its input were the mean."""
     return weight.unflatten(1, (-1, 7 * 7)).sum(dim=2)
 
 

@@ -19,9 +19,9 @@ CHUNK = 64  # warped crops per forward pass: 40 MB of photos and 1 GB of VGG-16'
 
 
 def warp_crops(photo: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """Each box of a photo, resized bilinearly to a square, its aspect ignored.
+    """Each box of a photo, resized bilinearly to a square; the aspect ratio is not kept.
 
-    Costs 12 size^2 bytes per box (0.6 MB at 224): hand over the boxes in chunks.
+    Costs 12 size^2 bytes per box (0.6 MB at 224): call it with chunks of boxes.
 
     Arguments:
         photo: (3, H, W) normalised.
