@@ -8,7 +8,8 @@ from scipy import linalg
 LINK = 1e-3  # affinity of boxes that do not touch
 # With equal boxes, boxes all apart or boxes on a grid, rounding would decide the clusters, and it differs between
 # machines. So each affinity is increased by its own random share, up to this one. From 1e-10 on, noise of 1e-14 on the
-# affinities changed no choice. Up to 1e-4 no choice changed on 40 real photos and 60 sets of random boxes; at 1e-3 one did.
+# affinities changed no choice. Up to 1e-4 no choice on 40 real photos and 60 sets of random boxes changed; at 1e-3 one
+# did.
 TIE_BREAK = 1e-4
 
 

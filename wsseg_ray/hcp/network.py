@@ -68,8 +68,8 @@ class HypothesisNetwork(nn.Module):
         pooling: a value of `POOLINGS`: how a hypothesis becomes the head's input.
 
     Attributes: `backbone` and `head` (modules), `pooling` (the variant), `stride` (photo pixels per feature cell),
-    `grid` (cells per side of a pooled box), `crop` (pixels per side of a warped box), `embedding_dims`, `mean` and `std`
-    (to normalise photos), `imagenet` (torchvision's name of the classifier with the same backbone, or None).
+    `grid` (cells per side of a pooled box), `crop` (pixels per side of a warped box), `embedding_dims`, `mean` and
+    `std` (to normalise photos), `imagenet` (torchvision's name of the classifier with the same backbone, or None).
 
     Raises ValueError where a name is not known, or the backbone cannot be used for regions.
     """

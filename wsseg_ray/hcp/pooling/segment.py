@@ -64,7 +64,7 @@ def mean_of_all(maps: torch.Tensor) -> torch.Tensor:
 
 
 def summed_fc6(weight: torch.Tensor) -> torch.Tensor:
-    """Weights (n, 512) for means, from VGG-16's fc6 (n, 512 x 7 x 7), as if all 7x7 cells of its input were the mean."""
+    """Weights (n, 512) for means, from VGG-16's fc6 (n, 512 x 7 x 7), as if all 7x7 input cells held the mean."""
     return weight.unflatten(1, (-1, 7 * 7)).sum(dim=2)
 
 
