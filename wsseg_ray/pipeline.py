@@ -86,13 +86,10 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     about = {"classes": job.classes, "mask_values": job.listing.mask_values, "stages": names}
     place.write_json({**about, "code": job.code, "replaced": job.replaced}, "run.json")
     wanted = stages[: names.index(until) + 1] if until else stages
-    settings = owned(recipe, stages)
+    marks = fingerprints(job, stages)
     with _runner(job, wanted) as runner:
-        marks: dict[str, str] = {}
         for stage in wanted:
-            seen = as_seen_by(stage, job, stages)
-            inputs = [mark for folder, mark in marks.items() if _is_read(seen, stage, folder)]
-            marks[stage.writes] = _run_stage(seen, runner, stage, inputs, settings[stage.name])
+            _run_stage(as_seen_by(stage, job, stages), runner, stage, marks[stage.name])
     metrics, written = summary.conclude(job, wanted)
     return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
 
@@ -157,6 +154,16 @@ def _leaves(section: BaseModel, before: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{before}{name}", value
 
 
+def fingerprints(job: Job, stages: Sequence[Stage]) -> dict[str, str]:
+    """The fingerprint of what makes each stage, by its name: its keys of the recipe, and the inputs' fingerprints."""
+    settings, found = owned(job.recipe, stages), {}
+    for place, stage in enumerate(stages):
+        seen = as_seen_by(stage, job, stages)
+        inputs = [found[one.name] for one in stages[:place] if _is_read(seen, stage, one.writes)]
+        found[stage.name] = fingerprint(FORMAT, stage.name, settings[stage.name], stage.also(seen), inputs)
+    return found
+
+
 def _is_read(job: Job, stage: Stage, folder: str) -> bool:
     """Whether a stage reads a folder: a table, one in its place, or one round of it."""
     return any(folder in (name, job.replaced.get(name)) or folder.rpartition("-")[0] == name for name in stage.reads)
@@ -176,9 +183,8 @@ def _upload(file: str, place: RunDirectory, kind: str) -> str:
     return place.uri(*where)
 
 
-def _run_stage(job: Job, runner: Runner, stage: Stage, inputs: Sequence[str], settings: dict[str, Any]) -> str:
-    """Skip, resume or start a stage; returns its fingerprint."""
-    mark = fingerprint(FORMAT, stage.name, settings, stage.also(job), inputs)
+def _run_stage(job: Job, runner: Runner, stage: Stage, mark: str) -> None:
+    """Skip, resume or start a stage, of this fingerprint."""
     entry = job.run.read_json("stages", f"{stage.name}.json")
     if not entry or entry["fingerprint"] != mark:
         job.run.delete(stage.writes)
@@ -191,7 +197,7 @@ def _run_stage(job: Job, runner: Runner, stage: Stage, inputs: Sequence[str], se
     job.run.delete(TRIES, stage.name)
     if worked == 0 and entry["state"] == "done":
         say(f"{stage.name:<16} done before")
-        return mark
+        return
     rows, failures = _count(job, stage.name, stage.table) if stage.table else (worked, [])
     job.run.write_json(failures, "failures", f"{stage.name}.json")
     # Seconds and rows a second speak of the session that finished the stage: what a kill interrupted is not known.
@@ -201,7 +207,6 @@ def _run_stage(job: Job, runner: Runner, stage: Stage, inputs: Sequence[str], se
     is_own = status.get("stage") == stage.name
     entry["busy"] = (status.get("busy_share") or 0) * status["seconds"] if is_own else 0.0
     job.run.write_json(entry, "stages", f"{stage.name}.json")
-    return mark
 
 
 def _count(job: Job, name: str, table: Table[Any]) -> tuple[int, list[dict[str, str]]]:
