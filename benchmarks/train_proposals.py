@@ -46,7 +46,7 @@ COUNTS = [10, 100, 500, 1000, 2000]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bsds", type=Path, default=Path("../shared/data/bsds500"))
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/vgg16_imagenet_conv_fp16.pth"))
     parser.add_argument("--out", type=Path, default=Path("wsseg_ray/proposals/learned.npz"))
