@@ -1,2 +1,2 @@
 """Segmentation networks (Sec. 3.3): `network` (a backbone and a head), `heads`, `grid` (their cells), `losses`
-(Eq. 3-4), `targets` (what they are shown), `inference` (whole photos) and `crf`."""
+(Eq. 3-4), `targets` (training targets), `inference` (whole photos) and `crf`."""

@@ -11,7 +11,7 @@ import torch
 from wsseg_ray.segmentation.permutohedral import Lattice, build, collect, spread
 
 FLOOR = 1e-5  # the smallest probability, so that its logarithm stays finite
-CHUNK = 1 << 17  # pixels that are updated at once: their temporary arrays stay in the cache
+CHUNK = 1 << 17  # pixels that are updated together: their temporary arrays stay in the cache
 
 
 @torch.no_grad()
@@ -28,21 +28,21 @@ def dense_crf(
     """Labels that follow the photo's edges: mean-field inference with an appearance and a smoothness kernel.
 
     Both kernels are Gaussian, filtered on a permutohedral lattice and normalised from both sides, as in the authors'
-    program and in pydensecrf, and classes are compatible only with themselves (Potts).
+    program and in pydensecrf. Classes are compatible only with themselves (Potts).
 
     Arguments:
         photo: (H, W, 3) uint8, or P photos of one size (P, H, W, 3).
-        probabilities: (C, H, W) floats, a softmax over C <= 256 classes; or (B, C, H, W), the answers of B networks
-            for the same photo, which share its lattice. For P photos, P times one of these. The computation runs where
-            a tensor is.
+        probabilities: (C, H, W) floats, a softmax over C <= 256 classes; or (B, C, H, W) from B networks for the same
+            photo, which share its lattice. For P photos, one of these per photo. The computation runs on the device of
+            a tensor.
         iterations: of mean field.
         bilateral_weight: of the appearance kernel, with widths `bilateral_xy` in pixels and `bilateral_rgb` in grey
             levels.
         spatial_weight: of the smoothness kernel, with width `spatial_xy` in pixels.
     Returns (H, W) uint8, with the leading axes of `probabilities`. The labels of a photo and network do not depend on
-    what else is in the call. Costs 0.6 s at 0.2 megapixels and 21 classes on one core.
+    other photos and networks in the call. Costs 0.6 s at 0.2 megapixels and 21 classes on one core.
     Raises ValueError where photo and probabilities do not fit together, a probability is not finite, or a width is not
-    positive or so small that the lattice has more corners than can be numbered.
+    positive or so small that 64 bits cannot number the corners of the lattice.
     """
     if photo.dtype != np.uint8 or photo.ndim not in (3, 4) or photo.shape[-1] != 3 or photo.size == 0:
         raise ValueError(f"the photo must be a non-empty (H, W, 3) of uint8, got {photo.shape} of {photo.dtype}")
@@ -82,7 +82,7 @@ def mean_field(log_probabilities: torch.Tensor, kernels: Sequence[Lattice], iter
     """The marginals Q of a CRF whose classes are compatible only with themselves.
 
     Starts from the softmax of `log_probabilities` and repeats Q = softmax(log_probabilities + sum of K Q over kernels),
-    all pixels at once. (The constant part of the Potts messages falls out of the softmax.)
+    all pixels at once. (The constant part of the Potts messages does not change the softmax.)
 
     Arguments:
         log_probabilities: (N, B, C) float32: N pixels, B independent problems, C classes.

@@ -1,7 +1,7 @@
 """The cells of a segmentation network's output, by the names of its backbone and its head. Imports no torch.
 
-Cell (i, j) looks at the photo around pixel (stride i, stride j). On photos of stride k + 1 pixels the outer cells lie
-on the outer pixels, so maps are resized with align_corners=True, and `targets` cuts the photo into cells the same way.
+Cell (i, j) is centred on pixel (stride i, stride j) of the photo. On photos of stride k + 1 pixels the outer cells lie
+on the outer pixels, so maps are resized with align_corners=True, and `targets` divides the photo into the same cells.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from wsseg_ray.segmentation.heads import HEADS
 
 
 def cell_stride(backbone: str, head: str) -> int:
-    """Photo pixels from cell to cell of a network's output.
+    """Distance of two cells of a network's output, in photo pixels.
 
     Raises ValueError where a name is not known, or the backbone lacks a level that the head needs.
     """
@@ -26,10 +26,10 @@ def cell_stride(backbone: str, head: str) -> int:
 
 
 def grid_size(backbone: str, head: str, pixels: int) -> int:
-    """Cells of a network's output along a side of so many pixels: DeepLab-LargeFOV makes 41 of 321."""
+    """Cells of a network's output along a side of `pixels`: DeepLab-LargeFOV has 41 cells for 321 pixels."""
     return -(-pixels // cell_stride(backbone, head))
 
 
 def whole_cells(backbone: str, head: str, pixels: int) -> int:
-    """So many pixels a side, or a few more: stride k + 1, where the outer cells lie on the outer pixels."""
+    """`pixels` rounded up to stride k + 1, where the outer cells lie on the outer pixels."""
     return pixels + -(pixels - 1) % cell_stride(backbone, head)

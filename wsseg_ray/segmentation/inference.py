@@ -1,8 +1,8 @@
 """Trained networks on whole photos: several scales, mirrored, and in tiles where a photo is large.
 
-A network says something of its cells, and cell (i, j) looks at the photo around pixel (stride i, stride j). So a photo
-is filled up to stride k + 1 pixels, until its last pixel lies between two cells, and what a network says of a pixel is
-read off between the cells around it, at the place where the pixel is in that view of the photo.
+A network computes logits of cells; cell (i, j) is centred on pixel (stride i, stride j). So a photo is padded to
+stride k + 1 pixels, until its last pixel lies between two cells. The logits of a pixel are interpolated between the
+cells around it, at the pixel's place in that view of the photo.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn import functional
 
-TILE = 1024  # photo pixels a side; bounds the memory that feature maps take, whatever the photo's size
-HALO = 224  # pixels around a tile that its cells may look at: DeepLab-LargeFOV's cells see 217 to each side
+TILE = 1024  # photo pixels per side; limits the memory of feature maps for photos of any size
+HALO = 224  # pixels around a tile that are computed too: DeepLab-LargeFOV's cells depend on 217 pixels to each side
 
 
 class View(NamedTuple):
-    """What a network says of one view of a photo: the photo at some scale, maybe mirrored."""
+    """A network's logits of one view of a photo: the photo at some scale, maybe mirrored."""
 
     logits: torch.Tensor  # (C, h, w), of the cells
     size: tuple[int, int]  # height and width of the view in pixels
-    stride: int  # pixels from cell to cell; the first cell lies on the first pixel
+    stride: int  # distance of two cells in pixels; the first cell lies on the first pixel
     mirrored: bool
 
 
 class CellNetwork(Protocol):
-    """What says something of cells that lie `stride` pixels apart."""
+    """A network whose cells lie `stride` pixels apart."""
 
     stride: int
 
     def __call__(self, photo: torch.Tensor, /) -> torch.Tensor:
-        """(1, C, h, w) of a normalised photo (1, 3, H, W)."""
+        """Logits (1, C, h, w) of a normalised photo (1, 3, H, W)."""
         ...
 
 
@@ -40,13 +40,13 @@ class CellNetwork(Protocol):
 def photo_views(
     networks: Sequence[CellNetwork], photo: torch.Tensor, scales: Sequence[float] = (1.0,), mirror: bool = False
 ) -> list[list[View]]:
-    """What each network says of a photo at each scale and, if asked, of the mirrored photo at each scale.
+    """The logits of each network for a photo at each scale and, with `mirror`, for the mirrored photo at each scale.
 
     Arguments:
-        networks: have the same `stride`. They see the same tensor one after the other.
+        networks: with the same `stride`. They get the same tensor one after the other.
         photo: (1, 3, H, W), normalised.
         scales: factors of the photo's sides.
-    Returns the views of each network. Costs the sum of the squared scales, twice with `mirror`.
+    Returns the views of each network. Costs the sum of the squared scales, times 2 with `mirror`.
     """
     stride = networks[0].stride
     found: list[list[View]] = [[] for _ in networks]
@@ -63,13 +63,13 @@ def photo_views(
 
 
 def fill_cells(photo: torch.Tensor, stride: int) -> torch.Tensor:
-    """A normalised photo (..., H, W) filled up with zeros, the mean colour, to stride k + 1 pixels on each side."""
+    """A normalised photo (..., H, W) padded with zeros, the mean colour, to stride k + 1 pixels in height and width."""
     height, width = photo.shape[-2:]
     return functional.pad(photo, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
 
 
 def at_pixels(views: Sequence[View], height: int, width: int) -> torch.Tensor:
-    """The mean over views of their logits, bilinearly at the pixels of a photo: (C, height, width) float32.
+    """The mean of the views' logits, interpolated bilinearly at the pixels of a photo: (C, height, width) float32.
 
     Arguments:
         height, width: of the photo, or of a larger or smaller copy of it.
@@ -84,7 +84,7 @@ def at_pixels(views: Sequence[View], height: int, width: int) -> torch.Tensor:
 
 
 def upsample(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Maps on the output grid (B, C, h, w), bilinearly at the pixels of a photo of stride k + 1 pixels a side.
+    """Maps on the output grid (B, C, h, w), interpolated bilinearly at the pixels of a photo of stride k + 1 pixels.
 
     Returns (B, C, height, width).
     """
@@ -102,10 +102,10 @@ def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirro
 
 @torch.no_grad()
 def tiled_logits(network: CellNetwork, photo: torch.Tensor, tile: int = TILE, halo: int = HALO) -> torch.Tensor:
-    """The network's answer for a photo of any size, in memory bounded by the tile.
+    """The network's logits for a photo of any size, in memory limited by the tile.
 
-    Where cells see no farther than the halo, as those of DeepLab do, it is the answer for the whole photo. The networks
-    of torchvision see farther, and take what they pool over a photo from the tile.
+    If a cell depends on no pixels beyond the halo, as in DeepLab, the logits equal those of the whole photo. Cells of
+    torchvision's networks depend on more pixels, and features pooled over the photo are then pooled over the tile.
 
     Arguments:
         photo: (1, 3, H, W), normalised.
@@ -129,6 +129,6 @@ def tiled_logits(network: CellNetwork, photo: torch.Tensor, tile: int = TILE, ha
 
 
 def _tiles(size: int, tile: int) -> list[tuple[int, int]]:
-    """Where tiles begin and end along one axis; the last one also holds the pixel behind a whole number of tiles."""
+    """Where tiles begin and end along one axis; the last tile also has the pixel after a whole number of tiles."""
     starts = range(0, max(1, size - 1), tile)
     return list(zip(starts, [*starts[1:], size], strict=True))

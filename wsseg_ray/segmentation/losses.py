@@ -11,11 +11,11 @@ IGNORE = 255
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Eq. (3)-(4): cross-entropy of the softmax with a distribution over classes in every cell, mean over cells.
 
-    `eta` is 1 / (N h w), where cells without a target, which lie outside the photo, are not counted.
+    `eta` is 1 / (N h w); cells without a target, which lie outside the photo, are not counted.
 
     Arguments:
         logits: (B, C, h, w), `f` of Eq. (3).
-        targets: (B, C, h, w), not negative, a sum of 1 over classes, or of 0: the cell is ignored.
+        targets: (B, C, h, w), not negative; the sum over classes is 1, or 0: the cell is ignored.
     Returns a scalar; 0 where no cell has a target.
     """
     cells = -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1)
@@ -23,7 +23,7 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
 
 
 def hard_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the softmax with one class a cell, mean over cells.
+    """Cross-entropy of the softmax with one class per cell, mean over cells.
 
     Arguments:
         logits: (B, C, h, w).

@@ -1,4 +1,4 @@
-"""Segmentation networks: any backbone with any head whose levels it has."""
+"""Segmentation networks: any backbone with any head whose levels the backbone has."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from wsseg_ray.segmentation.heads import HEADS
 class SegmentationNetwork(nn.Module):
     """A fully convolutional classifier of grid cells.
 
-    It maps normalised photos (B, 3, H, W) to logits (B, classes, h, w) on a grid whose cell (i, j) looks at the photo
-    around pixel (stride i, stride j); all are trained by the same losses on the same targets. Its dropouts draw by
-    photo, see `number_photos`. Everything starts at random, drawn from torch's global generator: the backbone, then
-    the head. The backbone has the tensors of the same backbone in the HCP network, so `load_weights` takes those.
+    It maps normalised photos (B, 3, H, W) to logits (B, classes, h, w) on a grid whose cell (i, j) is centred on pixel
+    (stride i, stride j). All networks are trained by the same losses on the same targets. Dropout masks are drawn per
+    photo, see `number_photos`. All weights start at random, drawn from torch's global generator: the backbone, then the
+    head. The backbone has the same tensors as in the HCP network, so `load_weights` accepts HCP's weights.
 
     Arguments:
         backbone: a value of `BACKBONES`.
         head: a value of `HEADS`.
         classes_with_background: channels of the output; 0 is background.
 
-    Attributes: `backbone` (what weights are for, and what can be frozen) and `head` (modules), `levels` (of the
-    backbone, that the head needs), `stride`, `mean` and `std` (what photos are normalised by), `imagenet`
-    (torchvision's name of the classifier with the same backbone, or None).
+    Attributes: `backbone` (can be loaded and frozen) and `head` (modules), `levels` (of the backbone, that the head
+    needs), `stride`, `mean` and `std` (to normalise photos), `imagenet` (torchvision's name of the classifier with the
+    same backbone, or None).
 
     Raises ValueError where a name is not known, or the backbone lacks a level that the head needs.
     """
@@ -54,9 +54,9 @@ class SegmentationNetwork(nn.Module):
         return self.head(self.features(photos))
 
     def freeze(self, count: Literal["none", "all"] | int) -> None:
-        """Train the first `count` conv layers of the backbone no further; the others train.
+        """Freeze the first `count` conv layers of the backbone; the others are trained.
 
-        Raises ValueError where the backbone cannot be frozen so.
+        Raises ValueError where the backbone cannot freeze that many.
         """
         self.backbone.freeze(count)
 
@@ -65,7 +65,7 @@ class SegmentationNetwork(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096) as this network's parameters.
 
-        Returns none where the head has no use for them.
+        Returns none where the head does not use them.
         """
         convert = getattr(self.head, "convert_fc", None)
         converted = convert(fc6_weight, fc6_bias, fc7_weight, fc7_bias) if convert else {}
@@ -75,12 +75,12 @@ class SegmentationNetwork(nn.Module):
 def parameter_groups(
     network: nn.Module, learning_rate: float, random_layers: Collection[str], weight_decay: float = 5e-4
 ) -> list[dict[str, Any]]:
-    """SGD's four groups: loaded weights and biases, then those of the last layer and of all that starts at random.
+    """SGD's four groups: weights and biases of loaded layers, then of the last layer and all that start at random.
 
     The last two learn ten times as fast; biases twice as fast as weights and without decay. No frozen parameters.
 
     Arguments:
-        random_layers: names of parameters, the second answer of `load_weights`.
+        random_layers: names of parameters, the second result of `load_weights`.
     """
     groups: list[dict[str, Any]] = [
         {"params": [], "lr": rate * (2 if bias else 1), "weight_decay": 0.0 if bias else weight_decay}

@@ -1,7 +1,7 @@
 """The networks of a run: what each learns from, and how. Imports no torch.
 
-Network_A of the paper learns localization maps (Eq. 3-4), Network_B rough masks; AN from all photos, SN from those
-with one label. The rivals of the paper's Table 4 learn from the labels alone. A network of the user's own is a
+Network_A of the paper learns localization maps (Eq. 3-4), Network_B rough masks. AN learns from all photos, SN from
+photos with one label. The rivals of the paper's Table 4 learn from the labels alone. A user's own network is a
 `Network` too: `segmentation.networks: [my_module:MY_NETWORK]`.
 """
 
@@ -20,18 +20,18 @@ class Network:
     """A segmentation network before it is trained.
 
     Arguments:
-        name: names its folder in the run; letters, digits and _.
+        name: also its folder in the run; letters, digits and _.
         target: what it learns from: the localization maps, the rough mask, the true mask, or the photo's labels alone.
-        photos: from which photos: all, those with a single label, or those with a true mask.
-        unrefined_of: the network that learns the same with the refinement; "": this one learns with it.
-        objective: of target `labels`: its loss, a value of `objectives.OBJECTIVES`.
-        starts_as_classifier: whether it begins as START, a classifier of photos.
-        max_over_cells: whether few cells get all of the gradient: then the learning rate is the rivals' lower one.
+        photos: photos that it learns from: all, photos with a single label, or photos with a true mask.
+        unrefined_of: the same network trained with the refinement; "": this one is trained with the refinement.
+        objective: for target `labels`: its loss, a value of `objectives.OBJECTIVES`.
+        starts_as_classifier: whether it starts from the weights of START, a classifier of photos.
+        max_over_cells: whether few cells get the whole gradient: then it gets the rivals' lower learning rate.
         twin_of: the network that it equals after its first training, or "".
-        image_prior: whether predictions are weighed by what the network says of the whole photo (MIL-ILP's prior).
+        image_prior: whether predictions are weighted by the network's scores of the whole photo (MIL-ILP's prior).
         smoother: how predictions are smoothed, a name of `objectives.SMOOTHERS`, or "".
-        activation_maps: whether its first own labels are its activation maps: then it has one round more.
-        weak: whether it sees no true mask.
+        activation_maps: whether its first own labels are its activation maps: then it has one more round.
+        weak: whether it is trained without true masks.
     """
 
     name: str
@@ -49,19 +49,19 @@ class Network:
 
     @property
     def kind(self) -> str:
-        """For tables: `paper` (it learns from the supervision, as the paper's own), `rival`, `cam` or `ceiling`."""
+        """For tables: `paper` (it learns from the supervision, as in the paper), `rival`, `cam` or `ceiling`."""
         if self.target in ("maps", "mask"):
             return "paper"
         return "ceiling" if not self.weak else "cam" if self.activation_maps else "rival"
 
     @property
     def suffix(self) -> str:
-        """Of the columns of `supervision` that it learns from."""
+        """End of the names of the columns of `supervision` that it learns from."""
         return "_unrefined" if self.unrefined_of else ""
 
 
 def unrefined(network: Network) -> Network:
-    """The same network, taught without the refinement (Table 3)."""
+    """The same network, trained without the refinement (Table 3)."""
     return replace(network, name=f"{network.name}_unrefined", unrefined_of=network.name)
 
 
@@ -84,16 +84,16 @@ NETWORKS: Registry[Network] = Registry(
             _rival("EM_ADAPT", "em_adapt"),
             _rival("CCNN", "ccnn"),
             _rival("ILP", "ilp", **_ILP),
-            # One and the same network, whose predictions are smoothed in different ways
+            # The same network as ILP; only the smoothing of predictions differs
             _rival("ILP_SPPXL", "ilp", twin_of="ILP", smoother="superpixels", **_ILP),
             _rival("ILP_BB", "ilp", twin_of="ILP", smoother="boxes", **_ILP),
             _rival("ILP_SEG", "ilp", twin_of="ILP", smoother="regions", **_ILP),
-            # Class activation maps as labels: what most people would try first
+            # Class activation maps as labels: the simplest method
             Network("CAM", "labels", objective="cam", activation_maps=True),
-            # Trained on the true masks: it shows how much is possible
+            # Trained on the true masks: the best that can be expected
             Network("FULL", "truth", "masked", weak=False),
         )
     },
     contract=Network,
 )
-START = Network("START", "labels", objective="cam")  # not a network of its own: the classifier that rivals begin as
+START = Network("START", "labels", objective="cam")  # not a result: the classifier from whose weights rivals start

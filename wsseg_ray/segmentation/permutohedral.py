@@ -3,10 +3,10 @@
 The lattice holds the integer vectors of length d + 1 that sum to 0 and whose entries leave the same remainder modulo
 d + 1. They divide the plane of sum 0 into simplices. A filter has three steps: each point adds its value to the d + 1
 corners of its simplex with barycentric weights (splat); the corners are smoothed with (1/2, 1, 1/2) along each of the
-d + 1 axes (blur); each point reads its corners with the same weights (slice). The result is about the sum over all
-pairs of points weighted by exp(-|difference|^2 / 2), up to one constant factor.
+d + 1 axes (blur); each point reads its corners with the same weights (slice). The result is approximately the sum over
+all pairs of points weighted by exp(-|difference|^2 / 2), times a constant.
 
-Each step is a weighted sum of rows in a fixed order, so the numbers do not depend on the number of threads, nor on the
+Each step is a weighted sum of rows in a fixed order, so the numbers do not depend on the number of threads or on the
 other columns that are filtered at the same time.
 """
 
@@ -18,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import embedding_bag
 
-CHUNK = 1 << 14  # points whose simplices are found at once: their temporary arrays stay in the cache
+CHUNK = 1 << 14  # points whose simplices are found together: their temporary arrays stay in the cache
 
 
 class Lattice(NamedTuple):
     """N points and the M corners of their simplices, for N and M below 2^31 / (d + 1).
 
-    Row M of the corners is always zero: it stands for the neighbours that no simplex has.
+    Row M of the corners is always zero: it stands for neighbours that do not exist.
 
     Attributes:
         points: ((d + 1) * N,) int32, the points that splat onto each corner, corner after corner.
@@ -49,8 +49,8 @@ def build(features: torch.Tensor) -> Lattice:
 
     Arguments:
         features: (d, N) float32, finite, on any device.
-    Returns the lattice on that device. Costs one sort of (d + 1) * N integers and d + 1 searches for M sorted ones;
-    it takes 16 bytes per point and corner, and as many per corner and axis. While it sorts, twice as much.
+    Returns the lattice on that device. Costs one sort of (d + 1) * N integers and d + 1 searches for M sorted ones.
+    Memory: 16 bytes per point and corner, and 16 bytes per corner and axis; twice as much during the sort.
     Raises ValueError where the points are so far apart that 64 bits cannot number the corners between them.
     """
     keys, weights, steps = _simplices(features)
@@ -78,10 +78,10 @@ def spread(lattice: Lattice, values: torch.Tensor) -> torch.Tensor:
     Arguments:
         lattice: of N points with M corners.
         values: (N, C) float32.
-    Returns (M + 1, C), what `collect` reads, times 2^(d + 1). Costs (d + 1) * (N + 4 * M) * C additions.
+    Returns (M + 1, C), the input of `collect`, times 2^(d + 1). Costs (d + 1) * (N + 4 * M) * C additions.
     """
     found = embedding_bag(lattice.points, values, lattice.starts, mode="sum", per_sample_weights=lattice.shares)
-    # With two axes embedding_bag would draw up these starts anew for every axis.
+    # Given a 2-D input, embedding_bag would compute these starts again for every axis.
     fours = torch.arange(0, 4 * len(found), 4, dtype=torch.int32, device=found.device)
     for neighbours in lattice.neighbours:
         found = embedding_bag(neighbours.view(-1), found, fours, mode="sum")
@@ -94,22 +94,22 @@ def collect(lattice: Lattice, blurred: torch.Tensor, points: slice = slice(None)
     Arguments:
         lattice: of N points with M corners.
         blurred: (M + 1, C) float32, from `spread`.
-        points: which of the N, n in number.
+        points: n of the N points.
     Returns (n, C) float32. Costs (d + 1) * n * C additions.
     """
     return embedding_bag(lattice.corners[points], blurred, mode="sum", per_sample_weights=lattice.weights[points])
 
 
 def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Keys (d + 1, N) and weights (d + 1, N) of every point's corners, and what a step along each axis adds to a key.
+    """Keys (d + 1, N) and weights (d + 1, N) of every point's corners, and the change of a key by a step on each axis.
 
-    A corner k is named by its d differences (k_j - k_{j+1}) / (d + 1), which are integers and, because k sums to 0,
-    name no other. The key packs them into one integer. A step along axis j adds d + 1 to k_j and takes 1 off every
-    entry, so it changes two differences by one and the key by a constant.
+    A corner k is identified by its d differences (k_j - k_{j+1}) / (d + 1). They are integers and, because k sums to 0,
+    unique. The key packs them into one integer. A step along axis j adds d + 1 to k_j and subtracts 1 from every entry,
+    so it changes two differences by one and the key by a constant.
     """
     dimensions, count = features.shape
     size = dimensions + 1
-    # The blur has a standard deviation of (d + 1) * sqrt(2 / 3) (page 6 of the paper), so features are stretched to it.
+    # The blur has a standard deviation of (d + 1) * sqrt(2 / 3) (page 6 of the paper), so features are scaled to it.
     scales = [math.sqrt(2 / 3) * size / math.sqrt((i + 1) * (i + 2)) for i in range(dimensions)]
     lows, strides, dtype = _packing(features, scales)
     steps = [(strides[j] if j < dimensions else 0) - (strides[j - 1] if j else 0) for j in range(size)]
@@ -133,14 +133,14 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list
 
 
 def _packing(features: torch.Tensor, scales: list[float]) -> tuple[list[int], list[int], torch.dtype]:
-    """Of each difference in a key the least value and the stride, and the type that holds the keys."""
+    """Smallest value and stride of each difference in a key, and the type of the keys."""
     size = len(features) + 1
     ends = torch.stack([features.amin(dim=1), features.amax(dim=1)], dim=1).tolist()
     lows: list[int] = []
     strides: list[int] = []
     total = 1
     for j in reversed(range(size - 1)):
-        # Elevated, entry j less entry j + 1 is (j + 2) * feature j - j * feature j - 1, each times its scale.
+        # Elevated entry j minus entry j + 1 is (j + 2) * feature j minus j * feature (j - 1), each times its scale.
         wide = [(j + 2) * scales[j] * end / size for end in ends[j]]
         back = [-j * scales[j - 1] * end / size for end in ends[j - 1]]
         # The corners of a point are at most 1 away from it in this difference, and their neighbours at most 2.
@@ -169,7 +169,7 @@ def _elevated(features: torch.Tensor, scales: list[float]) -> torch.Tensor:
 
 
 def _rounded(elevated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each point's corner of remainder 0, what is left, and the places of its entries from the smallest, ties reversed.
+    """Each point's corner of remainder 0, the rest, and the ranks of the rest's entries, smallest first, ties reversed.
 
     Corner and rest are divided by d + 1. All three are (d + 1, n).
     """
@@ -183,7 +183,7 @@ def _rounded(elevated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
             less = rest[i] < rest[j]
             rank[i] += less
             rank[j] += less.logical_not_()
-    # Rounding can leave the plane. The entries that were rounded most go one step back, until the sum is 0 again.
+    # Rounding can leave the plane. So the entries that were rounded most go one step back: the sum is 0 again.
     wrap = (rank < 0).to(torch.int8).sub_((rank >= size).to(torch.int8))
     nearest += wrap
     rest -= wrap
@@ -191,7 +191,7 @@ def _rounded(elevated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def _neighbours(keys: torch.Tensor, step: int) -> torch.Tensor:
-    """(M + 1, 4) int32: each corner twice and the corners one step before and behind it, M where there is none."""
+    """(M + 1, 4) int32: each corner twice and the corners one step before and after it; M: no such corner."""
     count = len(keys)
     found = torch.full((count + 1, 4), count, dtype=torch.int32, device=keys.device)
     found[:, :2] = torch.arange(count + 1, dtype=torch.int32, device=keys.device)[:, None]

@@ -1,6 +1,6 @@
-"""What a segmentation network is trained on: a crop of the photo, and the supervision on the network's output grid.
+"""Training data of a segmentation network: a crop of the photo, and the supervision on the network's output grid.
 
-Supervision has one value per superpixel, so the crop of the superpixels says where each value belongs. Cell i of h
+Supervision has one value per superpixel, so the crop of the superpixels shows where each value belongs. Cell i of h
 cells over H pixels is centred on pixel i (H - 1) / (h - 1), as in `grid`.
 """
 
@@ -14,13 +14,13 @@ from wsseg_ray.backbones import MEAN
 from wsseg_ray.segmentation.losses import IGNORE
 
 PAD = np.rint(255 * np.array(MEAN)).astype(np.uint8)  # near 0 once the mean is subtracted, as in DeepLab
-SLIVER = 1e-9  # pixels: the rounding error of the overlap of a cell and a pixel that only touch
+SLIVER = 1e-9  # pixels: rounding error of the overlap of a cell and a pixel that only touch
 
 
 def crop_and_mirror(
     rng: np.random.Generator, photo: np.ndarray, arrays: Sequence[np.ndarray], crop: int, padding: np.ndarray = PAD
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """A random square of the photo, mirrored with probability 1/2, never rescaled; the same square of other arrays.
+    """A random square of the photo, mirrored with probability 1/2, never resized; the same square of other arrays.
 
     A photo smaller than the crop is padded at the bottom and on the right: the photo with its mean colour, the
     arrays with zeros.
@@ -29,9 +29,9 @@ def crop_and_mirror(
         photo: (H, W, 3) uint8, RGB.
         arrays: (H, W) each, such as superpixels or masks.
         crop: side of the square, in pixels.
-        padding: (3,) uint8, the colour around the photo: the mean that the backbone's photos are normalised by.
-    Returns the photo (crop, crop, 3), the arrays (crop, crop), and (crop, crop) bool, True where the photo is and False
-    in the padding.
+        padding: (3,) uint8, the colour around the photo: the mean that the backbone normalises photos with.
+    Returns the photo (crop, crop, 3), the arrays (crop, crop), and (crop, crop) bool: True in the photo, False in the
+    padding.
     """
     height, width = photo.shape[:2]
     top, left = (int(rng.integers(max(size - crop, 0) + 1)) for size in (height, width))
@@ -61,7 +61,7 @@ def soft_target(
 
     Arguments:
         superpixels: (H, W) of the crop, values 0..S-1.
-        valid: (H, W) bool, the photo's own pixels; the others do not count.
+        valid: (H, W) bool, pixels of the photo; pixels of the padding do not count.
         maps: (K, S), the localization map of each label, 0..1.
         labels: K classes, 0..classes - 1; class k goes to channel k + 1, background is channel 0.
         h, w: the grid, at most (H, W).
@@ -84,11 +84,11 @@ def soft_target(
 def hard_target(mask: np.ndarray, superpixels: np.ndarray, valid: np.ndarray, h: int, w: int) -> np.ndarray:
     """Network_B's target: the mask at the pixel on which each cell is centred.
 
-    A mask that has a class per pixel instead of per superpixel: `hard_target(np.arange(256), pixels, valid, h, w)`.
+    For a mask with one class per pixel instead of per superpixel: `hard_target(np.arange(256), pixels, valid, h, w)`.
 
     Arguments:
-        mask: (S,) uint8, the class of each superpixel, 0 for background, 255 to ignore it.
-        superpixels, valid, h, w: as in `soft_target`.
+        mask: (S,) uint8, the class of each superpixel; 0: background, 255: ignore.
+        superpixels, valid, h, w: see `soft_target`.
     Returns (h, w) int64, 255 where the pixel lies in the padding.
     """
     grid = np.ix_(
@@ -104,7 +104,7 @@ def _centres(pixels: int, cells: int) -> np.ndarray:
 
 
 def _cell_areas(pixels: int, cells: int) -> np.ndarray:
-    """Length of each pixel inside each cell along one axis, (cells, pixels); cells meet half-way between centres."""
+    """Length of each pixel's overlap with each cell on one axis, (cells, pixels); cells meet midway between centres."""
     centres = _centres(pixels, cells)
     edges = np.concatenate([[-0.5], (centres[1:] + centres[:-1]) / 2, [pixels - 0.5]])
     pixel = np.arange(pixels)

@@ -1,7 +1,7 @@
 """Segmentation heads: the layers between a backbone's feature maps and the logits of each cell.
 
-`HEADS` names the variants. A variant (`Head`) says what is known before a network is built, so nothing here imports
-torch; its `build` makes the module.
+`HEADS` lists the variants. A variant (`Head`) holds the facts that are needed before a network is built, so nothing
+here imports torch; its `build` makes the module.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Head:
 
     Arguments:
         name: its name in `HEADS`.
-        build: makes the module, at random, drawn from torch's global generator, of the backbone, the channels of each
-            of its levels, and the channels of the output; 0 is background. The module maps the needed levels'
-            maps, a dict of (B, C, h, w), to logits (B, classes, h, w) on the cells of `grid`. All that is in its
-            `classifier` learns ten times as fast. If it has `convert_fc`, that turns VGG-16's fc6 and fc7 (weights
-            and biases) into some of its parameters, by name.
-        levels: of the backbone that it needs.
+        build: makes the module from the backbone, the channels of each of its levels, and the channels of the output
+            (0 is background). Weights are random, from torch's global generator. The module maps the maps of `levels`,
+            a dict of (B, C, h, w), to logits (B, classes, h, w) on the cells of `grid`. Parameters in its
+            `classifier` learn ten times as fast. Its optional `convert_fc` turns VGG-16's fc6 and fc7 (weights and
+            biases) into some of its parameters, by name.
+        levels: the backbone's levels that the head needs.
         grid: the level whose cells the logits have.
     """
 

@@ -1,4 +1,4 @@
-"""The layers of the heads. This file imports torch, the variants do not."""
+"""The layers of the heads, in a file of their own because it imports torch and the variants do not."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from wsseg_ray.hcp.dropout import PhotoDropout
 
 
 class LargeFOV(nn.Module):
-    """DeepLab-LargeFOV's: a classifier of cells, with a large field of view by dilation.
+    """DeepLab-LargeFOV's head: a classifier of cells, with a large field of view by dilation.
 
-    fc6 is 3x3 and dilated, fc7 and the last layer are 1x1. On VGG-16 fc6 has dilation 12 and is 1,024 wide: 20.5
-    million parameters with 21 classes, the backbone's among them.
+    fc6 is 3x3 and dilated, fc7 and the last layer are 1x1. On VGG-16 fc6 has dilation 12 and is 1,024 wide: with the
+    backbone 20.5 million parameters for 21 classes.
 
     Arguments:
         channels: of the feature map.
         hidden: width of fc6 and fc7.
         dilation: of fc6.
-        dropout: behind fc6 and fc7.
+        dropout: after fc6 and fc7.
         classes_with_background: channels of the output; 0 is background.
     """
 
@@ -42,7 +42,7 @@ class LargeFOV(nn.Module):
     def convert_fc(
         self, fc6_weight: torch.Tensor, fc6_bias: torch.Tensor, fc7_weight: torch.Tensor, fc7_bias: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096), decimated as DeepLab does.
+        """VGG-16's fc6 (4096, 25088) and fc7 (4096, 4096), reduced as in DeepLab.
 
         Every 3rd of 7x7 positions and every 4th of 4,096 channels are kept.
         """
@@ -57,8 +57,8 @@ class LargeFOV(nn.Module):
 class TorchvisionHead(nn.Module):
     """A head of torchvision's segmentation networks on the map `out`.
 
-    BatchNorm keeps its statistics in training, as is usual for batches of a few photos. So a batch may be dealt out
-    over workers.
+    BatchNorm keeps its statistics in training, as is usual for batches of a few photos. So a batch can be split among
+    workers.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -76,7 +76,7 @@ class TorchvisionHead(nn.Module):
 
 
 class LowAndHigh(TorchvisionHead):
-    """A head of torchvision's segmentation networks on the two maps `low` and `out`, which it calls `high`."""
+    """A head of torchvision's segmentation networks on the two maps `low` and `out`; torchvision calls `out` `high`."""
 
     def forward(self, levels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits (B, classes, h, w) on the cells of `low`."""

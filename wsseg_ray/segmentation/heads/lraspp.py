@@ -11,11 +11,11 @@ from wsseg_ray.segmentation.heads import Head
 if TYPE_CHECKING:
     from wsseg_ray.segmentation.heads.layers import LowAndHigh
 
-WIDTH = 128  # between the two layers of the higher level, torchvision's default
+WIDTH = 128  # channels between the two layers, torchvision's default
 
 
 def _build(backbone: Backbone, channels: Mapping[str, int], classes_with_background: int) -> LowAndHigh:
-    # With all its models torchvision takes a second and a half to import: here alone.
+    # Imported here: torchvision takes 1.5 s to import.
     from torchvision.models.segmentation.lraspp import LRASPPHead
 
     from wsseg_ray.segmentation.heads.layers import LowAndHigh

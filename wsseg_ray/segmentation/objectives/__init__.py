@@ -1,7 +1,7 @@
-"""Losses that ask for image-level labels alone: the rivals of the paper's Table 4, and CAM's classifier.
+"""Losses that need only image-level labels: the rivals of the paper's Table 4, and CAM's classifier.
 
-Each is a function of the network's logits (B, C, h, w), channel 0 the background, and of which channels occur in the
-photos, (B, C) bool, the background always. It returns a scalar, the mean over photos.
+Each is a function of the network's logits (B, C, h, w), where channel 0 is the background, and of the classes that are
+present in each photo, (B, C) bool, where the background is always True. It returns a scalar, the mean over photos.
 """
 
 from __future__ import annotations

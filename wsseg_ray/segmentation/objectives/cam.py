@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-BACKGROUND = 0.2  # their Sec. 3.2: a class is where its map is above 20 % of its maximum
+BACKGROUND = 0.2  # their Sec. 3.2: a class covers the pixels whose value is above 20 % of the map's maximum
 
 
 def cam_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of every class by itself, after global average pooling: the mean over photos and classes.
+    """Binary cross-entropy of each class after global average pooling, mean over photos and classes.
 
-    The last layer is linear, so a class's logit on a cell is its activation map (their Eq. 2). The background's
-    channel learns nothing.
+    The last layer is linear, so a class's logits on the cells are its activation map (their Eq. 2). The background's
+    channel is not trained.
 
     Arguments:
         logits: (B, C, h, w).
@@ -25,15 +25,15 @@ def cam_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 def activation_probabilities(maps: torch.Tensor, labels: Sequence[int], background: float = BACKGROUND) -> torch.Tensor:
-    """Class activation maps as a distribution whose best class is what they say: a label, or the background.
+    """Class activation maps as a distribution over the photo's labels and the background.
 
-    Each map is cut off at 0 and divided by its maximum in the photo; the background is constant.
+    Negative values of a map become 0, and the map is divided by its maximum in the photo. The background is constant.
 
     Arguments:
         maps: (C, H, W) logits, channel 0 is not read.
-        labels: the photo's channels.
-        background: the share of its maximum that a map must pass.
-    Returns (C, H, W); 0 for what the photo does not have.
+        labels: the channels of the photo's labels.
+        background: a class is more probable than the background above this share of its map's maximum.
+    Returns (C, H, W); 0 for classes that are not in the photo.
     """
     found = torch.zeros_like(maps)
     found[0] = background

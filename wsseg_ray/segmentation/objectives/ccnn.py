@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-FOREGROUND = 0.05  # the least share of a photo for each of its classes
-BACKGROUND = (0.3, 0.7)  # the least and the largest share of the background
+FOREGROUND = 0.05  # smallest share of a photo for each of its classes
+BACKGROUND = (0.3, 0.7)  # smallest and largest share of the background
 TOLERANCE = 1e-3  # of a share
 SWEEPS = 200  # at most, over the classes
-STEPS = 60  # at most, of the search for one weight
-FAR = 1e6  # logits: what stands for an infinite distance between two classes
+STEPS = 60  # at most, in the search for one weight
+FAR = 1e6  # stands for an infinite difference of logits
 
 
 @torch.no_grad()
@@ -20,30 +20,31 @@ def constrained_distribution(
     foreground: float = FOREGROUND,
     background: tuple[float, float] = BACKGROUND,
 ) -> torch.Tensor:
-    """The latent distribution P nearest to the network's own, in KL, that keeps the photo's constraints.
+    """The latent distribution P that meets the photo's constraints and is nearest, in KL, to the network's own.
 
-    Absent classes get nothing; each class of the photo at least `foreground` of its cells, in expectation, and the
-    background between its two bounds. Where a photo has so many classes that its lower bounds add up to more than 1,
-    they are divided by their sum. With a weight `lambda_l` for every class, positive for a lower and negative for
-    an upper bound, the optimum is `p_i(l) ~ exp(f_i(l) + lambda_l)` (their Eq. 5), and lambda maximises (Eq. 6)
+    Absent classes get probability 0. Each class of the photo gets at least the share `foreground` of the cells, in
+    expectation, and the background a share between its two bounds. If the lower bounds of a photo's classes add up to
+    more than 1, they are divided by their sum. With a weight `lambda_l` for every class, positive for a lower and
+    negative for an upper bound, the optimum is `p_i(l) ~ exp(f_i(l) + lambda_l)` (their Eq. 5); lambda maximises (Eq.
+    6)
 
         sum over l of lambda_l b_l - mean over i of log sum over l of exp(f_i(l) + lambda_l)
 
-    the dual, which is concave. It is maximised exactly in one weight after the other, and then in what is added to all
-    weights at once. The share of class l grows with lambda_l, so the best lambda_l is 0 where the share then lies
-    between its bounds, and otherwise the one at which the share equals the bound that it missed.
+    the dual, which is concave. It is maximised exactly in one weight after the other, then in a number that is added to
+    all weights. The share of class l grows with lambda_l. So the best lambda_l is 0 if the share at 0 lies between its
+    bounds; otherwise it is the lambda_l at which the share equals the violated bound.
 
     Arguments:
-        logits: (B, C, h, w), f; gaps between classes of a thousand and more do no harm.
+        logits: (B, C, h, w), f; differences between classes may be a thousand and more.
         present: (B, C) bool, the background (channel 0) included.
         foreground: a share; background: two shares.
     Returns (B, C, h, w), always a distribution. Bounds hold to 0.1 % of the photo, but a background without any other
-    class has everything. Costs a softmax over all C channels, and per sweep, for photos of K classes with the
-    background, K + 1 softmaxes over K channels and, of one channel, 2 K sigmoids or up to 15 K where bounds bind.
-    Photos of up to four classes need 1 to 7 sweeps, those of twelve up to 20.
+    class gets all cells. Costs a softmax over all C channels. Per sweep, for photos of K classes with the background:
+    K + 1 softmaxes over K channels and 2 K sigmoids of one channel, up to 15 K where bounds are active. Photos of up to
+    four classes need 1 to 7 sweeps, photos of twelve classes up to 20.
     """
     scores = logits.flatten(2).masked_fill(~present[:, :, None], -torch.inf)
-    # Present classes first, so that nothing is computed for the channels that no photo of the batch has.
+    # Present classes first, so that nothing is computed for classes that are in no photo of the batch.
     order = present.int().argsort(dim=1, descending=True, stable=True)[:, : int(present.sum(dim=1).max())]
     held = present.gather(1, order)
     least = torch.where(order == 0, background[0], foreground).masked_fill(~held, 0)
@@ -68,7 +69,7 @@ def _weights(scores: torch.Tensor, held: torch.Tensor, least: torch.Tensor, most
             weight[:, label] = torch.where(share == free, 0, found)
         weight = _shifted(weight, held, least, most)
         share = (scores + weight[:, :, None]).softmax(dim=1).mean(dim=2)
-        # At the optimum a positive weight's share is its lower bound, a negative one's its upper bound.
+        # At the optimum a class's share is its lower bound if its weight is positive, its upper bound if negative.
         wanted = torch.where(weight > 0, least, torch.where(weight < 0, most, share.clamp(least, most)))
         if not (share - wanted).abs().max() > TOLERANCE:  # NaN ends it too
             break
@@ -76,10 +77,10 @@ def _weights(scores: torch.Tensor, held: torch.Tensor, least: torch.Tensor, most
 
 
 def _shifted(weight: torch.Tensor, held: torch.Tensor, least: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
-    """The weights (B, K) plus what maximises the dual if it is added to all weights of a photo.
+    """The weights (B, K) plus, per photo, the number that maximises the dual when it is added to all weights.
 
-    It changes no share, and without it two weights that should both fall follow each other down in tiny steps. The dual
-    is piecewise linear in it with corners where a weight becomes 0, so the best of these is the best of all.
+    It changes no share. Without it, two weights that should both decrease do so in alternating tiny steps. The dual is
+    piecewise linear in this number, with corners where a weight becomes 0, so the maximum is at a corner.
     """
     beyond = weight[:, :, None] - weight[:, None, :]  # (B, K, corners)
     gains = least[:, :, None] * beyond.clamp(min=0) + most[:, :, None] * beyond.clamp(max=0)
@@ -88,10 +89,10 @@ def _shifted(weight: torch.Tensor, held: torch.Tensor, least: torch.Tensor, most
 
 
 def _shift(odds: torch.Tensor, share: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """The t (B,) with `mean of sigmoid(odds + t) = share`, for log odds (B, n): Newton's steps, halved intervals.
+    """The t (B,) with `mean of sigmoid(odds + t) = share`, for log odds (B, n): by Newton's method and bisection.
 
-    Newton's steps go along the logit of the mean, which is a line where all odds are equal. At the ends of the first
-    interval all cells lie on one side of the share, so t lies between them, however far apart the odds are.
+    Newton's method runs on the logit of the mean, which is linear where all odds are equal. At each end of the first
+    interval all cells lie on one side of the share, so t lies between the ends, for any odds.
     """
     goal = share.logit(eps=1e-6)
     low, high = goal - odds.amax(dim=1), goal - odds.amin(dim=1)
@@ -109,6 +110,6 @@ def _shift(odds: torch.Tensor, share: torch.Tensor, start: torch.Tensor) -> torc
 
 
 def ccnn_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with the constrained distribution, mean over cells. Arguments as `constrained_distribution`."""
+    """Cross-entropy with the constrained distribution, mean over cells. Arguments: see `constrained_distribution`."""
     target = constrained_distribution(logits, present)
     return -(target * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()

@@ -27,11 +27,11 @@ def log_sum_exp_pool(logits: torch.Tensor, r: float = SHARPNESS) -> torch.Tensor
 def ilp_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Their Eq. (4): the negative log-likelihood of the photo's classes, with log-sum-exp over cells.
 
-    A photo with several classes is the mean over them, the background among them as long as it is present.
+    For a photo with several classes it is the mean over them; the background counts where it is present.
 
     Arguments:
         logits: (B, C, h, w).
-        present: (B, C) bool, at least one a photo.
+        present: (B, C) bool, at least one class per photo.
     Returns the mean over photos.
     """
     target = present.to(logits) / present.sum(dim=1, keepdim=True)
@@ -43,7 +43,7 @@ def image_prior(logits: Sequence[torch.Tensor], probabilities: torch.Tensor) -> 
     """Their image-level prior (Sec. 3.3.1): the probabilities of each pixel times those of the photo, `p_ij(k) p(k)`.
 
     Arguments:
-        logits: (C, h, w) of the network, for each view of the photo; the mean of what is pooled of them counts.
+        logits: (C, h, w) of the network, for each view of the photo; they are pooled, then averaged.
         probabilities: (C, H, W).
     Returns (C, H, W), normalised to a distribution over classes in each pixel.
     """
@@ -64,10 +64,10 @@ def smooth_by_superpixels(probabilities: np.ndarray, regions: RegionProposals) -
 
 
 def smooth_by_boxes(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
-    """The same, -bb, with the regions' boxes in BING's place: a pixel takes the votes of all boxes that hold it.
+    """The same, -bb, with the regions' boxes instead of BING's: a pixel takes the votes of all boxes that contain it.
 
-    A box's vote for a class is its mean probability inside. A pixel that no box holds keeps its own. Arguments and
-    answer as `smooth_by_superpixels`. Costs C (H W + N), through integral images.
+    A box's vote for a class is the class's mean probability inside. A pixel in no box keeps its probabilities.
+    Arguments and result: see `smooth_by_superpixels`. Costs C (H W + N), with integral images.
     """
     height, width = regions.superpixels.shape
     x0, y0, x1, y1 = regions.boxes.T
@@ -85,10 +85,10 @@ def smooth_by_boxes(probabilities: np.ndarray, regions: RegionProposals) -> np.n
 
 
 def smooth_by_regions(probabilities: np.ndarray, regions: RegionProposals) -> np.ndarray:
-    """The same, -seg, with regions in MCG's place: a superpixel takes the votes of all regions that hold it.
+    """The same, -seg, with the regions instead of MCG's: a superpixel takes the votes of all regions that contain it.
 
-    A region's vote for a class is its mean probability inside. A superpixel that no region holds keeps its own mean.
-    Arguments and answer as `smooth_by_superpixels`. Costs C H W and C nnz(M).
+    A region's vote for a class is the class's mean probability inside. A superpixel in no region keeps its mean.
+    Arguments and result: see `smooth_by_superpixels`. Costs C H W and C nnz(M).
     """
     means = _superpixel_means(probabilities, regions)
     inside = np.array([regions.mean_inside(p) for p in means])  # (C, N)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 def mil_fcn_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Their Eq. (2): of every class in the photo, the cell that believes in it most learns it.
+    """Their Eq. (2): for every class in the photo, only the cell with the highest probability is trained.
 
         loss = -1 / |L| sum over l in L of log p_l(x_l, y_l),  (x_l, y_l) = argmax p_l
 
@@ -15,8 +15,8 @@ def mil_fcn_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
     Arguments:
         logits: (B, C, h, w).
-        present: (B, C) bool, at least one a photo.
-    Returns the mean over photos. Cells that believe equally share the gradient. Costs B C h w.
+        present: (B, C) bool, at least one class per photo.
+    Returns the mean over photos. Cells of equal probability share the gradient. Costs B C h w.
     """
     best = functional.log_softmax(logits, dim=1).flatten(2).amax(dim=2)
     return -((best * present).sum(dim=1) / present.sum(dim=1)).mean()
