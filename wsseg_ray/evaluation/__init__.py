@@ -1,1 +1,1 @@
-"""How good maps, masks and networks are: confusion matrices, IoU, average precision."""
+"""Measures of maps, masks and networks: confusion matrices, IoU, average precision."""

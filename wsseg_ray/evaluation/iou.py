@@ -22,7 +22,7 @@ def confusion(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndar
         truth: (H, W) integers in 0..classes-1, or 255.
         classes: their number, background included.
     Returns (classes, classes) int64.
-    Raises ValueError where the shapes differ or a value is no class (255 in the prediction is none).
+    Raises ValueError where the shapes differ or a value is not a class (255 in the prediction is not a class).
     """
     if predicted.size and (predicted.min() < 0 or predicted.max() >= classes):
         raise ValueError(f"the prediction holds {predicted.min()}..{predicted.max()}, the classes are 0..{classes - 1}")
@@ -30,14 +30,14 @@ def confusion(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndar
 
 
 def superpixel_counts(superpixels: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class in each superpixel: what `superpixel_confusion` needs of a photo.
+    """Pixels of each class in each superpixel, for `superpixel_confusion`.
 
     Arguments:
         superpixels: (H, W) integers, 0..S-1.
         truth: (H, W) integers in 0..classes-1, or 255, which is left out.
         classes: their number, background included.
     Returns (S, classes) int64. Costs one pass over the photo.
-    Raises ValueError where the shapes differ or a true value is no class.
+    Raises ValueError where the shapes differ or a true value is not a class.
     """
     return _joint(superpixels, truth, int(superpixels.max()) + 1, classes)
 
@@ -61,7 +61,7 @@ def region_iou(membership: sparse.csr_array, counts: np.ndarray) -> np.ndarray:
     Arguments:
         membership: (N, S), the superpixels of each region.
         counts: (S, classes) of `superpixel_counts`.
-    Returns (N, classes) float64 in 0..1; zeros where neither has a pixel. Costs nnz(membership) classes.
+    Returns (N, classes) float64 in 0..1; zeros where region and class have no pixel. Costs nnz(membership) classes.
     """
     intersection = membership @ counts.astype(np.float64)
     union = intersection.sum(axis=1, keepdims=True) + counts.sum(axis=0) - intersection
@@ -73,7 +73,7 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
     Arguments:
         confusion: (classes, classes).
-    Returns (classes,) float64; NaN for a class missing from truth and prediction.
+    Returns (classes,) float64; NaN for a class that is neither in the truth nor in the prediction.
     """
     intersection = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
@@ -86,7 +86,7 @@ def by_class(names: list[str], confusion: np.ndarray) -> dict[str, float]:
 
 
 def miou(confusion: np.ndarray) -> float:
-    """Mean of `iou` over the classes that occur, in percent; NaN where none does."""
+    """Mean of `iou` over the classes that occur, in percent; NaN if no class occurs."""
     values = iou(confusion)
     present = ~np.isnan(values)
     return float(values[present].mean()) if present.any() else float("nan")
@@ -104,7 +104,7 @@ def argmax_assignment(maps: np.ndarray, labels: list[int]) -> np.ndarray:
 
 
 def threshold_assignment(maps: np.ndarray, labels: list[int], threshold: float) -> np.ndarray:
-    """The class with the largest map where that reaches the threshold, else background.
+    """The class with the largest map value if the value reaches the threshold, otherwise background.
 
     Arguments:
         maps: (K, S) localization maps.
@@ -112,7 +112,7 @@ def threshold_assignment(maps: np.ndarray, labels: list[int], threshold: float) 
         threshold: above 0.
     Returns (S,) uint8: 0 background, label + 1 a class; ties go to the earlier of `labels`.
     """
-    # in the maps' own precision: a share of 1/20 that was stored as float16 reaches 0.05
+    # The threshold gets the maps' type, so that a share of 1/20 stored as float16 reaches 0.05.
     reached = np.where(maps >= maps.dtype.type(threshold), maps, 0)
     return _values(labels)[np.vstack([np.zeros(maps.shape[1]), reached]).argmax(axis=0)]
 
@@ -125,7 +125,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
         positive: (n,) bool.
     Returns a number in [0, 1]; NaN without a positive. Costs n log n.
     """
-    from sklearn.metrics import average_precision_score  # a second of every process that starts: here alone
+    from sklearn.metrics import average_precision_score  # imported here: it would cost each process a second
 
     return float(average_precision_score(positive, scores)) if positive.any() else float("nan")
 

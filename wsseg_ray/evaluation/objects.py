@@ -9,7 +9,7 @@ from wsseg_ray.evaluation import iou
 from wsseg_ray.evaluation.iou import IGNORED
 from wsseg_ray.proposals.regions import RegionProposals
 
-CONNECTED = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
+CONNECTED = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 NOT_COUNTED = -1
 
 
@@ -18,7 +18,7 @@ def objects(truth: np.ndarray, min_area: int = 200) -> np.ndarray:
 
     Arguments:
         truth: (H, W) integers: 0 is background, 255 is left out of every count.
-    Returns (H, W) int32: 1..K in the objects, -1 where the truth is 255, else 0.
+    Returns (H, W) int32: 1..K in the objects, -1 where the truth is 255, otherwise 0.
     """
     labels = np.where(truth == IGNORED, NOT_COUNTED, 0).astype(np.int32)
     count = 0
@@ -34,8 +34,8 @@ def region_iou(regions: RegionProposals, labels: np.ndarray) -> np.ndarray:
     """IoU of every proposal with every object, on the pixels that count.
 
     Arguments:
-        labels: (H, W) integers as `objects` gives them.
-    Returns (N, K) float64. Costs a pass over the photo and a sparse product.
+        labels: (H, W) integers from `objects`.
+    Returns (N, K) float64. Costs one pass over the photo and a sparse product.
     """
     superpixel_count = len(regions.areas)
     counted = labels != NOT_COUNTED
@@ -46,7 +46,7 @@ def region_iou(regions: RegionProposals, labels: np.ndarray) -> np.ndarray:
 
 
 def best_iou(overlaps: np.ndarray, counts: list[int]) -> np.ndarray:
-    """Best IoU of every object among the first n proposals: J_i of each (counts, K); zeros where there is none.
+    """Best IoU of every object among the first n proposals, J_i: (counts, K); zeros where there is no proposal.
 
     Arguments:
         overlaps: (N, K) IoU, best proposal first.

@@ -1,12 +1,12 @@
 """Eq. (1): the average distance of a candidate from the candidates of the other photos of its class.
 
-Two engines. `moments` is exact, linear in the number of candidates, and serves the paper's squared Euclidean distance:
-`photo_moments` of many photos at once, `sum_moments` over all of them, `moments_distance`. `faiss` computes the pairs
-(`pairwise_sums`), quadratic, and serves the metrics that do not factor as well.
+There are two engines. `moments` is exact, linear in the number of candidates, and works for the paper's squared
+Euclidean distance: `photo_moments` of many photos, `sum_moments` over all photos, then `moments_distance`. `faiss`
+computes all pairs (`pairwise_sums`), is quadratic, and works for every metric.
 
-In `moments`, candidates stand in groups: the rows of one photo and class, next to each other. What a group gets does
-not depend on the groups beside it, bit for bit, so a caller may cut anywhere between groups. Nothing goes through
-BLAS, whose order of additions depends on its threads.
+In `moments`, candidates are in groups: consecutive rows of one photo and class. A group's result does not depend on
+other groups, bit for bit, so a caller may split the rows between any two groups. BLAS is not used, because its order
+of additions depends on its threads.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-GRID = 2.0**-16  # what a photo's moments are rounded to
-ROWS = 512  # candidates compared at once: 1 MB of float32 at 512 dimensions, which the core's cache holds
-TILE = 2048  # candidates a side of one tile of pairs: 16 MB of float32
+GRID = 2.0**-16  # a photo's moments are rounded to multiples of this
+ROWS = 512  # candidates compared together: 1 MB of float32 at 512 dimensions, which fits in a core's cache
+TILE = 2048  # candidates per side of one tile of pairs: 16 MB of float32
 
 
 def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean feature and mean squared norm of every group of candidates: all that Eq. (1) asks of a photo.
+    """Mean feature and mean squared norm of every group of candidates: all that Eq. (1) needs from a photo.
 
-    The mean squared norm is `m = |mu|^2 + mean |x - mu|^2`, because a float32 sum of squares would lose the spread of
-    features far from the origin. Both are rounded to multiples of GRID. Sums of such numbers are exact in float64 up
-    to 2**53 * GRID = 2**37, so a sum over photos does not depend on their order or grouping: the distances are bit for
-    bit the same with any number of workers.
+    The mean squared norm is computed as `m = |mu|^2 + mean |x - mu|^2`, because a float32 sum of squares would lose the
+    spread of features far from the origin. Both are rounded to multiples of GRID. Sums of such numbers are exact in
+    float64 up to 2**53 * GRID = 2**37, so a sum over photos does not depend on their order or grouping: the distances
+    are bit for bit the same with any number of workers.
 
     Arguments:
         features: (n, D) floats, computed in float32; a group's rows are contiguous.
@@ -42,8 +42,8 @@ def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray,
     if (counts < 1).any():
         raise ValueError("a photo without candidates has no moments")
     features = features.astype(np.float32, copy=False)
-    # A sparse product adds a group's rows one after the other, whole rows at a time; np.add.reduceat goes down the
-    # columns and takes 20 to 60 times as long.
+    # A sparse product adds whole rows one after the other. np.add.reduceat goes down the columns and takes 20 to 60
+    # times as long.
     ones = np.ones(len(features), np.float32)
     groups = sparse.csr_array((ones, np.arange(len(ones)), np.append(starts, len(ones))), (len(starts), len(ones)))
     means = _on_grid((groups @ features) / counts[:, None])
@@ -57,7 +57,7 @@ def photo_moments(features: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray,
 def sum_moments(
     classes: np.ndarray, means: np.ndarray, squares: np.ndarray, class_count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of the photos' moments, class by class. Sums of parts of the photos add up, exactly, to the sums of all.
+    """Sums of the photos' moments per class. The sums of several sets of photos add up exactly to the sums of all.
 
     Arguments:
         classes: (G,) integers in 0..C-1, the class of each group.
@@ -83,15 +83,15 @@ def moments_distance(
 
         dis(x) = |x|^2 - 2 x . mean(mu_i') + mean(m_i') = |x - mean(mu_i')|^2 + (mean(m_i') - |mean(mu_i')|^2)
 
-    The second form is computed, because in float32 the first loses what |x|^2 and x . mean have in common.
+    The second form is computed, because in the first |x|^2 and x . mean cancel and float32 loses digits.
 
     Arguments:
-        features, starts: as `photo_moments` takes them.
+        features, starts: see `photo_moments`.
         classes: (G,) integers in 0..C-1, the class of each group.
-        own: what `photo_moments` returns for these features.
-        sums: what `sum_moments` returns for all photos, these included.
-    Returns (n,) float64, squared feature units, never negative; zeros where the class has this photo alone: there
-    is no distance. Costs n D: one pass over `features`.
+        own: result of `photo_moments` for these features.
+        sums: result of `sum_moments` for all photos, these included.
+    Returns (n,) float64, squared feature units, never negative; zeros where the class has no other photo. Costs n D:
+    one pass over `features`.
     Raises ValueError on features or moments that are not finite.
     """
     photos, mean_sums, square_sums = sums
@@ -110,8 +110,8 @@ def refine_distances(features: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Eq. (1) for the candidates of one class: their mean squared distance to the candidates of the other photos.
 
     Arguments:
-        features: of each photo the features (n_i, D) of its candidates, n_i >= 1.
-    Returns (n_i,) float64 for each photo; zeros where there is one photo alone. Costs the size of the features.
+        features: per photo the features (n_i, D) of its candidates, n_i >= 1.
+    Returns (n_i,) float64 per photo; zeros if there is only one photo. Costs the size of the features.
     Raises ValueError where a photo has no candidate, or features are not finite.
 
     >>> import numpy as np
@@ -130,7 +130,7 @@ def refine_distances(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _refuse_non_finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         raise ValueError(
-            "features must be finite, and so must their squares in float32: some are infinite, NaN or huge"
+            "features must be finite, and their squares too (float32): some are infinite, NaN or too large"
         )
 
 
@@ -139,7 +139,7 @@ def _on_grid(values: np.ndarray) -> np.ndarray:
 
 
 def _squared_l2(features: np.ndarray, centers: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Squared distance (n,) float64 of every row of `features` from the row of `centers` that `group` (n,) names."""
+    """Squared distances (n,) float64 of the rows of `features` from the rows `group` (n,) of `centers`."""
     centers = centers.astype(np.float32)
     apart = np.empty((min(ROWS, len(features)), features.shape[1]), np.float32)
     squared = np.empty(len(features))
@@ -154,13 +154,13 @@ def _squared_l2(features: np.ndarray, centers: np.ndarray, group: np.ndarray) ->
 
 @dataclass(frozen=True)
 class Metric:
-    """A distance between candidates, for Eq. (1) by its pairs.
+    """A distance between candidates, for Eq. (1) computed from pairs.
 
     Arguments:
         pairs: `(queries (q, D), candidates (m, D)) -> distances (q, m)`, all float32.
-        prepare: what is done to features (n, D) before, given the mean (D,) of the queries.
-        nearest: whether a photo counts with its nearest candidate, not with the mean over its candidates.
-        factors: whether Eq. (1) needs no pairs with it: see `moments_distance`.
+        prepare: function of the features (n, D) and the mean (D,) of the queries, called before `pairs`.
+        nearest: whether the distance to a photo is that to its nearest candidate, not the mean over its candidates.
+        factors: whether Eq. (1) can be computed without pairs: see `moments_distance`.
     """
 
     pairs: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -170,12 +170,12 @@ class Metric:
 
 
 def centred(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Features less a centre: FAISS expands |x - y|^2, and float32 loses what features have in common."""
+    """Features minus a centre: FAISS expands |x - y|^2, and float32 would lose digits with a large common part."""
     return np.ascontiguousarray(features - centre, np.float32)
 
 
 def unit(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Features of length 1; a zero vector stays one."""
+    """Features scaled to length 1; a zero vector stays a zero vector."""
     features = features.astype(np.float64)
     norm = np.linalg.norm(features, axis=1, keepdims=True)
     return np.ascontiguousarray(features / np.where(norm > 0, norm, 1), np.float32)
@@ -208,16 +208,16 @@ NEAREST = Metric(_squared_l2_pairs, centred, nearest=True)
 def pairwise_sums(
     features: np.ndarray, photo: np.ndarray, block: np.ndarray, owners: np.ndarray, metric: Metric
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. (1) by its pairs, for one block of a class: the caller adds up the blocks and divides.
+    """Eq. (1) computed from pairs, for one block of a class: the caller adds up the blocks and divides.
 
     Arguments:
         features: (n, D) floats, candidates of one class, of any photos.
-        photo: (n,) integers, the photo of each.
-        block: (m, D) floats, candidates of the same class. Those of a photo lie in one block, in any order.
-        owners: (m,) integers, the photo of each.
-    Returns, of the photos of the block other than the candidate's own, the sum of their mean distances (n,) float64
-    and their number (n,) int64. Accurate to float32. Costs n m D; the memory is two copies of the arguments and one
-    tile of TILE x TILE pairs (wider where a photo alone has more candidates).
+        photo: (n,) integers, the photo of each candidate.
+        block: (m, D) floats, candidates of the same class. All candidates of a photo are in one block, in any order.
+        owners: (m,) integers, the photo of each candidate of the block.
+    Returns the sum of the mean distances to the block's photos, without the candidate's own photo, (n,) float64, and
+    the number of these photos (n,) int64. Accurate to float32. Costs n m D; the memory is two copies of the arguments
+    and one tile of TILE x TILE pairs (wider where one photo has more candidates).
     Raises ValueError on features that are not finite, ImportError where FAISS is needed and missing.
     """
     total, others = np.zeros(len(features)), np.zeros(len(features), np.int64)
@@ -247,12 +247,12 @@ def pairwise_sums(
 
 
 def _tiles(starts: np.ndarray) -> list[np.ndarray]:
-    """Runs of whole photos, as positions in `starts`, each of about TILE candidates."""
+    """Consecutive whole photos with about TILE candidates together, as positions in `starts`."""
     return np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // TILE)) + 1)
 
 
 def _faiss() -> tuple[Any, Callable[..., Any]]:
-    """FAISS, and its function for all pairs, on the GPU where it finds one."""
+    """FAISS, and its function for all pairs, on the GPU if there is one."""
     try:
         import faiss
     except ImportError as error:
@@ -264,7 +264,7 @@ def _faiss() -> tuple[Any, Callable[..., Any]]:
 
 @cache
 def _gpu_resources() -> object:
-    """FAISS's memory on the GPU, more than a gigabyte: once a process, not once a block."""
+    """FAISS's memory on the GPU, more than a gigabyte: once per process, not once per block."""
     import faiss
 
     return faiss.StandardGpuResources()

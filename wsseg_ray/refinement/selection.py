@@ -10,35 +10,35 @@ import numpy as np
 
 
 class Candidates(NamedTuple):
-    """The candidates of one photo and class, by which some are kept."""
+    """The candidates of one photo and class, with the numbers that decide which are kept."""
 
     distance: np.ndarray  # (n,) Eq. (1)
     norm: np.ndarray  # (n,) length of the CNN feature
     score: np.ndarray  # (n,) in 0..1
     area: np.ndarray  # (n,) share of the photo
-    seed: Sequence[int]  # other for every photo and class
+    seed: Sequence[int]  # different for every photo and class
 
 
 Keep = Callable[[Candidates], np.ndarray]  # (n,) costs: candidates of the lowest cost are kept
 
 
 def nearest(candidates: Candidates) -> np.ndarray:
-    """Those that are nearest to the candidates of other photos by Eq. (1), as the paper argues."""
+    """The candidates nearest to the candidates of other photos by Eq. (1), as the paper argues."""
     return candidates.distance
 
 
 def farthest(candidates: Candidates) -> np.ndarray:
-    """Those that are farthest by Eq. (1): the paper's "descending order"."""
+    """The farthest candidates by Eq. (1): the paper's "descending order"."""
     return -candidates.distance
 
 
 def norm(candidates: Candidates) -> np.ndarray:
-    """Control: those with the largest feature."""
+    """Control: the candidates with the longest feature."""
     return -candidates.norm
 
 
 def score(candidates: Candidates) -> np.ndarray:
-    """Control: those with the best score."""
+    """Control: the candidates with the best score."""
     return -candidates.score
 
 
@@ -48,7 +48,7 @@ def area(candidates: Candidates) -> np.ndarray:
 
 
 def random(candidates: Candidates) -> np.ndarray:
-    """Control: any, drawn from the seed."""
+    """Control: random candidates, drawn from the seed."""
     order = np.random.default_rng(candidates.seed).permutation(len(candidates.distance))
     cost = np.empty(len(order))
     cost[order] = np.arange(len(order))
@@ -59,7 +59,7 @@ def select(keep: Keep, fraction: float, candidates: Candidates) -> np.ndarray:
     """Keep `ceil(fraction * n)` candidates of one photo and class.
 
     Arguments:
-        keep: such as the functions above.
+        keep: one of the functions above, or your own.
         fraction: the share to keep, in (0, 1].
     Returns (n,) bool. Of equal costs the earlier candidate is kept. Costs n log n.
     """

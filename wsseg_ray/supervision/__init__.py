@@ -1,4 +1,4 @@
-"""Localization maps and rough masks (Sec. 3.3): what the segmentation networks are trained on."""
+"""Localization maps and rough masks (Sec. 3.3): the supervision of the segmentation networks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a photo when its maps are refined.
+    """The data of a photo from which its maps are refined.
 
     Arguments:
         regions: N proposals over S superpixels.
         labels: the photo's K classes.
         maps: (K, S) localization maps in 0..1.
         scores: (K, N) HCP scores of all proposals for these classes.
-        read_photo: gives the photo (H, W, 3) uint8; it is read from storage when it is asked for.
+        read_photo: returns the photo (H, W, 3) uint8; only this call reads it from storage.
     """
 
     regions: RegionProposals

@@ -1,4 +1,4 @@
-"""Localization maps (Sec. 3.3.1) and Eq. (2), as one number per superpixel: `p[superpixels]` has it per pixel."""
+"""Localization maps (Sec. 3.3.1) and Eq. (2), one number per superpixel; `p[superpixels]` is the map per pixel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from wsseg_ray.supervision import Evidence
 
 
 def localization_maps(regions: RegionProposals, kept: list[np.ndarray]) -> np.ndarray:
-    """The localization map `p^k` of each class: the share of its kept proposals that cover a superpixel (Sec. 3.3.1).
+    """The localization map `p^k` of each class: the share of its kept candidates that cover a superpixel (Sec. 3.3.1).
 
     Arguments:
         regions: N proposals over S superpixels.
-        kept: for each of the photo's K classes, the kept proposals: indices or a boolean mask (N,).
-    Returns (K, S) float64 in [0, 1]; zeros for a class with no kept proposal. Costs the superpixels of the kept
-    proposals.
+        kept: for each of the photo's K classes, the kept candidates: indices or a boolean mask (N,).
+    Returns (K, S) float64 in [0, 1]; zeros for a class without kept candidates. Costs the superpixels of the kept
+    candidates.
 
     Two proposals over three superpixels, both kept for the only class:
 
@@ -34,7 +34,7 @@ def normalize_max(maps: np.ndarray) -> np.ndarray:
 
     Arguments:
         maps: (K, S).
-    Returns (K, S) float64; a map of zeros stays as it is.
+    Returns (K, S) float64; a map of zeros is not changed.
     """
     peak = maps.max(axis=1, keepdims=True, initial=0)
     return np.divide(maps, peak, out=np.zeros(maps.shape), where=peak > 0)
