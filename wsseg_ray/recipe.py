@@ -264,9 +264,9 @@ class RuntimeSection(Section):
     engine: Literal["ray", "local"] = "ray"  # local: one process, without Ray; the same tables
     num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: what suits the cluster
     use_gpu: Literal["auto"] | bool = "auto"
-    checkpoint_minutes: float = Field(5, ge=0)  # how often segmentation training is saved, besides after every epoch
+    checkpoint_minutes: float = Field(5.0, ge=0)  # how often segmentation training is saved, besides after every epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
-    no_progress_minutes: float = Field(30, gt=0)  # a stage without progress for so long fails; a new machine takes 5
+    no_progress_minutes: float = Field(30.0, gt=0)  # a stage without progress for so long fails; a new machine takes 5
     # What the cluster may grow to; null: the machines that are there, or what `ray up` was told
     cluster: list[MachineSection] | None = None
     stages: dict[str, StageSection] = {}  # by stage
