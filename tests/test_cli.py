@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runs import copy
 from wsseg_ray import cli, pipeline
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.pipeline import Outcome
+from wsseg_ray.tables import REFINED
 
 
 def exit_code(monkeypatch, *words: str) -> int:
@@ -47,6 +49,11 @@ def test_exit_codes(monkeypatch, outcome, code, capsys):
         (["run", "demo", "--set", "dataset.limits=3"], "dataset.limits"),
         (["run", "demo", "--until", "lunch"], "train_segmenter"),
         (["report", "nowhere"], "no run"),
+        (["status", "nowhere"], "no run"),
+        (["replay", "nowhere", "score"], "no run"),
+        (["predict", "nowhere", "SN_B", ".", "--out", "out"], "no photo"),
+        (["export", "nowhere", "SN_B", "--out", "net"], "no run"),
+        (["plan", "demo", "--photos", "1e6", "--cpus", "0"], "--cpus"),
         (["download", "cityscapes"], "voc2012"),
         (["run"], "RECIPE"),
     ],
@@ -121,3 +128,36 @@ def test_help_imports_nothing_heavy():
     """`wsseg --help` answers at once: torch alone takes two seconds to import."""
     code = "import sys, wsseg_ray.cli; print(*sorted({'torch', 'ray', 'numpy', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_run_is_looked_at_from_the_command_line(monkeypatch, tiny_local, tmp_path, capsys):
+    """Status, a stage computed again, labels of photos, an exported network, the report."""
+    run = tiny_local[1].root
+    assert exit_code(monkeypatch, "status", run, "--watch") == 0
+    assert capsys.readouterr().out.count(" done ") == 8
+    assert exit_code(monkeypatch, "replay", run, "supervise", "--photo", "demo_train_00000") == 0
+    printed = capsys.readouterr().out
+    assert "labels: " in printed and "supervise: 1 of 1 photos are equal to what the run has" in printed
+    photo = tmp_path / "new.png"
+    Image.fromarray(np.zeros((37, 90, 3), np.uint8)).save(photo)
+    assert exit_code(monkeypatch, "predict", run, "SN_B", str(photo), "--out", str(tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "new.png").exists()
+    net = tmp_path / "net.pt"
+    assert exit_code(monkeypatch, "export", run, "SN_B", "--format", "state_dict", "--out", str(net)) == 0
+    assert capsys.readouterr().out.endswith(f"state_dict: {net}\n") and net.exists()
+
+
+def test_a_photo_that_fails_is_exit_code_3(monkeypatch, tiny_local, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no photo")
+    words = ["predict", tiny_local[1].root, "SN_B", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert exit_code(monkeypatch, *words) == 3
+
+
+def test_a_stage_that_differs_is_exit_code_1(monkeypatch, tiny_local, tmp_path, capsys):
+    run = copy(tiny_local[1], tmp_path)
+    shard = run.shards("refined")[0]
+    rows = run.read_shard(REFINED, shard)
+    rows[0].distance = rows[0].distance + 1
+    run.write_shard(REFINED, shard, rows)
+    assert exit_code(monkeypatch, "replay", run.root, "refine") == 1
+    assert f"distance: differs in 1 photos ({rows[0].image_id}), by 1 at most" in capsys.readouterr().out

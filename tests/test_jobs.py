@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -10,8 +11,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wsseg_ray import pipeline, recipe
-from wsseg_ray.stages import meter
-from wsseg_ray.stages.resources import Node, check
+from wsseg_ray.engine import ray_runner
+from wsseg_ray.engine.resources import Node, check
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +42,8 @@ def test_every_recipe_fits_on_the_cluster(cluster_yaml):
     kinds = [kind for kind in cluster_yaml["available_node_types"].values() if "max_workers" in kind]
     nodes = [Node(kind["resources"]["CPU"], kind["resources"].get("GPU", 0), 0, kind["max_workers"]) for kind in kinds]
     for name in recipe.shipped():
-        check(recipe.load(name, ["dataset.root=/x"] if name != "demo" else []), list(pipeline.STAGES), nodes)
+        loaded = recipe.load(name)
+        check(loaded, pipeline.stages_of(loaded), nodes)
 
 
 def test_both_clusters_have_the_ray_of_the_project(cluster_yaml, manifest):
@@ -73,20 +75,17 @@ def test_the_grafana_page_asks_for_metrics_that_there_are():
     page = json.loads((ROOT / "monitoring" / "grafana.json").read_text())
     queries = [panel["targets"][0]["expr"] for panel in page["panels"]]
     asked = {name for query in queries for name in re.findall(r"ray_(wsseg_\w+)", query)}
-    counters, gauges = ({name for name, _ in part.values()} for part in (meter.COUNTERS, meter.GAUGES))
+    counters, gauges = ({name for name, _ in part.values()} for part in (ray_runner.COUNTERS, ray_runner.GAUGES))
     assert asked <= {f"{name}_total" for name in counters} | gauges
     assert {name.removesuffix("_total") for name in asked} >= (counters | gauges) - {"wsseg_busy_seconds"}
 
 
-def test_one_job_a_stage_and_one_for_all():
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == {*pipeline.STAGES, "pipeline"}
-
-
-@pytest.mark.parametrize("job", [*pipeline.STAGES, "pipeline"])
-def test_a_job_is_a_door_to_the_command_line(job, monkeypatch):
+@pytest.mark.parametrize("words", [[], ["--until", "score"]])
+def test_a_job_is_a_door_to_the_command_line(words, monkeypatch):
+    """One job for all stages, or with `--until` for the first ones."""
+    (job,) = (ROOT / "jobs").glob("*.py")
     calls = []
-    monkeypatch.setattr("wsseg_ray.cli.main", lambda: calls.append(list(__import__("sys").argv[1:])))
-    monkeypatch.setattr("sys.argv", ["job", "demo", "--run-dir", "/r"])
-    exec(compile((ROOT / "jobs" / f"{job}.py").read_text(), job, "exec"), {"__name__": "__main__"})
-    expected = ["run", "demo", "--run-dir", "/r"]
-    assert calls == [expected if job == "pipeline" else [*expected, "--until", job]]
+    monkeypatch.setattr("wsseg_ray.cli.main", lambda: calls.append(sys.argv[1:]))
+    monkeypatch.setattr("sys.argv", ["job", "demo", "--run-dir", "/r", *words])
+    exec(compile(job.read_text(), job.name, "exec"), {"__name__": "__main__"})
+    assert calls == [["run", "demo", "--run-dir", "/r", *words]]

@@ -12,49 +12,50 @@ from PIL import Image
 from wsseg_ray import networks
 from wsseg_ray.datasets.demo import CLASSES
 from wsseg_ray.errors import DatasetError, RecipeError
-from wsseg_ray.segmentation.models import create
+from wsseg_ray.segmentation.network import SegmentationNetwork
+from wsseg_ray.tables import IMAGES
 
 SIZES = [(1, 97, 64), (3, 50, 81)]
 
 
 @pytest.fixture
-def photos(tiny_run, tmp_path):
+def photos(tiny_local, tmp_path):
     """The val photos of the run, and its predictions of SN_B, by name."""
-    run = tiny_run[1]
-    rows = [row for row in run.rows("images") if row["split"] == "val"]
+    run = tiny_local[1]
+    rows = [row for row in run.rows(IMAGES) if row.split == "val"]
     for row in rows:
-        (tmp_path / f"{row['image_id']}.jpg").write_bytes(Path(row["uri"]).read_bytes())
+        (tmp_path / f"{row.image_id}.jpg").write_bytes(Path(row.uri).read_bytes())
     folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
-    return tmp_path, {row["image_id"]: run.read_bytes(*folder, f"{row['image_id']}.png") for row in rows}
+    return tmp_path, {row.image_id: run.read_bytes(*folder, f"{row.image_id}.png") for row in rows}
 
 
-def test_new_photos_get_what_the_stage_gives(tiny_run, photos, tmp_path):
+def test_new_photos_get_what_the_stage_gives(tiny_local, photos, tmp_path):
     folder, expected = photos
     told = []
-    assert networks.predict(tiny_run[1].root, "SN_B", folder, tmp_path / "out" / "deep", told.append) == 0
+    assert networks.predict(tiny_local[1].root, "SN_B", folder, tmp_path / "out" / "deep", told.append) == 0
     found = {file.stem: file.read_bytes() for file in (tmp_path / "out" / "deep").iterdir()}
     assert found == expected and len(told) == len(expected)
 
 
-def test_a_photo_that_cannot_be_read_costs_no_other(tiny_run, photos, tmp_path):
+def test_a_photo_that_cannot_be_read_costs_no_other(tiny_local, photos, tmp_path):
     folder, expected = photos
     (folder / "broken.jpg").write_bytes(b"no photo")
     (folder / "notes.txt").write_text("not even meant")
     told = []
-    assert networks.predict(tiny_run[1].root, "AN_A", folder, tmp_path / "out", told.append) == 1
+    assert networks.predict(tiny_local[1].root, "AN_A", folder, tmp_path / "out", told.append) == 1
     assert len(list((tmp_path / "out").iterdir())) == len(expected)
     assert "broken.jpg" in told[0] and len(told) == len(expected) + 1
 
 
-def test_one_photo_of_another_size(tiny_run, tmp_path):
+def test_one_photo_of_another_size(tiny_local, tmp_path):
     Image.fromarray(np.zeros((37, 90, 3), np.uint8)).save(tmp_path / "dark.png")
-    networks.predict(tiny_run[1].root, "SN_B", tmp_path / "dark.png", tmp_path / "out", print)
+    networks.predict(tiny_local[1].root, "SN_B", tmp_path / "dark.png", tmp_path / "out", print)
     with Image.open(tmp_path / "out" / "dark.png") as labels:
         assert labels.mode == "P" and labels.size == (90, 37)
 
 
-def test_mistakes_are_named(tiny_run, tmp_path):
-    run = tiny_run[1].root
+def test_mistakes_are_named(tiny_local, tmp_path):
+    run = tiny_local[1].root
     with pytest.raises(RecipeError, match=r"no network 'SN_C'; it has AN_A, .*SN_B"):
         networks.open_network(run, "SN_C")
     with pytest.raises(RecipeError, match="is no run"):
@@ -71,26 +72,26 @@ def test_mistakes_are_named(tiny_run, tmp_path):
         networks.export(run, "SN_B", "caffe", tmp_path / "net")
 
 
-def test_a_state_dict_is_all_one_needs(tiny_run, tmp_path):
-    networks.export(tiny_run[1].root, "SN_B", "state_dict", tmp_path / "net.pt")
+def test_a_state_dict_is_all_one_needs(tiny_local, tmp_path):
+    networks.export(tiny_local[1].root, "SN_B", "state_dict", tmp_path / "net.pt")
     kept = torch.load(tmp_path / "net.pt", weights_only=True)
     assert kept["classes"] == list(CLASSES)
-    again = create(kept["model"], len(kept["classes"]) + 1).eval()
+    again = SegmentationNetwork(kept["backbone"], kept["head"], len(kept["classes"]) + 1).eval()
     again.load_state_dict(kept["state_dict"])
-    network = networks.open_network(tiny_run[1].root, "SN_B")[1]
+    network = networks.open_network(tiny_local[1].root, "SN_B")[2]
     photo = torch.rand(1, 3, 40, 50)
     assert torch.equal(again(photo), network(photo))
 
 
-def segmenter(run: str) -> networks.Segmenter:
-    return networks.Segmenter(networks.open_network(run, "SN_B")[1]).eval()
+def segmenter(run: str) -> networks.ExportedNetwork:
+    return networks.ExportedNetwork(networks.open_network(run, "SN_B")[2]).eval()
 
 
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
-def test_torchscript_takes_photos_of_any_size(tiny_run, tmp_path):
-    networks.export(tiny_run[1].root, "SN_B", "torchscript", tmp_path / "net.ts")
-    program, own = torch.jit.load(tmp_path / "net.ts"), segmenter(tiny_run[1].root)
+def test_torchscript_takes_photos_of_any_size(tiny_local, tmp_path):
+    networks.export(tiny_local[1].root, "SN_B", "torchscript", tmp_path / "net.ts")
+    program, own = torch.jit.load(tmp_path / "net.ts"), segmenter(tiny_local[1].root)
     for batch, height, width in SIZES:
         photos = torch.rand(batch, 3, height, width)
         found = program(photos)
@@ -100,24 +101,24 @@ def test_torchscript_takes_photos_of_any_size(tiny_run, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
-def test_onnx_takes_photos_of_any_size(tiny_run, tmp_path):
+def test_onnx_takes_photos_of_any_size(tiny_local, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    networks.export(tiny_run[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
-    session, own = onnxruntime.InferenceSession(tmp_path / "net.onnx"), segmenter(tiny_run[1].root)
+    networks.export(tiny_local[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
+    session, own = onnxruntime.InferenceSession(tmp_path / "net.onnx"), segmenter(tiny_local[1].root)
     for batch, height, width in SIZES:
         photos = torch.rand(batch, 3, height, width)
         (found,) = session.run(None, {"photos": photos.numpy()})
         np.testing.assert_allclose(found, own(photos).numpy(), atol=1e-5)
 
 
-def test_onnx_says_what_it_needs(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+def test_onnx_says_what_it_needs(tiny_local, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(RecipeError, match="onnxscript"):
-        networks.export(tiny_run[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
+        networks.export(tiny_local[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
 
 
-def test_prediction_needs_no_ray(tiny_run, photos, tmp_path):
+def test_prediction_needs_no_ray(tiny_local, photos, tmp_path):
     """In a process where Ray cannot be imported."""
     code = (
         "import sys; sys.modules['ray'] = None\n"
@@ -126,5 +127,5 @@ def test_prediction_needs_no_ray(tiny_run, photos, tmp_path):
         "networks.predict(sys.argv[1], 'SN_B', Path(sys.argv[2]), Path(sys.argv[3]), print)"
     )
     folder, expected = photos
-    subprocess.run([sys.executable, "-c", code, tiny_run[1].root, folder, tmp_path / "out"], check=True)
+    subprocess.run([sys.executable, "-c", code, tiny_local[1].root, folder, tmp_path / "out"], check=True)
     assert {file.stem: file.read_bytes() for file in (tmp_path / "out").iterdir()} == expected

@@ -1,8 +1,10 @@
 """Planning with hand-made costs: what is carried to more photos, and shared out over more machines."""
 
+from pathlib import Path
+
 import pytest
 
-from wsseg_ray import recipe
+from wsseg_ray import pipeline, recipe
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.plan import Cost, Machines, Measured, bytes_of, cautions, fit, gains, measure, seconds, table, workers
 from wsseg_ray.tables import plan_shards
@@ -56,7 +58,7 @@ def test_trainings_have_no_cost_a_shard():
 def test_more_photos_take_longer_by_the_line():
     found = seconds(DEMO, COSTS, PHOTOS, HERE)
     assert found == pytest.approx({"images": 3.5, "train_hcp": 40.0, "score": 54.0, "predict": 11.0})
-    assert bytes_of(COSTS, PHOTOS) == 100 * 150 + 1000 * 100 + 10 * 50
+    assert bytes_of(DEMO, COSTS, PHOTOS) == 100 * 150 + 1000 * 100 + 10 * 50
 
 
 def test_more_machines_share_what_grows_and_not_what_is_fixed():
@@ -66,10 +68,15 @@ def test_more_machines_share_what_grows_and_not_what_is_fixed():
 
 def test_who_computes_where():
     big = Machines(128, 8)
-    assert workers(DEMO, "supervise", big) == 128 and workers(DEMO, "score", big) == 8
-    assert workers(DEMO, "proposals", big) == 128  # the demo has no trunk that draws contours
-    assert workers(DEMO, "train_hcp", Machines(128, 0)) == 16
-    assert workers(DEMO, "train_segmenter", Machines(128, 64)) == DEMO.segmentation.batch_size // 2
+    assert on("supervise", big) == 128 and on("score", big) == 8
+    assert on("proposals", big) == 128  # the demo has no backbone that finds contours
+    assert on("train_hcp", Machines(128, 0)) == 16
+    assert on("train_segmenter", Machines(128, 64)) == DEMO.segmentation.batch_size // 2
+
+
+def on(name: str, machines: Machines) -> float:
+    (stage,) = [stage for stage in pipeline.stages_of(DEMO) if stage.name == name]
+    return workers(DEMO, stage, machines)
 
 
 def test_the_plan_names_the_widest_stage_and_what_to_add():
@@ -89,3 +96,22 @@ def test_what_was_not_measured_is_said():
 def test_a_sample_larger_than_the_data_set(tiny):
     with pytest.raises(RecipeError, match="--sample 64: the data set has 12 training photos"):
         measure(recipe.load("demo", tiny), 64)
+
+
+@pytest.mark.run
+def test_three_runs_are_measured_and_deleted(tiny, monkeypatch):
+    """Without Ray, of 12, 3 and 1 photos: every stage has a cost, and trainings have none a shard."""
+    loaded = recipe.load("demo", [*tiny, "runtime.engine=local", "segmentation.networks=[FULL]"])
+    places, real = [], pipeline.run
+
+    def run(limited, place, until=None):
+        places.append((limited.dataset.limit, place))
+        return real(limited.model_copy(update={"dataset": loaded.dataset}), place, until)  # one photo is too few
+
+    monkeypatch.setattr(pipeline, "run", run)
+    costs, here, val = measure(loaded, 12)
+    assert [limit for limit, _ in places] == [0, 3, 12] and not any(Path(place).exists() for _, place in places)
+    assert list(costs) == [stage.name for stage in pipeline.stages_of(loaded)] and val == 12
+    assert here.cpus >= 1 and all(cost.work > 0 and cost.bytes > 0 for cost in costs.values())
+    assert costs["images"].work == 1 and costs["train_hcp"].work == 2 and costs["train_hcp"].a_shard == 0
+    assert any("widest stage" in line for line in table(loaded, costs, {"train": 1000, "val": 10}, here))

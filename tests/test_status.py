@@ -6,8 +6,9 @@ import pytest
 
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.status import is_over, lines
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.storage import RunDirectory
 
+STAGES = ["images", "proposals", "train_hcp", "score", "refine", "supervise", "train_segmenter", "predict"]
 DONE = {"state": "done", "rows": 12, "failed": 1, "seconds": 3.4}
 STATUS = {
     "stage": "score",
@@ -26,7 +27,7 @@ STATUS = {
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     run = RunDirectory.at(str(tmp_path))
-    run.write_bytes(b"", "recipe.yaml")
+    run.write_json({"stages": STAGES}, "run.json")
     for stage in ("images", "proposals", "train_hcp"):
         run.write_json(DONE, "stages", f"{stage}.json")
     run.write_json({"state": "running"}, "stages", "score.json")
@@ -59,10 +60,21 @@ def test_a_stage_that_has_not_told_yet(run):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(RecipeError, match=r"is no run: it holds no recipe\.yaml"):
+    with pytest.raises(RecipeError, match=r"is no run: it holds no run\.json"):
         lines(RunDirectory.at(str(tmp_path / "nowhere")))
 
 
-def test_a_run_that_is_done(tiny_run):
-    assert is_over(tiny_run[1])
-    assert all(" done " in line for line in lines(tiny_run[1]))
+def test_a_folder_with_a_password(monkeypatch):
+    monkeypatch.setattr(RunDirectory, "read_json", lambda *_: None)
+    with pytest.raises(RecipeError, match=r"^s3://b/run is no run"):
+        lines(RunDirectory.at("s3://key:secret@b/run"))
+
+
+def test_stages_of_ones_own_and_rounds_are_shown(run):
+    run.write_json({"stages": ["images", "mine", "relabel-1"]}, "run.json")
+    assert [line.split()[0] for line in lines(run)] == ["images", "mine", "relabel-1"]
+
+
+def test_a_run_that_is_done(tiny_local):
+    assert is_over(tiny_local[1]) and len(lines(tiny_local[1])) == 8
+    assert all(" done " in line for line in lines(tiny_local[1]))

@@ -19,14 +19,17 @@ import yaml
 from PIL import Image
 
 from tests.proposals import test_masks, test_mcg
+from tests.runs import empty_job
 from wsseg_ray import datasets, recipe
-from wsseg_ray.datasets import Listing, demo
+from wsseg_ray.datasets import demo
+from wsseg_ray.engine.local import photo_kernel
+from wsseg_ray.engine.shards import guard
+from wsseg_ray.engine.stage import Job, Stage
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.stages import images, proposals
-from wsseg_ray.stages.job import Job
-from wsseg_ray.stages.shards import guard
-from wsseg_ray.tables import RunDirectory
+from wsseg_ray.stages.rows import PhotoRow
+from wsseg_ray.tables import ImageRow, Row
 
 EACH = 200  # broken inputs of each kind
 CPU_SECONDS = 240  # of all together
@@ -67,8 +70,13 @@ def broken(seed: bytes, rng: np.random.Generator) -> bytes:
 
 
 def job(folder: Path, **settings: str) -> Job:
-    made = recipe.load("demo", [f"{key}={value}" for key, value in settings.items()])
-    return Job(RunDirectory.at(str(folder / "run")), made, Listing(["x"], [1], []))
+    return empty_job(folder / "run", *(f"{key}={value}" for key, value in settings.items()))
+
+
+def look(stage: Stage, made: Job, row: Row) -> Row:
+    """What the only step of a stage makes of a row."""
+    (step,) = stage.work(made).steps
+    return guard(photo_kernel(made, step, 1), step.row, row)
 
 
 def photo_seed(form: str) -> bytes:
@@ -79,17 +87,17 @@ def photo_seed(form: str) -> bytes:
 
 def read_photo(folder: Path, data: bytes) -> str:
     (folder / "photo.jpg").write_bytes(data)
-    row = guard(partial(images._look, job(folder)), {"image_id": "a", "uri": str(folder / "photo.jpg")})
-    assert row.get("error") or (row["height"] > 0 and row["width"] > 0)
-    return row.get("error", "")
+    row = look(images.STAGE, job(folder), ImageRow("a", uri=str(folder / "photo.jpg")))
+    assert row.error or (row.height > 0 and row.width > 0)
+    return row.error
 
 
 def read_proposals(source: str, suffix: str, size: tuple[int, int], folder: Path, data: bytes) -> str:
     (folder / f"a{suffix}").write_bytes(data)
     made = job(folder, **{"proposals.source": source, "proposals.root": str(folder), "hcp.min_area": "0"})
-    row = guard(partial(proposals._propose, made), {"image_id": "a", "height": size[0], "width": size[1]})
-    assert row.get("error") or len(row["indptr"]) > 1
-    return row.get("error", "")
+    row = look(proposals.STAGE, made, PhotoRow("a", height=size[0], width=size[1]))
+    assert row.error or len(row.indptr) > 1
+    return row.error
 
 
 def read_labels(name: str, folder: Path, data: bytes) -> str:

@@ -10,8 +10,9 @@ from ray._private import worker
 from ray.experimental import internal_kv
 
 from benchmarks.faults import Trial, three_nodes
-from tests.test_pipeline import same_rows
-from wsseg_ray.tables import RunDirectory
+from tests.runs import same_rows
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import SCORES, SUPERVISION
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +23,21 @@ def nodes(cluster):
     internal_kv._initialize_internal_kv(worker.global_worker.gcs_client)
 
 
-@pytest.mark.parametrize(("stage", "table"), [("supervise", "supervision"), ("score", "scores")])
+@pytest.mark.parametrize(("stage", "table"), [("supervise", SUPERVISION), ("score", SCORES)])
 def test_a_lost_node_costs_no_row(nodes, tiny_run, tiny, tmp_path, stage, table):
     undisturbed = tiny_run[1]
     shutil.copytree(undisturbed.root, tmp_path / "run")
     run = RunDirectory.at(str(tmp_path / "run"))
-    run.delete(table)
+    run.delete(table.folder)
     run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
     trial = Trial(nodes, run, stage, tiny)
     trial.start()
     assert trial.wait_until(lambda: trial.processes(("Map", "MapWorker")) or trial.under_way())
     trial.lose_nodes(1)
     assert trial.end() == 0, trial.notes
-    rows = [row["image_id"] for row in run.rows(table)]
-    expected = {row["image_id"] for row in undisturbed.rows(table)}
-    assert sorted(rows) == sorted(expected) and len(rows) == {"supervision": 12, "scores": 24}[table]
-    assert not any(row["error"] for row in run.rows(table, ["error"]))
+    rows = [row.image_id for row in run.rows(table)]
+    expected = {row.image_id for row in undisturbed.rows(table)}
+    assert sorted(rows) == sorted(expected) and len(rows) == {SUPERVISION: 12, SCORES: 24}[table]
+    assert not any(row.error for row in run.rows(table, ["error"]))
     # Torch has one thread on these nodes, and two where the run was made: its sums are rounded otherwise.
     assert stage == "score" or same_rows(run, undisturbed, table)

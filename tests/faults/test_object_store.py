@@ -9,12 +9,12 @@ from contextlib import suppress
 import pytest
 from pyarrow import fs
 
-from tests.test_pipeline import made, same_rows
+from tests.runs import entries, measured, same_rows
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets.pixels import photo_size
-from wsseg_ray.stages import score
 from wsseg_ray.status import lines
-from wsseg_ray.tables import RunDirectory, read_bytes
+from wsseg_ray.storage import RunDirectory, read_bytes
+from wsseg_ray.tables import IMAGES, PROPOSALS, REFINED, SCORES, SUPERVISION, ImageRow
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
 
@@ -69,10 +69,10 @@ def store():
 def test_a_run_directory_on_an_object_store(store):
     run = RunDirectory.at(store[1]("a/run"))
     assert not run.exists("x") and run.names() == [] and run.read_json("x") is None
-    run.write_shard("images", "train-00000", [{"image_id": "a"}, {"image_id": "b", "error": "bad"}])
+    run.write_shard(IMAGES, "train-00000", [ImageRow("a"), ImageRow("b", "bad")])
     run.write_json([1], "stages", "images.json")
     assert run.shards("images") == ["train-00000"] and run.names() == ["images", "stages"]
-    assert [row["image_id"] for row in run.rows("images")] == ["a", "b"]
+    assert [row.image_id for row in run.rows(IMAGES)] == ["a", "b"]
     run.delete("images")
     run.delete("images")
     assert not run.exists("images") and run.read_json("stages", "images.json") == [1]
@@ -82,17 +82,29 @@ def test_a_run_directory_on_an_object_store(store):
 
 def test_the_demos_photos_lie_where_every_machine_can_read_them(store):
     place = RunDirectory.at(store[1]("demo"))
-    job = pipeline.prepare(recipe.load("demo", ["dataset.limit=6"]), place)
+    loaded = recipe.load("demo", ["dataset.limit=6"])
+    job = pipeline.prepare(loaded, place, pipeline.stages_of(loaded))
     assert len(job.listing.photos) == 12
     for photo in job.listing.photos:
         assert photo.uri.startswith("s3://") and photo_size(read_bytes(photo.uri)) and read_bytes(photo.mask_uri)
 
 
+@pytest.mark.run
+def test_a_run_without_ray_on_an_object_store(store, tiny, tiny_local):
+    run = RunDirectory.at(store[1]("local"))
+    outcome = pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), run.root)
+    assert outcome.failed == {} and "secret" not in outcome.report
+    assert all(same_rows(run, tiny_local[1], table) for table in (SCORES, SUPERVISION))
+    assert measured(run) == measured(tiny_local[1])
+
+
 def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, tiny_run, tiny, monkeypatch):
     """The same tables, and no photo is called a failure: it waits, and goes on."""
+    from wsseg_ray.engine.ray_runner import RayRunner
+
     proxy, place = store
     run = RunDirectory.at(place("run"))
-    real, cut = score.run, threading.Event()
+    real, cut = RayRunner.map_shards, threading.Event()
 
     def cut_off() -> None:
         while not run.shards("scores"):
@@ -102,17 +114,18 @@ def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, 
         threading.Event().wait(3)
         proxy.open = True
 
-    def run_and_cut(job):
-        threading.Thread(target=cut_off, daemon=True).start()
-        return real(job)
+    def map_and_cut(self, job, stage, work, todo):
+        if stage.name == "score":
+            threading.Thread(target=cut_off, daemon=True).start()
+        return real(self, job, stage, work, todo)
 
-    monkeypatch.setitem(pipeline.STAGES, "score", pipeline.replace(pipeline.STAGES["score"], run=run_and_cut))
+    monkeypatch.setattr(RayRunner, "map_shards", map_and_cut)
     outcome = pipeline.run(recipe.load("demo", tiny), run.root, "supervise")
     assert cut.is_set() and outcome.failed == {}
-    entries = [entry for entry in made(run).values() if entry]
-    assert len(entries) == 6 and all(entry["state"] == "done" and entry["failed"] == 0 for entry in entries)
-    for table in ("images", "proposals", "scores", "refined", "supervision"):
-        assert same_rows(run, tiny_run[1], table), table
+    found = [entry for entry in entries(run).values() if entry]
+    assert len(found) == 6 and all(entry["state"] == "done" and entry["failed"] == 0 for entry in found)
+    for table in (IMAGES, PROPOSALS, SCORES, REFINED, SUPERVISION):
+        assert same_rows(run, tiny_run[1], table), table.folder
     assert run.exists("report.html") and run.exists("hcp", "network.pt")
     for shown in (run.read_bytes("report.html").decode(), outcome.report, *lines(run)):
         assert "secret" not in shown

@@ -1,0 +1,74 @@
+"""What a recipe needs of the machine, and what each of its stages says that it needs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from wsseg_ray import doctor, recipe
+from wsseg_ray.engine.stage import Finding
+
+
+def examined(*settings: str) -> dict[str, list[Finding]]:
+    """Findings by name."""
+    found: dict[str, list[Finding]] = {}
+    for finding in doctor.examine(recipe.load("demo", list(settings))):
+        found.setdefault(finding.name, []).append(finding)
+    return found
+
+
+def test_all_is_there(tiny):
+    found = examined(*tiny)
+    assert list(found) == ["data", "disk", "weights", "faiss", "gpu"]
+    assert all(finding.good for own in found.values() for finding in own)
+    assert found["data"][0].text.startswith("12 training and 12 val photos, 24 with masks, 6 classes")
+    assert [finding.text for finding in found["weights"]] == [
+        "HCP: none; all layers start at random",
+        "deeplab_largefov: hcp",
+    ]
+
+
+def test_what_is_missing_is_said_all_at_once(tiny, tmp_path):
+    settings = ["hcp.weights=none.pth", "proposals.weights=gone.pth", "refinement={engine: moments, metric: cosine}"]
+    found = examined(*tiny, *settings, f"dataset.root={tmp_path}/none")
+    bad = {name for name, own in found.items() if not all(finding.good for finding in own)}
+    assert bad == {"data", "weights", "refinement"}
+    texts = [finding.text for own in found.values() for finding in own if not finding.good]
+    for word in (f"{tmp_path}/none", "none.pth", "gone.pth", "use faiss"):
+        assert any(word in text for text in texts), word
+
+
+def test_photos_that_cannot_be_used_are_counted(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,labels,split\na.jpg,cat,train\n../b.jpg,cat,train\nc.jpg,cat,val\n")
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    settings = ["dataset.layout=folder", f"dataset.root={tmp_path}", "dataset.train_split=train"]
+    (data,) = examined(*settings, "dataset.val_split=val", "dataset.limit=null")["data"]
+    assert "1 training and 1 val photos" in data.text and "1 cannot be used" in data.text
+
+
+def test_a_library_that_is_missing(tiny, monkeypatch):
+    """Without FAISS a run that needs it is told so; one that does not need it can go on."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "faiss" else sys.modules.get(name))
+    for engine, good in (("auto", True), ("faiss", False)):
+        (found,) = examined(*tiny, f"refinement.engine={engine}")["faiss"]
+        assert found.good is good and "pip install" in found.text
+
+
+@pytest.mark.parametrize(("wish", "good"), [("auto", True), ("false", True), ("true", False)])
+def test_a_gpu_that_is_missing(tiny, monkeypatch, wish, good):
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 0)
+    (found,) = examined(*tiny, f"runtime.use_gpu={wish}")["gpu"]
+    assert found.good is good and found.text == "none: it runs on the CPU, slower"
+
+
+def test_a_stage_of_ones_own_says_what_it_needs(tiny, tmp_path, monkeypatch):
+    (tmp_path / "own_needs.py").write_text(
+        "from wsseg_ray.engine.stage import Finding, Stage\n"
+        "STAGE = Stage('mine', ('images',), 'mine', after='images',\n"
+        "    check=lambda recipe, listing: [Finding('licence', False, f'{len(listing.photos)} photos need one')])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = examined(*tiny, "extra_stages=[own_needs:STAGE]")["licence"]
+    assert found.text == "24 photos need one"
