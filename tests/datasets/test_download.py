@@ -108,7 +108,7 @@ def test_augment_names_the_damaged_file(tmp_path):
         augment(voc, tmp_path / "sbd", lambda line: None)
     (voc / "SegmentationClassAug/n.png").unlink()
     write(tmp_path / "sbd/cls/n.mat", "no mat")
-    with pytest.raises(DatasetError, match=r"n\.mat is no mask of SBD"):
+    with pytest.raises(DatasetError, match=r"n\.mat is not a mask of SBD"):
         augment(voc, tmp_path / "sbd", lambda line: None)
 
 

@@ -80,13 +80,13 @@ def test_classes_file_names_the_mask_values(tmp_path):
         ("a.jpg,unicorn,train", "a", "unicorn is not among the classes cat, dog"),
         ("a.jpg,cat,dog,train", "a", "separate labels by ;"),
         ("a.jpg", "a", "1 fields for the 3 columns"),
-        ("a.jpg,cat,", "a", "names no split"),
-        ("../a.jpg,cat,train", "..__a", "leaves the data set's folder"),
-        ("/etc/a.jpg,cat,train", "__etc__a", "leaves the data set's folder"),
+        ("a.jpg,cat,", "a", "has no split"),
+        ("../a.jpg,cat,train", "..__a", "is outside the data set's folder"),
+        ("/etc/a.jpg,cat,train", "__etc__a", "is outside the data set's folder"),
         ("sub\\b.PNG,cat,train", "sub\\b", "without / or \\"),
         ("...jpg,cat,train", "..", "cannot be an image id"),
         (".,cat,train", ".", "cannot be an image id"),
-        ("masks,cat,train", "masks", "is no photo"),
+        ("masks,cat,train", "masks", "is not a photo"),
         (f"{'x' * 300}.jpg,cat,train", "x" * 300, "240 bytes"),
     ],
 )
@@ -109,7 +109,7 @@ def test_bad_rows_are_error_rows(tmp_path, row, image_id, message):
 def test_bad_json_entries_are_error_rows(tmp_path, item, message):
     items = [{"file": "a.jpg", **item}, {"file": "c.webp", "labels": ["cat"]}]
     assert message in errors(read(lay(tmp_path, json.dumps(items), "labels.json")))["a"]
-    with pytest.raises(DatasetError, match=f"names 0 different labels.*{message}"):
+    with pytest.raises(DatasetError, match=f"has 0 different labels.*{message}"):
         read(lay(tmp_path, json.dumps(items[:1]), "labels.json"))
 
 
@@ -119,9 +119,9 @@ def test_bad_json_entries_are_error_rows(tmp_path, item, message):
         ("labels.csv", "", "line 1: needs the columns file,labels"),
         ("labels.csv", "photo,label\na.jpg,cat\n", "line 1: needs the columns file,labels"),
         ("labels.csv", 'file,labels\na.jpg,"cat\n', "not CSV"),
-        ("labels.csv", "file,labels\n,cat\n", "line 2: names no file"),
-        ("labels.csv", "labels,file\ncat\n", "line 2: names no file"),
-        ("labels.csv", "file,labels\na.jpg,\n", "names 0 different labels"),
+        ("labels.csv", "file,labels\n,cat\n", "line 2: no file name"),
+        ("labels.csv", "labels,file\ncat\n", "line 2: no file name"),
+        ("labels.csv", "file,labels\na.jpg,\n", "has 0 different labels"),
         ("labels.csv", "file,labels,split\na.jpg,cat,val\n", "no photo of split 'train'; it has val"),
         ("labels.json", "{", "not JSON: .*line 1"),
         ("labels.json", "[" * 100_000, "not JSON"),

@@ -143,7 +143,7 @@ def test_twice_in_one_list_or_in_both_splits(tmp_path):
         list_photos(lay(tmp_path, FILES | {"ImageSets/Segmentation/train.txt": "a\na\n"}))
     with pytest.raises(DatasetError, match="'a' occurs twice"):
         list_photos(lay(tmp_path, FILES, val_split="train"))
-    with pytest.raises(DatasetError, match=r"cat_val\.txt line 2: 'v' a second time"):
+    with pytest.raises(DatasetError, match=r"cat_val\.txt line 2: 'v' occurs twice"):
         read(lay(tmp_path, FILES | {"ImageSets/Main/cat_val.txt": "v 1\nv -1\n"}))
 
 
@@ -151,7 +151,7 @@ def test_missing_folders_and_splits_say_what_is_there(tmp_path):
     section = lay(tmp_path / "VOC2012", FILES | {"ImageSets/Segmentation/train_aug.txt": "a\n"})
     with pytest.raises(DatasetError, match=r"there is no folder .*nowhere"):
         read(section.model_copy(update={"root": str(tmp_path / "nowhere")}))
-    with pytest.raises(DatasetError, match=r"JPEGImages.*it holds VOC2012"):
+    with pytest.raises(DatasetError, match=r"JPEGImages.*it has VOC2012"):
         read(section.model_copy(update={"root": str(tmp_path)}))
     with pytest.raises(DatasetError, match=r"dataset\.val_split: .*no split 'test'; there are train, train_aug, val\."):
         read(section.model_copy(update={"val_split": "test"}))

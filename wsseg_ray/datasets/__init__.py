@@ -1,4 +1,4 @@
-"""Data sets: which photos there are, what is in each, and where their masks lie.
+"""Data sets: the photos, their labels, and the paths of their masks.
 
 `list_photos` reads a layout into one `Listing`. A photo that cannot be used stays in the listing, with a message.
 A data set that cannot be used raises `DatasetError` before any work starts.
@@ -14,7 +14,7 @@ from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.registry import Registry
 
-MAX_ID_BYTES = 240  # an image_id names files; file systems take 255 bytes, suffix included
+MAX_ID_BYTES = 240  # an image_id is a file name; file systems allow 255 bytes, suffix included
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Photo:
     """One photo of a data set.
 
     Arguments:
-        image_id: unique in its listing. Safe as a file name where `error` is empty, and only there.
+        image_id: unique in its listing. Safe as a file name only if `error` is empty.
         uri: absolute path of the photo.
         labels: sorted indices into the listing's classes, from 0.
         split: "train" or "val".
@@ -45,7 +45,7 @@ class Listing:
     Arguments:
         classes: names.
         mask_values: the pixel value of every class in the mask files; 0 is background, every other value is void.
-        photos: usable ones and those with an error.
+        photos: usable photos and photos with an error.
     """
 
     classes: list[str]
@@ -55,13 +55,13 @@ class Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which photos and labels lie on disk.
+    """How photos and labels are stored on disk.
 
     Arguments:
         read: `(section, seed) -> Listing` of all photos of both splits, in any order. `section` is the recipe's
-            `dataset`. Raises DatasetError where the data set as a whole cannot be read; a photo that cannot be used has
-            an `error`.
-        draws: whether it makes its photos itself, in a folder that the run gives it as `section.root`.
+            `dataset`. Raises DatasetError if the whole data set cannot be read; a photo that cannot be used has an
+            `error`.
+        draws: whether it draws its photos, into the folder `section.root`, which the run sets.
     """
 
     read: Callable[[DatasetSection, int], Listing]
@@ -80,17 +80,17 @@ LAYOUTS: Registry[Layout] = Registry(
 
 
 def list_photos(section: DatasetSection, own_folder: str | None = None, seed: int = 0) -> Listing:
-    """The photos that a recipe asks for.
+    """The photos of a recipe.
 
-    Photos without any of the wanted classes are left out. Of the rest, `section.limit` takes photo `floor(i n / limit)`
-    of the n of each split, sorted by image_id: always the same ones, evenly spread.
+    Photos without any of the wanted classes are left out. With `section.limit`, photos `floor(i n / limit)` of the n
+    remaining photos of each split, sorted by image_id, are taken: always the same photos, evenly spread.
 
     Arguments:
         section: the recipe's `dataset`.
-        own_folder: of a layout that draws its photos: the folder to draw into.
-        seed: of a layout that draws its photos: what is drawn.
+        own_folder: for a layout that draws its photos: the folder to draw into.
+        seed: for a layout that draws its photos: the seed of the drawing.
     Costs one scan of every folder; no photo is opened.
-    Raises DatasetError where the data set as a whole cannot be used.
+    Raises DatasetError where the whole data set cannot be used.
     """
     layout = LAYOUTS.get(section.layout)
     if layout.draws:
@@ -111,7 +111,7 @@ def list_photos(section: DatasetSection, own_folder: str | None = None, seed: in
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names of what a folder holds, by one scan; none where there is no such folder."""
+    """Names in a folder, by one scan; none if the folder does not exist."""
     try:
         return {entry.name for entry in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
@@ -142,13 +142,13 @@ def read_text(path: Path) -> str:
 
 
 def read_classes(root: Path) -> list[str]:
-    """The class names in `classes.txt`, one a line, line i naming mask value i; empty where there is no such file."""
+    """The class names in `classes.txt`, one per line; line i is mask value i. Empty if there is no such file."""
     path = root / "classes.txt"
     if not path.is_file():
         return []
     names = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if "" in names or len(set(names)) != len(names) or len(names) > 254:
-        raise DatasetError(f"{path}: needs 1 to 254 different names, one a line, no line empty")
+        raise DatasetError(f"{path}: needs 1 to 254 different names, one per line, no line empty")
     return names
 
 
@@ -157,8 +157,8 @@ def choose_classes(known: list[str], wanted: list[str] | None) -> tuple[list[str
 
     Arguments:
         known: all classes of the data set; class i has mask value i + 1.
-        wanted: `dataset.classes`; null takes all.
-    Raises DatasetError that names the wanted classes that are not known.
+        wanted: `dataset.classes`; None: all.
+    Raises DatasetError, which lists the wanted classes that are not known.
     """
     classes = list(wanted or known)
     unknown = [name for name in classes if name not in known]
@@ -168,7 +168,7 @@ def choose_classes(known: list[str], wanted: list[str] | None) -> tuple[list[str
 
 
 def id_problem(image_id: str) -> str:
-    """Why an image_id cannot name a file, or ""."""
+    """Why an image_id cannot be a file name, or ""."""
     if image_id in ("", ".", "..") or any(character in image_id for character in "/\\\0"):
         return f"{image_id!r} cannot be an image id: it must be a plain file name, without / or \\"
     if len(image_id.encode()) > MAX_ID_BYTES:

@@ -1,8 +1,8 @@
-"""The data set that the package draws itself: six kinds of things on cluttered grounds, in VOC's layout.
+"""A data set that the package draws: objects of six classes on busy backgrounds, in VOC's layout.
 
-Stickers with soft light and a shadow, one to three a photo, lie over each other and over distractors that share
-their colours and inner textures. A kind is told by its silhouette together with its texture, never by a colour:
-the kinds' hues overlap, and the grounds have them all. Every photo depends on (seed, split, index) alone.
+Each photo has one to three objects with soft light and a shadow. They overlap each other and distractors with the same
+colours and inner textures. A class is recognised by its silhouette and texture, not by a colour: the hues of classes
+overlap, and backgrounds have all of them. A photo depends only on (seed, split, index).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from wsseg_ray.recipe import DatasetSection
 
 TRAIN_PHOTOS = 320
 VAL_PHOTOS = 80
-SPLITS = {"train_aug": ("train", TRAIN_PHOTOS), "val": ("val", VAL_PHOTOS)}  # split: the ids' word, photos
-MIN_VISIBLE = 150  # pixels of every object that no later one covers
+SPLITS = {"train_aug": ("train", TRAIN_PHOTOS), "val": ("val", VAL_PHOTOS)}  # split: word in the ids, photos
+MIN_VISIBLE = 150  # pixels of every object that no later object covers
 DARK, PALE = (38, 30, 44), (250, 244, 228)
 ANY_HUE = [(0.0, 1.0)]
-ZOOM = 3  # shapes are drawn this much larger and reduced, which smooths their edges
+ZOOM = 3  # shapes are drawn this much larger and then reduced, to smooth their edges
 
 Colour = tuple[int, int, int]
 Shape = tuple[list[np.ndarray], list[tuple[np.ndarray, Colour]]]  # silhouette polygons, painted polygons inside them
@@ -204,7 +204,7 @@ def _starfish(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
 
 
 def _distractor(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape:
-    """A pebble, a lump or a shard: no kind's silhouette, but the kinds' stripes, spots and veins."""
+    """A pebble, a lump or a splinter: no silhouette of a class, but the classes' stripes, spots and veins."""
     if rng.random() < 0.3:
         count = rng.integers(4, 7)
         angles = (np.arange(count) + rng.uniform(0, 0.6, count)) * 2 * np.pi / count
@@ -228,7 +228,7 @@ def _distractor(rng: np.random.Generator, base: Colour, accent: Colour) -> Shape
 
 
 KINDS: dict[str, tuple[Callable[..., Shape], list[tuple[float, float]], float]] = {
-    # kind: shape, families of hues, largest tilt in radians
+    # class: shape, families of hues, largest tilt in radians
     "butterfly": (_butterfly, [(0.50, 0.72), (0.05, 0.17), (0.80, 0.95)], 0.8),
     "donut": (_donut, [(0.85, 0.98), (0.03, 0.10), (0.42, 0.55)], np.pi),
     "fish": (_fish, [(0.02, 0.15), (0.48, 0.66)], 0.5),
@@ -246,13 +246,13 @@ def draw_photo(seed: int, index: int, split: str = "train_aug") -> tuple[np.ndar
         seed, index: the photo is a function of both and of the split.
         split: `train_aug` or `val`.
     Returns the photo, (H, W, 3) uint8 with sides of 88 to 112 px, and the mask, (H, W) uint8: 0 for background,
-    i + 1 for CLASSES[i]. Every object shows at least 150 px and half of itself. The first object is of kind
-    `index % 6`, so that any six photos in a row hold every kind. Costs about 8 ms.
+    i + 1 for CLASSES[i]. At least 150 px and half of every object are visible. The first object is of class
+    `index % 6`, so that any six consecutive photos show every class. Costs about 8 ms.
     """
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
     height, width = rng.integers(88, 113, 2).tolist()
     side = min(height, width)
-    light = rng.uniform(-2.4, -0.7)  # where light comes from, in radians; -pi/2 is above
+    light = rng.uniform(-2.4, -0.7)  # direction of the light, in radians; -pi/2 is above
     photo = _ground(rng, height, width)
     for _ in range(rng.integers(1, 4)):
         shape = _distractor(rng, _tint(rng, ANY_HUE, rng.uniform(0, 0.5)), _tint(rng, ANY_HUE))
@@ -262,15 +262,15 @@ def draw_photo(seed: int, index: int, split: str = "train_aug") -> tuple[np.ndar
         shape = _place(shape, rng.uniform(0, 2 * np.pi), extent, centre)
         _paint(photo, shape, _silhouette(shape, height, width), extent, light)
 
-    objects = np.zeros((height, width), np.uint8)  # 0, or 1 + the number of the object that shows
-    least: dict[int, float] = {}  # pixels that an object keeps: half of its own
+    objects = np.zeros((height, width), np.uint8)  # 0, or the number of the visible object
+    least: dict[int, float] = {}  # pixels of an object that must stay visible
     kinds = [index % len(CLASSES), *rng.integers(len(CLASSES), size=rng.choice(3, p=[0.45, 0.35, 0.2]))]
     for number, kind in enumerate(kinds, start=1):
         draw_shape, hues, tilt = KINDS[CLASSES[kind]]
         base = _tint(rng, hues, rng.uniform(0, 0.35))
         shape = draw_shape(rng, base, _tint(rng, ANY_HUE))
         angle, mirror = rng.uniform(-tilt, tilt), rng.random() < 0.5
-        for _ in range(30):  # a later object that finds no place in 30 draws is left out
+        for _ in range(30):  # a later object without a place after 30 draws is left out
             extent = rng.uniform(0.4, 0.65) * side
             room = 0.4 * extent
             centre = rng.uniform((room, room), (width - room, height - room))
@@ -289,15 +289,15 @@ def draw_photo(seed: int, index: int, split: str = "train_aug") -> tuple[np.ndar
 
 
 def draw(folder: Path, seed: int, limit: int | None) -> None:
-    """Draw the data set in VOC's layout. Drawn already with this seed and limit: returns at once.
+    """Draw the data set in VOC's layout; does nothing if it was already drawn with this seed and limit.
 
-    Writes JPEGImages, SegmentationClass, ImageSets/Main (a list a class), ImageSets/Segmentation and classes.txt.
-    The photos of a smaller limit are the first ones of a larger. What an earlier draw with another limit left behind
-    stays, and no list names it. Costs about 10 ms a photo.
+    Writes JPEGImages, SegmentationClass, ImageSets/Main (one list per class), ImageSets/Segmentation and classes.txt.
+    The photos of a smaller limit are the first photos of a larger limit. Photos from an earlier call with another limit
+    stay, but are in no list. Costs about 10 ms per photo.
 
     Arguments:
-        folder: made where it is missing.
-        limit: photos a split at most; None draws TRAIN_PHOTOS and VAL_PHOTOS.
+        folder: created if missing.
+        limit: photos per split at most; None draws TRAIN_PHOTOS and VAL_PHOTOS.
     """
     counts = {split: count if limit is None else min(limit, count) for split, (_, count) in SPLITS.items()}
     marker = folder / "drawn.txt"
@@ -324,7 +324,7 @@ def draw(folder: Path, seed: int, limit: int | None) -> None:
 
 
 def _place(shape: Shape, angle: float, extent: float, centre: np.ndarray, mirror: bool = False) -> Shape:
-    """The shape turned, scaled so that its longer side is `extent` px, and centred, in ZOOMed pixels."""
+    """The shape turned, scaled so that its longer side is `extent` px, and moved to `centre`, in ZOOMed pixels."""
     outlines, details = shape
 
     def turn(points: np.ndarray) -> np.ndarray:
@@ -375,7 +375,7 @@ def _paint(photo: np.ndarray, shape: Shape, silhouette: Image.Image, extent: flo
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A mottled gradient of two tints under one of four litters, (H, W, 3) float32."""
+    """A background: a noisy gradient of two tints under one of four kinds of litter, (H, W, 3) float32."""
     tints = np.array([_tint(rng, ANY_HUE, rng.uniform(0.3, 0.8)) for _ in range(2)], np.float32)
     ys, xs = np.mgrid[:height, :width].astype(np.float32) / 100
     angle = rng.uniform(0, 2 * np.pi)
@@ -396,12 +396,12 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: int, weight: float) -> np.ndarray:
-    """Smooth noise of about `cells` bumps a side, (H, W) float32."""
+    """Smooth noise of about `cells` bumps per side, (H, W) float32."""
     coarse = Image.fromarray(rng.normal(0, weight, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-# The litters: polygons over the unit square, each with the number of its colour.
+# Kinds of litter: polygons over the unit square, each with the number of its colour.
 
 Litter = Iterator[tuple[np.ndarray, int]]
 
@@ -432,7 +432,7 @@ def _confetti(rng: np.random.Generator) -> Litter:
 
 
 def _read(section: DatasetSection, seed: int) -> Listing:
-    """The drawn photos; draws those that are not there yet, into the section's root."""
+    """The drawn photos; draws them into the section's root if necessary."""
     draw(Path(section.root or "."), seed, section.limit)
     return voc.read(section)
 

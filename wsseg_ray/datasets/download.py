@@ -1,4 +1,4 @@
-"""Fetch PASCAL VOC 2012 and SBD, and join them into the paper's training set (Sec. 4.1)."""
+"""Download PASCAL VOC 2012 and SBD, and join them into the paper's training set (Sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from wsseg_ray.recipe import VOC_CLASSES
 
 
 def voc2012(root: Path, say: Callable[[str], None]) -> Path:
-    """Download VOC 2012 and SBD into `root` and add the splits `train_aug` and `paper`. What is there is kept.
+    """Download VOC 2012 and SBD into `root` and add the splits `train_aug` and `paper`. Existing files are kept.
 
     Arguments:
-        root: the folder that gets VOCdevkit/VOC2012 and sbd.
+        root: the folder for VOCdevkit/VOC2012 and sbd.
         say: called with each line of progress.
-    Returns the folder VOCdevkit/VOC2012, which is the value for `dataset.root`.
-    Costs a download of 3.4 GB (VOC 2.0, SBD 1.4) and twice that on the disk.
-    Raises DatasetError where a download fails; the message says how to place the files by hand.
+    Returns the folder VOCdevkit/VOC2012, the value for `dataset.root`.
+    Costs a download of 3.4 GB (VOC 2.0, SBD 1.4) and twice that on disk.
+    Raises DatasetError where a download fails; the message says how to download the files by hand.
     """
     voc, sbd = root / "VOCdevkit" / "VOC2012", root / "sbd"
     if not _voc_complete(voc):
@@ -35,9 +35,9 @@ def voc2012(root: Path, say: Callable[[str], None]) -> Path:
             root / "VOCtrainval_11-May-2012.tar",
             "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
         )
-    if not (sbd / "val.txt").is_file():  # the last file that torchvision puts into place
+    if not (sbd / "val.txt").is_file():  # the last file that torchvision writes
         say("downloading SBD (1.4 GB)")
-        # Any image set unpacks all masks; `train_noval` would also need a list whose server is gone.
+        # Every image set unpacks all masks; `train_noval` would also need a list whose server no longer exists.
         _fetch(
             "SBD",
             lambda: SBDataset(sbd, image_set="train", mode="segmentation", download=True),
@@ -52,15 +52,15 @@ def augment(voc: Path, sbd: Path, say: Callable[[str], None]) -> None:
     """Add SBD's masks and the splits `train_aug` and `paper` to a VOC folder.
 
     `train_aug` is VOC's train and all of SBD, without VOC's val (10,582 photos); `paper` is its intersection with the
-    trainval of the classification task (Sec. 4.1: 10,269 photos). Each split's number of photos is said, and the
-    paper's beside it where they differ.
+    trainval of the classification task (Sec. 4.1: 10,269 photos). Reports each split's number of photos, and the
+    paper's number if it differs.
 
     Arguments:
         voc: a VOC folder; gets SegmentationClassAug, ImageSets/Segmentation/{train_aug,paper}.txt and
             ImageSets/Main/<class>_{train_aug,paper}.txt.
-        sbd: the folder that holds cls/<id>.mat.
+        sbd: the folder with cls/<id>.mat.
         say: called with each line of progress.
-    Costs some minutes for all of VOC; masks that are there are kept.
+    Costs some minutes for all of VOC; existing masks are kept.
     Raises DatasetError where a mask or an annotation cannot be read.
     """
     lists, main = voc / "ImageSets" / "Segmentation", voc / "ImageSets" / "Main"
@@ -94,10 +94,10 @@ def _fetch(what: str, download: Callable[[], object], archive: Path, page: str) 
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         download()
-    except Exception as error:  # the network, the archive and the disk fail in many types
+    except Exception as error:  # network, archive and disk raise many types
         raise DatasetError(
             f"{what} could not be downloaded and unpacked: {error}. By hand: get {archive.name} from {page}, place it "
-            f"as {archive}, remove what is half unpacked beside it, and run this again"
+            f"as {archive}, delete half-unpacked files next to it, and run this again"
         ) from error
 
 
@@ -118,7 +118,7 @@ def _sbd_mask(path: Path) -> np.ndarray:
     try:
         return loadmat(path)["GTcls"]["Segmentation"][0, 0].astype(np.uint8)
     except Exception as error:  # scipy raises many types for damaged files
-        raise DatasetError(f"{path} is no mask of SBD: {error!r}; unpack SBD again") from error
+        raise DatasetError(f"{path} is not a mask of SBD: {error!r}; unpack SBD again") from error
 
 
 def _annotation(path: Path) -> dict[str, bool]:
@@ -129,7 +129,7 @@ def _annotation(path: Path) -> dict[str, bool]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write to a temporary name and rename, so that an interrupted write leaves no file that looks finished."""
+    """Write under a temporary name and rename, so that an interrupted write leaves no file that looks complete."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(data)
     part.replace(path)

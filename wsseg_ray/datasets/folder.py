@@ -1,13 +1,14 @@
-"""The layout of one's own photos: a folder, with subfolders if wanted, and one file that names what is in them.
+"""The layout for your own photos: a folder, with or without subfolders, and one file with the labels of the photos.
 
     labels.csv      header `file,labels` or `file,labels,split`; several labels are separated by `;`
     labels.json     {"a.jpg": ["cat", "dog"], ...} or [{"file": "a.jpg", "labels": ["cat"], "split": "train"}, ...]
-    classes.txt     optional, line i names mask value i; a label that it does not name is an error of that photo
+    classes.txt     optional, line i is the class of mask value i; a photo with a label that is not here is an error
     masks/a.png     optional, the mask of a.jpg (masks/sub/a.png of sub/a.jpg), value i = i-th class
 
-Photos are jpg, jpeg, png, webp or bmp; one without a row of labels is ignored. The classes are those of classes.txt,
-else `dataset.classes`, else all labels in alphabetical order. A photo's id is its path without suffix, `__` for `/`.
-Where no row names a split, a hash of the id puts one photo in five into `val`: adding photos moves no other.
+Photos are jpg, jpeg, png, webp or bmp; a photo without a row of labels is ignored. The classes come from classes.txt,
+otherwise from `dataset.classes`, otherwise they are all labels in alphabetical order. A photo's id is its path without
+suffix, with `__` for `/`. If no row has a split, a hash of the id puts one photo in five into `val`, so that new photos
+do not change the split of the others.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Row(NamedTuple):
 
 
 def read(section: DatasetSection, seed: int = 0) -> Listing:
-    """All labelled photos. Raises DatasetError where the labels as a whole cannot be read."""
+    """All labelled photos. Raises DatasetError if the file of labels cannot be read."""
     root = root_of(section)
     there = [name for name in ("labels.csv", "labels.json") if (root / name).is_file()]
     if len(there) != 1:
@@ -58,7 +59,7 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     known = read_classes(root) or section.classes or sorted({label for row in rows for label in row.labels})
     if not 1 <= len(known) <= 254:
         reason = next((f": {row.error}" for row in rows if row.error), "")
-        raise DatasetError(f"{path}: names {len(known)} different labels; needs 1 to 254{reason}")
+        raise DatasetError(f"{path}: has {len(known)} different labels; needs 1 to 254{reason}")
     classes, mask_values = choose_classes(known, section.classes)
     splits = _splits(path, rows, section)
     scan = functools.cache(names_in)
@@ -80,7 +81,7 @@ def _csv_rows(path: Path) -> list[Row]:
                 continue
             cells = dict(zip(header, (field.strip() for field in fields), strict=False))
             if not cells.get("file"):
-                raise DatasetError(f"{path} line {reader.line_num}: names no file")
+                raise DatasetError(f"{path} line {reader.line_num}: no file name")
             if len(fields) != len(header):
                 error = (
                     f"{path} line {reader.line_num}: {len(fields)} fields for the {len(header)} columns "
@@ -98,7 +99,7 @@ def _csv_rows(path: Path) -> list[Row]:
 def _json_rows(path: Path) -> list[Row]:
     try:
         data = json.loads(read_text(path))
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON but not text
     except DatasetError:
         raise
     except (ValueError, RecursionError) as error:
@@ -123,7 +124,7 @@ def _json_row(path: Path, number: int, item: Any) -> Row:
 
 
 def _splits(path: Path, rows: list[Row], section: DatasetSection) -> dict[str, str]:
-    """Which of the file's splits is "train" and which "val"; empty where it names none."""
+    """Which of the file's splits is "train" and which "val"; empty if the file has no splits."""
     named = {row.split for row in rows if row.split}
     if not named:
         return {}
@@ -152,7 +153,7 @@ def _photo(
     image_id = str(path.parent / path.stem).replace("/", "__")
     split = splits.get(row.split or "", "train") if splits else _hashed_split(image_id)
     if path.is_absolute() or ".." in path.parts:
-        problem = f"{row.file!r} leaves the data set's folder; write a path below it"
+        problem = f"{row.file!r} is outside the data set's folder; write a path inside it"
         return Photo(image_id, "", (), split, error=problem)
     problem = id_problem(image_id) or _problem(row, path, splits)
     if not problem and path.name not in scan(root / path.parent):
@@ -169,9 +170,9 @@ def _problem(row: Row, path: PurePosixPath, splits: dict[str, str]) -> str:
     if row.error:
         return row.error
     if splits and not row.split:
-        return f"{row.file} names no split, but other rows do"
+        return f"{row.file} has no split, but other rows have one"
     if path.suffix.lower() not in PHOTO_SUFFIXES:
-        return f"{row.file} is no photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
+        return f"{row.file} is not a photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
     return ""
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 100_000_000  # larger photos are refused before they are decoded: 300 MB as RGB
-MIN_SIDE = 8  # pixels; the networks need a few cells of their stride
+MAX_PIXELS = 100_000_000  # a larger photo fails before it is decoded: 300 MB as RGB
+MIN_SIDE = 8  # pixels; networks need a few cells
 VOID = 255
 ORIENTATION = 0x0112  # EXIF tag
 TRANSPOSE = {
@@ -29,16 +29,17 @@ class PixelError(ValueError):
 
 
 def read_photo(data: bytes, max_side: int | None = None) -> np.ndarray:
-    """Decode a JPEG, PNG, WebP or BMP photo, turned as its EXIF orientation says.
+    """Decode a JPEG, PNG, WebP or BMP photo and turn it by its EXIF orientation.
 
-    Grayscale, palette, CMYK and 16-bit photos become 8-bit RGB; transparency is ignored. A JPEG that is shrunk much
+    Grayscale, palette, CMYK and 16-bit photos become 8-bit RGB; transparency is ignored. A JPEG that is shrunk a lot
     is decoded at a fraction of its size.
 
     Arguments:
         data: the file's bytes.
-        max_side: pixels of the longer side; a larger photo is shrunk to it, none is enlarged.
+        max_side: pixels of the longer side; a larger photo is shrunk to it, a smaller photo is not enlarged.
     Returns (H, W, 3) uint8.
-    Raises PixelError where the bytes are empty, no image, damaged, over MAX_PIXELS or under MIN_SIDE.
+    Raises PixelError where the bytes are empty, not an image or damaged, or the photo is over MAX_PIXELS or under
+    MIN_SIDE.
     """
     with _opened(data, ("JPEG", "PNG", "WEBP", "BMP")) as photo:
         _refuse_tiny(photo)
@@ -51,9 +52,9 @@ def read_photo(data: bytes, max_side: int | None = None) -> np.ndarray:
 
 
 def photo_size(data: bytes, max_side: int | None = None) -> tuple[int, int]:
-    """Height and width of what `read_photo` returns, from the header alone: no pixel is decoded.
+    """Height and width of the result of `read_photo`, from the header: no pixel is decoded.
 
-    Raises PixelError where the header is refused; a photo that is damaged further on passes.
+    Raises PixelError where the header is not accepted; damage after the header is not found.
     """
     with _opened(data, ("JPEG", "PNG", "WEBP", "BMP")) as photo:
         _refuse_tiny(photo)
@@ -68,16 +69,16 @@ def read_mask(data: bytes, height: int, width: int, mask_values: list[int], max_
         data: the file's bytes.
         height, width: the photo's size after `max_side`; a larger mask is shrunk to it, by nearest neighbour.
         mask_values: the pixel value of every class.
-        max_side: as the photo was read with.
+        max_side: that of the photo.
     Returns (height, width) uint8: 0 background, i + 1 for mask_values[i], 255 for every other value.
-    Raises PixelError where it is no such PNG or of another size than its photo.
+    Raises PixelError where it is not such a PNG or its size differs from the photo's.
     """
     with _opened(data, ("PNG",)) as mask:
         if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
             raise PixelError(f"the mask has colours ({mask.mode}); it must be a palette or grayscale PNG")
         if _shrunk(mask.size, max_side) != (width, height):
             raise PixelError(
-                f"the mask has {mask.width} x {mask.height} pixels, which does not fit its photo of "
+                f"the mask has {mask.width} x {mask.height} pixels and does not fit its photo of "
                 f"{width} x {height}" + (f" after max_side {max_side}" if max_side else "")
             )
         values = np.asarray(mask)
@@ -115,7 +116,7 @@ def voc_palette() -> np.ndarray:
 
 @contextmanager
 def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """A lazily opened image of acceptable size; whatever goes wrong inside the block becomes a PixelError."""
+    """A lazily opened image of acceptable size; every error inside the block becomes a PixelError."""
     if len(data) == 0:
         raise PixelError("the file is empty")
     try:
@@ -131,7 +132,7 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
         raise PixelError(f"the file is no image of format {', '.join(formats)}, or its header is damaged") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PixelError(f"the image is far too large: {error}") from error
-    except Exception as error:  # Pillow's decoders raise some ten types for damaged bytes
+    except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes
         raise PixelError(f"the file is truncated or damaged: {error}") from error
 
 
@@ -141,10 +142,10 @@ def _refuse_tiny(photo: Image.Image) -> None:
 
 
 def _orientation(photo: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. A photo with damaged EXIF data is taken as it stands."""
+    """EXIF orientation, 1 to 8. A photo with damaged EXIF data is not turned."""
     try:
         value = Image.Image.getexif(photo).get(ORIENTATION, 1)  # PNG's own getexif would decode the pixels
-    except Exception:  # the parser raises as many types as the decoders
+    except Exception:  # the parser raises many types too
         return 1
     return value if isinstance(value, int) and value in TRANSPOSE else 1
 

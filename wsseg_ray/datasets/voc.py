@@ -1,15 +1,15 @@
 """The layout of PASCAL VOC.
 
     JPEGImages/<id>.jpg
-    ImageSets/Segmentation/<split>.txt      the split's ids, one a line
-    ImageSets/Main/<class>_<split>.txt      `<id> 1`, `<id> 0` (difficult objects alone: not counted) or `<id> -1`
-    Annotations/<id>.xml                    read where no ImageSets/Main file names the photo
+    ImageSets/Segmentation/<split>.txt      the split's ids, one per line
+    ImageSets/Main/<class>_<split>.txt      `<id> 1`, `<id> 0` (only difficult objects: not counted) or `<id> -1`
+    Annotations/<id>.xml                    read if the photo is in no file of ImageSets/Main
     SegmentationClassAug/<id>.png           or SegmentationClass/<id>.png; optional
-    classes.txt                             line i names mask value i; without it, VOC's 20 classes
+    classes.txt                             line i is the class of mask value i; without it, VOC's 20 classes
 
-A split's ids are those of ImageSets/Segmentation/<split>.txt. Without it they are those of ImageSets/Main/<split>.txt,
-and without that too, those of the class files. The order matters: VOC's own `val` has 5,823 photos in its class files,
-and only the 1,449 of ImageSets/Segmentation have a mask.
+A split's ids come from ImageSets/Segmentation/<split>.txt, otherwise from ImageSets/Main/<split>.txt, otherwise from
+the class files. The order matters: VOC's own `val` has 5,823 photos in its class files, but only the 1,449 photos of
+ImageSets/Segmentation have a mask.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
 
 # Splits that `wsseg download voc2012` writes, and how many photos they have in the paper (Sec. 4.1)
 DOWNLOADED = {"train_aug": 10_582, "paper": 10_269}
-MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # the mask is taken from the first that has it
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # in this order
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Segmentation", "ImageSets/Main", *MASK_FOLDERS)
 
 
@@ -53,8 +53,8 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     tree = Tree(root, {folder: names_in(root / folder) for folder in FOLDERS}, known, classes)
     if not tree.files["JPEGImages"]:
         raise DatasetError(
-            f"dataset.root: {root} has no photos in JPEGImages; it must be the folder that holds JPEGImages and "
-            f"ImageSets, and it holds {_some(names_in(root))}"
+            f"dataset.root: {root} has no photos in JPEGImages; it must be the folder with JPEGImages and ImageSets, "
+            f"but it has {_some(names_in(root))}"
         )
     photos = []
     for split, name in (("train", section.train_split), ("val", section.val_split)):
@@ -65,7 +65,7 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
 
 
 def read_annotation(path: Path) -> dict[str, bool]:
-    """The classes in an annotation file, each with True where at least one of its objects is not marked difficult.
+    """The classes in an annotation file; True if at least one object of the class is not marked difficult.
 
     Raises ValueError where the file cannot be read.
     """
@@ -77,22 +77,22 @@ def read_annotation(path: Path) -> dict[str, bool]:
     for item in annotation.findall("object"):
         name = (item.findtext("name") or "").strip()
         if not name:
-            raise ValueError(f"{path} holds an object without a name")
+            raise ValueError(f"{path} has an object without a name")
         clear = (item.findtext("difficult") or "").strip() != "1"
         classes[name] = classes.get(name, False) or clear
     return classes
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids in an image set file, one a line; empty lines are skipped."""
+    """The ids in an image set file, one per line; empty lines are skipped."""
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, str]]:
-    """The labels of every photo in a split's class files, and per photo what is wrong with its malformed lines."""
+    """The labels of every photo in a split's class files, and error messages of photos with malformed lines."""
     rows: dict[str, set[str]] = {}
     errors: dict[str, str] = {}
-    for label in tree.known:  # not the wanted classes alone: a line of any class says that the photo is labelled here
+    for label in tree.known:  # not only wanted classes: a line of any class means that the photo is labelled here
         if f"{label}_{name}.txt" not in tree.files["ImageSets/Main"]:
             continue
         path = tree.root / "ImageSets" / "Main" / f"{label}_{name}.txt"
@@ -100,9 +100,9 @@ def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, s
         for number, line in enumerate(read_text(path).split("\n"), 1):
             if not line.strip():
                 continue
-            image_id, value = (*line.strip().rsplit(None, 1), "")[:2]  # an id may hold spaces
+            image_id, value = (*line.strip().rsplit(None, 1), "")[:2]  # an id may contain spaces
             if image_id in seen:
-                raise DatasetError(f"{path} line {number}: {image_id!r} a second time; remove one of the two lines")
+                raise DatasetError(f"{path} line {number}: {image_id!r} occurs twice; remove one of the two lines")
             seen.add(image_id)
             row = rows.setdefault(image_id, set())
             if value == "1":
@@ -132,8 +132,8 @@ def _remedy(split: str, name: str) -> str:
     """What a user can do about a missing split."""
     if name in DOWNLOADED:
         return (
-            f"`wsseg download voc2012 --root DIR` writes {name!r} into DIR/VOCdevkit/VOC2012 and keeps what is there; "
-            f"or choose a split that is there: --set dataset.{split}_split=NAME"
+            f"`wsseg download voc2012 --root DIR` writes {name!r} into DIR/VOCdevkit/VOC2012 and keeps existing files; "
+            f"or choose an existing split: --set dataset.{split}_split=NAME"
         )
     return f"It needs Segmentation/{name}.txt (ids) or Main/<class>_{name}.txt (ids with 1, 0 or -1)"
 
@@ -159,7 +159,7 @@ def _photo(tree: Tree, split: str, image_id: str, rows: dict[str, set[str]], err
 def _annotated(tree: Tree, image_id: str) -> set[str]:
     path = tree.root / "Annotations" / f"{image_id}.xml"
     if path.name not in tree.files["Annotations"]:
-        raise ValueError(f"no labels: no ImageSets/Main/<class>_<split>.txt names {image_id!r}, and {path} is missing")
+        raise ValueError(f"no labels: {image_id!r} is in no ImageSets/Main/<class>_<split>.txt, and {path} is missing")
     annotated = read_annotation(path)
     unknown = sorted(annotated.keys() - set(tree.known))
     if unknown:
