@@ -156,7 +156,8 @@ def _leaves(section: BaseModel, before: str = "") -> Iterator[tuple[str, Any]]:
 
 def fingerprints(job: Job, stages: Sequence[Stage]) -> dict[str, str]:
     """The fingerprint of what makes each stage, by its name: its keys of the recipe, and the inputs' fingerprints."""
-    settings, found = owned(job.recipe, stages), {}
+    settings = owned(job.recipe, stages)
+    found: dict[str, str] = {}
     for place, stage in enumerate(stages):
         seen = as_seen_by(stage, job, stages)
         inputs = [found[one.name] for one in stages[:place] if _is_read(seen, stage, one.writes)]
