@@ -51,7 +51,7 @@ def test_the_page_shows_every_step(photo):
 
 def test_with_a_trunk_the_page_shows_its_boundaries(photo):
     page = section(render("a", photo, VGG16.build(False).eval(), 5), "contours")
-    assert page.count("<img") == 3 and "boundary probability of the trunk" in page
+    assert page.count("<img") == 3 and "boundary probability of the backbone" in page
 
 
 def test_the_trunk_sees_the_photo_once(photo, monkeypatch):

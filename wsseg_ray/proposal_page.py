@@ -23,7 +23,7 @@ from wsseg_ray.report.templates import template
 
 LEVELS = (200, 50, 20, 8)  # regions of the hierarchy, from fine to coarse
 SHOWN_REGIONS = 50
-DIMMED = 0.3  # brightness of what lies outside a region
+DIMMED = 0.3  # brightness outside a region
 
 
 def write(photo: Path, out: Path, weights: str | None = None, count: int = 2000) -> None:
@@ -32,9 +32,9 @@ def write(photo: Path, out: Path, weights: str | None = None, count: int = 2000)
     Arguments:
         photo: a JPEG, PNG, WebP or BMP file.
         out: the page; its folder exists.
-        weights: an ImageNet VGG-16, see `contours.contour_trunk`; None: colour and texture alone.
+        weights: an ImageNet VGG-16, see `contours.contour_trunk`; None: only colour and texture.
         count: how many proposals at most.
-    Raises DatasetError where the photo cannot be read, WeightsError where the weights cannot.
+    Raises DatasetError where the photo cannot be read, WeightsError where the weights cannot be read.
     """
     try:
         pixels = read_photo(photo.read_bytes())
@@ -50,13 +50,13 @@ def render(name: str, photo: np.ndarray, trunk: VGG | None = None, count: int = 
     """The page of one photo: self-contained HTML, no script, no request, under 3 MB.
 
     Arguments:
-        name: what the page calls the photo.
+        name: the photo's name on the page.
         photo: (H, W, 3) uint8, RGB.
-        trunk: VGG-16's conv layers with ImageNet's weights; None: colour and texture alone draw the contours.
+        trunk: VGG-16's conv layers with ImageNet's weights; None: contours come from colour and texture only.
         count: how many proposals at most.
-    Costs `generate` and, for what lies between its steps, most of it again.
+    Costs `generate`, and most of its steps a second time.
 
-    Returns the page. It always encodes as UTF-8: what cannot is replaced by a question mark.
+    Returns the page. It always encodes as UTF-8: other characters are replaced by question marks.
     """
     started = perf_counter()
     working = shrink(photo)
@@ -93,8 +93,8 @@ def render(name: str, photo: np.ndarray, trunk: VGG | None = None, count: int = 
 
 
 def border_map(parts: Partition, strengths: np.ndarray) -> np.ndarray:
-    """Arc strengths (E,) drawn on both pixels of every border of the superpixels, (H, W): 0 inside, at a meeting of
-    borders the strongest. Costs 8 S^2 bytes."""
+    """Arc strengths (E,) drawn on both pixels of every border of the superpixels, (H, W): 0 inside; where borders
+    meet, the largest strength. Costs 8 S^2 bytes."""
     between = np.zeros((len(parts.areas),) * 2)
     between[parts.ends] = between[parts.ends[::-1]] = strengths
     drawn = np.zeros(parts.superpixels.shape)
@@ -106,7 +106,7 @@ def border_map(parts: Partition, strengths: np.ndarray) -> np.ndarray:
 
 
 def level(tree: hg.Tree, count: int) -> np.ndarray:
-    """The region of every leaf where all but the last `count` - 1 merges are done, (S,) 0..count - 1.
+    """The region of every leaf after all merges except the last `count` - 1, (S,) 0..count - 1.
 
     Nodes of a binary partition tree are numbered as they merge.
     """
@@ -133,7 +133,7 @@ def heat_uri(strength: np.ndarray) -> str:
 
 
 def region_pictures(photo: np.ndarray, proposals: RegionProposals) -> list[str]:
-    """`data:` URIs of the photo, at most `SIDE` pixels a side, each with one region bright and the rest dimmed."""
+    """`data:` URIs of the photo, at most `SIDE` pixels per side, each with one region bright and the rest dimmed."""
     small = Image.fromarray(photo)
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     labels = Image.fromarray(proposals.superpixels.astype(np.int32)).resize(small.size, Image.Resampling.NEAREST)
@@ -141,6 +141,6 @@ def region_pictures(photo: np.ndarray, proposals: RegionProposals) -> list[str]:
     pictures = []
     for region in inside:
         picture = (np.asarray(small) * np.where(region, 1, DIMMED)[..., None]).astype(np.uint8)
-        picture[ndimage.binary_dilation(region) & ~region] = HEAT_STOPS[-1]  # seen also where the photo is dark
+        picture[ndimage.binary_dilation(region) & ~region] = HEAT_STOPS[-1]  # visible on dark photos too
         pictures.append(photo_uri(picture))
     return pictures

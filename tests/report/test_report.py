@@ -386,7 +386,7 @@ def test_bars_and_shares_of_the_stages():
     assert rows["score"][:2] == ["30.0 s", "75 %"]
     assert rows["predict"][:2] == ["0.0 s", "< 1 %"]
     assert rows["images"] == ["–", "–", "", "–", "–", "–"]
-    assert rows["together"][0] == "40.0 s"
+    assert rows["all"][0] == "40.0 s"
 
 
 def test_strips_need_no_part_but_the_photo():

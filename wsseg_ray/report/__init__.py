@@ -1,7 +1,7 @@
-"""The report: one HTML file that opens offline and tells a run from its first photo to its last number.
+"""The report: one HTML file that opens offline and shows a run's photos, tables and charts.
 
-`render` turns the numbers of `metrics.json` and a few photos into the page. The functions below it lay each table and
-chart out as plain values; `page.html` only prints them, everything escaped.
+`render` makes the page from the numbers of `metrics.json` and a few photos. The functions below it compute each table
+and chart as plain values; `page.html` only prints them, everything escaped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wsseg_ray.report.pictures import HEAT_STOPS, map_uri, mask_uri, photo_uri
 from wsseg_ray.report.templates import template
 
 DASH = "–"
-LARGE_GAP = 10.0  # points of mIoU between the maps' argmax and their best threshold that deserve a warning
+LARGE_GAP = 10.0  # points of mIoU between the maps' argmax and their best threshold: from here on the page warns
 SHOWN_FAILURES = 50
 ROW_OF_PICTURES = 8  # pictures side by side on a wide screen
 CHART = (206, 84)  # width and height of a curve's plot, in SVG units
@@ -30,17 +30,17 @@ CHART = (206, 84)  # width and height of a curve's plot, in SVG units
 
 @dataclass(frozen=True)
 class Strip:
-    """What became of one photo. Pictures of a strip share height H and width W.
+    """The pictures of one photo, all of height H and width W.
 
     Arguments:
         image_id: the photo's name.
         split: `train`: shown with `maps` and `rough`; `val`: shown with `predictions`.
         photo: (H, W, 3) uint8.
-        labels: names of what is in the photo.
+        labels: names of the photo's labels.
         maps: name and (H, W) float map in 0..1 of each label.
         rough: (H, W) uint8: 0 background, i + 1 class i, 255 void.
         predictions: name of the network, such as `SN_B + CRF`, and its (H, W) uint8 mask.
-        truth: (H, W) uint8, as `rough`.
+        truth: (H, W) uint8, values as in `rough`.
     """
 
     image_id: str
@@ -68,11 +68,11 @@ def render(
         title: the page's heading.
         metrics: `metrics.json`. Any key may be missing, as in a run that has not finished; NaN and None show as a dash.
         classes: the run's classes in order, without background.
-        strips: photos to show. A strip takes about 50 kB of the page.
+        strips: photos to show. A strip adds about 50 kB to the page.
         failures: rows that could not be processed: `image_id`, `stage`, `error`.
         recipe_yaml: the complete recipe.
-        command: what makes this run again.
-    Returns the page. It always encodes as UTF-8: what cannot is replaced by a question mark.
+        command: the command that repeats this run.
+    Returns the page. It always encodes as UTF-8: other characters are replaced by question marks.
     """
     palette = [_hex(colour) for colour in voc_palette()]
     page = _template().render(
@@ -161,7 +161,7 @@ def _hex(colour: np.ndarray) -> str:
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """SN_B's mIoU, or the best weak network's where there is no SN_B; the better of without and with CRF."""
+    """The mIoU of SN_B, or of the best weak network if there is no SN_B; the better value of without and with CRF."""
     kinds = _kinds(metrics)
     weak = [
         (score, name, key)
@@ -184,9 +184,9 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kinds(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What kind of network each is: `paper` (the paper's own), `rival`, `cam`, `ceiling`, or None for another.
+    """The kind of each network: `paper` (the paper's own), `rival`, `cam`, `ceiling`, or None for others.
 
-    Networks that were trained without the refinement are left out: they have a table of their own.
+    Networks that were trained without the refinement are left out: they have their own table.
     """
     networks = _at(metrics, "networks") or {}
     return {name: _at(about, "kind") for name, about in networks.items() if not _at(about, "unrefined_of")}
@@ -206,7 +206,7 @@ def _seconds(metrics: dict[str, Any]) -> float | None:
 
 
 def _figures(strip: Strip) -> dict[str, Any]:
-    """A strip's photo and, in reading order, the see-through overlays that lie on it."""
+    """A strip's photo and, in reading order, the transparent overlays on it."""
     masks = [*([("rough mask", strip.rough)] if strip.rough is not None else []), *strip.predictions]
     if strip.truth is not None:
         masks.append(("truth", strip.truth))
@@ -225,7 +225,7 @@ def _figures(strip: Strip) -> dict[str, Any]:
 
 
 def _networks(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
-    """The paper's Table 1: a row per class and the mean, a column per network without and with CRF."""
+    """The paper's Table 1: one row per class and the mean; per network one column without and one with CRF."""
     kinds = _kinds(metrics)
     if not kinds:
         return None
@@ -260,7 +260,7 @@ def _has_crf(val: Any) -> bool:
 
 
 def _marked(row: list[Any], counts: list[bool]) -> list[dict[str, Any]]:
-    """The cells of a row, the best of those that count marked."""
+    """The cells of a row. The best cell among those where `counts` is True is marked."""
     best = _best([score for score, counted in zip(row, counts, strict=True) if counted])
     return [
         {"value": score, "best": counted and best is not None and score == best}
@@ -281,7 +281,7 @@ def _refinement(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rivals(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
-    """The paper's Table 4: mIoU of each method without and with CRF, and what the paper prints; SN_B and CAM beside."""
+    """The paper's Table 4: mIoU of each method without and with CRF, and the paper's numbers; also of SN_B and CAM."""
     found = _at(metrics, "networks") or {}
     kinds = _kinds(metrics)
     names = _of_kind(kinds, "rival", "cam")
@@ -301,7 +301,7 @@ def _rivals(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]
 
 
 def _supervision(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] | None:
-    """IoU of what the networks learn from: the maps by argmax and at their best threshold, the rough masks."""
+    """IoU of the supervision: the maps by argmax and at their best threshold, and the rough masks."""
     table = _at(metrics, "supervision")
     if table is None:
         return None
@@ -320,7 +320,7 @@ def _supervision(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] 
 
 
 def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Quality of the supervision under every way of keeping candidates, the best of each column marked."""
+    """Quality of the supervision for every way to choose the kept candidates, the best of each column marked."""
     table = _at(metrics, "supervision", "ablation") or {}
     columns = ("localization_miou", "localization_best_miou", "rough_mask_miou")
     best = {column: _best([_at(table, keep, column) for keep in table]) for column in columns}
@@ -340,7 +340,7 @@ def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _candidates(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
-    """Per class: average precision of the classifier, photos, candidates, photos without one, IoU with the truth."""
+    """Per class: average precision of HCP, photos, candidates, photos without a candidate, IoU with the true mask."""
     counts, precision = _at(metrics, "candidates"), _at(metrics, "hcp", "ap")
     overlaps = _at(metrics, "supervision", "candidate_iou")
     if counts is None and precision is None:
@@ -363,7 +363,7 @@ def _candidates(metrics: dict[str, Any], classes: list[str]) -> list[dict[str, A
 
 
 def _hcp(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """The classifier's training: its loss in both phases, its precision, and what PCA kept of its features."""
+    """HCP's training: its loss in all phases, its precision, and the dimensions and energy that PCA kept."""
     table = _at(metrics, "hcp")
     if table is None:
         return None
@@ -383,7 +383,7 @@ def _hcp(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _network_losses(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Loss per epoch of every network that has a log, the unrefined ones included; a series a round."""
+    """Loss per epoch of every network with a log, unrefined networks included; one series per round."""
     curves = {}
     for name, log in _logs(metrics).items():
         series: dict[str, list[Any]] = {}
@@ -395,7 +395,7 @@ def _network_losses(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _waited(metrics: dict[str, Any]) -> float | None:
-    """Share of their time that the networks' trainers waited for photos, the mean over epochs."""
+    """The share of time that the networks' trainers waited for photos, mean over epochs."""
     shares = [_finite(_at(row, "waited")) for log in _logs(metrics).values() for row in log]
     known = [share for share in shares if share is not None]
     return sum(known) / len(known) if known else None
@@ -406,9 +406,9 @@ def _logs(metrics: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _curve(series: dict[str, list[Any]]) -> dict[str, Any] | None:
-    """Polylines of losses, one series after the other along the epochs, the vertical axis from 0 to the largest.
+    """Lines of losses, one series after the other along the epochs; the vertical axis goes from 0 to the largest loss.
 
-    Returns None where no loss is finite. Losses that are not leave a gap bridged by the line.
+    Returns None if no loss is finite. A loss that is not finite gets no point; the line connects its neighbours.
     """
     epochs = sum(len(losses) for losses in series.values())
     top = _best([loss for losses in series.values() for loss in losses])
@@ -430,7 +430,7 @@ def _curve(series: dict[str, list[Any]]) -> dict[str, Any] | None:
 
 
 def _stages(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every stage's time and throughput, with its share of the whole and of the longest stage."""
+    """Every stage's time and throughput, with its share of the total time and of the longest stage's time."""
     stages = _at(metrics, "stages") or {}
     seconds = {name: _finite(_at(stage, "seconds")) for name, stage in stages.items()}
     return [

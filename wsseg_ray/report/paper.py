@@ -39,7 +39,7 @@ VAL_MIOU = dict(zip(NETWORKS, (39.7, 40.6, 40.6, 41.9), strict=True))  # Table 1
 UNREFINED_VAL_MIOU = {"AN_A": 37.7, "SN_A": 38.6}  # Table 3: without the cross-image refinement
 
 
-# Table 4, val: IoU of ILP, ILP-sppxl, ILP-bb, ILP-seg and CCNN; of MIL-FCN and EM-Adapt it has the mean alone
+# Table 4, val: IoU of ILP, ILP-sppxl, ILP-bb, ILP-seg and CCNN; for MIL-FCN and EM-Adapt it has only the mean
 RIVALS_VAL_IOU = {
     "background": (73.2, 77.2, 78.6, 79.6, 65.9),
     "aeroplane": (25.4, 37.3, 46.9, 50.2, 23.8),
@@ -74,13 +74,13 @@ RIVALS_VAL_MIOU = {
 def val_rows(classes: list[str]) -> list[tuple[float, ...]]:
     """Table 1's val columns for some of VOC's classes: background, the classes in order, then the mean.
 
-    With all 20 classes the last row is the mIoU that the paper prints (0.1 above the mean of two of its columns),
-    with fewer the mean over the rows shown.
+    With all 20 classes the last row is the mIoU that the paper prints (for two columns 0.1 above their mean); with
+    fewer classes it is the mean over the rows.
 
     Arguments:
         classes: names of VOC, without background.
     Returns len(classes) + 2 rows of IoU in percent, in the order of `NETWORKS`.
-    Raises KeyError for a name that VOC does not have.
+    Raises KeyError for a name that is not a class of VOC.
     """
     rows = [VAL_IOU[name] for name in ("background", *classes)]
     mean = tuple(VAL_MIOU.values()) if len(rows) == len(VAL_IOU) else tuple(np.mean(rows, axis=0).tolist())
@@ -88,9 +88,9 @@ def val_rows(classes: list[str]) -> list[tuple[float, ...]]:
 
 
 def rival_val(name: str, classes: list[str]) -> float | None:
-    """Table 4's mean of a rival over background and some of VOC's classes; None where the paper has no such numbers.
+    """Table 4's mean of a rival over background and some of VOC's classes; None if the paper has no numbers for it.
 
-    Raises KeyError for a name that VOC does not have.
+    Raises KeyError for a name that is not a class of VOC.
     """
     if len(classes) + 1 == len(RIVALS_VAL_IOU):
         return RIVALS_VAL_MIOU[name]

@@ -1,7 +1,7 @@
-"""Pictures of the report as `data:` URIs: photos as JPEG, masks and maps as see-through PNGs that lie on the photo.
+"""Pictures of the report as `data:` URIs: photos as JPEG, masks and maps as transparent PNGs on top of the photo.
 
 A mask or a map does not repeat the photo's pixels: it is a palette PNG with one opacity per colour, one to a few
-kilobytes.
+kilobytes large.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from PIL import Image
 from wsseg_ray.datasets.pixels import VOID, voc_palette
 
 SIDE = 224  # pixels of a picture's longer side
-CLASS_OPACITY = 190  # of 255: colours stay told apart, the photo still shows through
-DIMMED = 135  # opacity of the black over pixels that carry no class
+CLASS_OPACITY = 190  # of 255: colours can be told apart and the photo is still visible
+DIMMED = 135  # opacity of the black over background pixels
 VOID_OPACITY = 120
 HEAT_STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])  # inferno's quarters
-HEAT_OPACITY = (120, 215)  # from value 0 to value 1
+HEAT_OPACITY = (120, 215)  # for value 0 and value 1
 
 
 def photo_uri(photo: np.ndarray) -> str:
@@ -34,7 +34,7 @@ def photo_uri(photo: np.ndarray) -> str:
 
 
 def mask_uri(mask: np.ndarray) -> str:
-    """A class mask in VOC's colours, to lie on its photo: no class dims the photo, a class tints it.
+    """A class mask in VOC's colours, as an overlay on its photo: background dims the photo, a class tints it.
 
     Arguments:
         mask: (H, W) uint8: 0 background, i + 1 class i, 255 void.
@@ -47,7 +47,7 @@ def mask_uri(mask: np.ndarray) -> str:
 
 
 def map_uri(heat: np.ndarray) -> str:
-    """A map of shares as a heat overlay, to lie on its photo: black is 0, pale yellow 1.
+    """A map of shares as a heat overlay on its photo: black is 0, pale yellow is 1.
 
     Arguments:
         heat: (H, W) float; NaN counts as 0, values are clipped to 0..1.
@@ -56,7 +56,7 @@ def map_uri(heat: np.ndarray) -> str:
     share = np.clip(np.nan_to_num(heat), 0, 1).astype(np.float32)
     picture = Image.fromarray(share)
     share = np.asarray(picture.resize(_fit(*picture.size), Image.Resampling.BOX))
-    levels = np.rint(share * 51).astype(np.uint8) * 5  # 52 levels: the eye sees no step, the file is half the size
+    levels = np.rint(share * 51).astype(np.uint8) * 5  # 52 levels: no visible steps, and half the file size
     return _overlay(Image.fromarray(levels), heat_ramp(), np.linspace(*HEAT_OPACITY, 256).astype(np.uint8))
 
 

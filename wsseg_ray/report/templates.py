@@ -1,4 +1,4 @@
-"""The pages' templates: everything that is printed is escaped, and a name that is not given is an error."""
+"""The pages' templates: all output is escaped, and a missing variable is an error."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def template(name: str, filters: Mapping[str, Callable[..., str]] | None = None) -> Template:
-    """A template of this package, compiled, which takes longer than printing it.
+    """A compiled template of this package. Compiling it takes longer than rendering it.
 
     Arguments:
         name: a file of this package.
-        filters: what the template calls, by name.
+        filters: functions that the template calls, by name.
     """
     environment = Environment(
         loader=PackageLoader("wsseg_ray", "report"),
