@@ -76,8 +76,8 @@ def test_recipes_are_listed(monkeypatch, capsys):
 
 
 def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, tmp_path, capsys):
-    assert exit_code(monkeypatch, "doctor", "demo") == 0
-    assert "288 training and 80 val photos" in capsys.readouterr().out
+    assert exit_code(monkeypatch, "doctor", "demo", "--set", "dataset.limit=20") == 0
+    assert "20 training and 20 val photos" in capsys.readouterr().out
     settings = ["--set", f"dataset.root={tmp_path}/none", "--set", "hcp.weights=none.pth"]
     settings += ["--set", "proposals.weights=gone.pth"]
     assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=null") == 2

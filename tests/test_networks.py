@@ -118,6 +118,7 @@ def test_onnx_says_what_it_needs(tiny_local, tmp_path, monkeypatch):
         networks.export(tiny_local[1].root, "SN_B", "onnx", tmp_path / "net.onnx")
 
 
+@pytest.mark.run
 def test_prediction_needs_no_ray(tiny_local, photos, tmp_path):
     """In a process where Ray cannot be imported."""
     code = (

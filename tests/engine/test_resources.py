@@ -98,6 +98,7 @@ def test_tasks_need_no_second_cpu_beside_them():
 
 def checked(setting: str) -> None:
     loaded = recipe.load("demo", [f"runtime.stages.{setting}"])
+    resources.check_names(loaded, [stage.resources for stage in stages(loaded)])
     check(loaded, stages(loaded), CLOUD)
 
 

@@ -84,6 +84,7 @@ def test_one_worker_shares_with_nobody():
 # ---- two workers
 
 
+@pytest.mark.run
 def test_two_workers_go_the_way_of_one(tmp_path):
     """Two processes and DistributedDataParallel: unequal parts, and a batch of which one worker has no photo."""
     spawn(one_of_two, (str(tmp_path),), nprocs=2)

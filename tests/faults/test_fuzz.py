@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -164,6 +165,7 @@ def fuzz_kind(make: Callable[[], bytes], read: Callable[[Path, bytes], str], fol
     return refused, [*unclean, *(f"wrote {path}" for path in set(folder.parent.rglob("*")) - before)]
 
 
+@pytest.mark.run
 def test_broken_inputs_give_a_result_or_a_clean_failure(tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(fuzz, (tmp_path,))

@@ -48,7 +48,7 @@ def own(tmp_path, monkeypatch) -> recipe.Recipe:
 
 
 def test_the_recipes_folder_is_told_to_other_processes(own, tmp_path):
-    assert registry.folders() == [str(tmp_path)]
+    assert str(tmp_path) in registry.folders()
     assert MODULE not in sys.modules  # reading a recipe runs none of the user's code
 
 

@@ -168,7 +168,7 @@ def test_candidates_are_part_of_training_where_regions_learn_from_them():
         (["hcp.weights=imagenet"], ["hcp.weights", "'small'"]),
         (
             ["hcp={backbone: 'torchvision:resnet50', weights: null, freeze: 3}", "segmentation.weights=null"],
-            ["none or all"],
+            ["hcp.backbone: 'torchvision:resnet50' does not serve regions"],
         ),
     ],
 )

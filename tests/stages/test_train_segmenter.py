@@ -246,6 +246,7 @@ def test_a_network_that_is_added_is_trained_alone(tiny_local, tiny, tmp_path, mo
     assert set(run.read_json("metrics.json")["networks"]) == {"AN_A", "SN_B", "FULL", "AN_B"}
 
 
+@pytest.mark.run
 def test_the_rivals_are_networks_like_others(tiny_local, tiny, tmp_path, monkeypatch):
     """They are trained beside what is there, on all photos, and measured like it."""
     run = copy(tiny_local[1], tmp_path)
@@ -275,6 +276,7 @@ def in_rounds(*more: str) -> list[str]:
     return [*chosen, *(f"segmentation.{key}={value}" for key, value in keys.items()), *more]
 
 
+@pytest.mark.run
 def test_rounds_of_a_torchvision_network(tiny_local, tiny, tmp_path, monkeypatch):
     """Networks learn again from their own labels, CAM once more than others. A network that comes later is alone."""
     run = copy(tiny_local[1], tmp_path)
@@ -303,6 +305,7 @@ def test_rounds_of_a_torchvision_network(tiny_local, tiny, tmp_path, monkeypatch
     assert "round 2" in run.read_bytes("report.html").decode()
 
 
+@pytest.mark.run
 def test_a_round_that_was_cut_off_goes_on(tiny_local, tiny, tmp_path, monkeypatch):
     """Without a network and some of its labels: they are made again, and are the same."""
     run = copy(tiny_local[1], tmp_path)
