@@ -50,13 +50,13 @@ def test_a_run_that_stands_still_or_was_stopped(run):
     run.write_json({**STATUS, "at": time.time() - 7200}, "status.json")
     assert lines(run)[3].endswith("no progress for 2.0 h") and not is_over(run)
     run.write_json({**STATUS, "state": "stopped", "at": 0}, "status.json")
-    assert lines(run)[3].endswith("run again to go on") and is_over(run)
+    assert lines(run)[3].endswith("run again to continue") and is_over(run)
 
 
 def test_a_stage_that_has_not_told_yet(run):
-    assert lines(run)[3] == "score            begins"
+    assert lines(run)[3] == "score            starting"
     run.write_json({**STATUS, "stage": "train_hcp", "at": 0}, "status.json")
-    assert lines(run)[3] == "score            begins"
+    assert lines(run)[3] == "score            starting"
 
 
 def test_a_folder_that_is_no_run(tmp_path):

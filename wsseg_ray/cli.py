@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 failed, 2 unusable input, 3 done, but some photos could not be processed.
 
-Each command imports what it needs when it is called, so that `wsseg --help` answers at once.
+Each command imports its modules when it is called, so that `wsseg --help` is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wsseg_ray.errors import DatasetError, RecipeError, WeightsError
 
 app = typer.Typer(
     name="wsseg",
-    help="From photos and the names of what is in them to a network that labels every pixel.",
+    help="From photos with image-level labels to a network that labels every pixel.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -30,13 +30,13 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped rec
 RunDir = Annotated[str | None, typer.Option("--run-dir", help="folder, s3:// or gs://; default runs/RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]
-NetworkName = Annotated[str, typer.Argument(metavar="NETWORK", help="one of its networks, such as SN_B")]
+NetworkName = Annotated[str, typer.Argument(metavar="NETWORK", help="a network of the run, such as SN_B")]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")]
 
 
 @app.command()
 def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None, until: Until = None) -> None:
-    """Run a recipe, or go on with it where it stopped."""
+    """Run a recipe, or continue it where it stopped."""
     from wsseg_ray import pipeline
     from wsseg_ray.recipe import load
 
@@ -53,13 +53,13 @@ def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None,
 
 @app.command()
 def demo(run_dir: RunDir = None, overrides: Overrides = None) -> None:
-    """The whole way on drawn photos, in minutes on two cores."""
+    """Run all stages on drawn photos: minutes on two cores."""
     run("demo", run_dir, overrides)
 
 
 @app.command()
 def doctor(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Look for what a recipe needs: data, weights, GPUs, disk."""
+    """Check that a recipe's data, weights, GPUs and disk space are there."""
     from wsseg_ray.doctor import examine
     from wsseg_ray.recipe import load
 
@@ -73,13 +73,13 @@ def doctor(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def download(
     dataset: Annotated[str, typer.Argument(help="voc2012")],
-    root: Annotated[Path, typer.Option(help="where VOCdevkit goes")] = Path("data"),
+    root: Annotated[Path, typer.Option(help="the folder for VOCdevkit")] = Path("data"),
 ) -> None:
     """Download a data set: voc2012 is VOC 2012 and SBD, about 3.5 GB."""
     from wsseg_ray.datasets.download import voc2012
 
     if dataset != "voc2012":
-        raise DatasetError(f"no download called '{dataset}'; there is voc2012")
+        raise DatasetError(f"cannot download '{dataset}'; there is voc2012")
     print(f"dataset.root={voc2012(root, print)}")
 
 
@@ -90,10 +90,10 @@ def plan(
     cpus: Annotated[float, typer.Option(min=1, help="of the cluster")],
     gpus: Annotated[float, typer.Option(min=0, help="of the cluster")] = 0,
     val: Annotated[float | None, typer.Option(min=0, help="val photos; default: all of the data set")] = None,
-    sample: Annotated[int, typer.Option(min=64, help="photos a split to measure with")] = 256,
+    sample: Annotated[int, typer.Option(min=64, help="photos per split to measure with")] = 256,
     overrides: Overrides = None,
 ) -> None:
-    """What a run of many photos will take, measured on a few of yours: hours, storage, what to add first."""
+    """Estimate hours and storage of a run with many photos, and which machines to add first, from a few photos."""
     from wsseg_ray import plan as planning
     from wsseg_ray.recipe import load
 
@@ -113,9 +113,9 @@ def plan(
 @app.command()
 def status(
     run: RunArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="show it again every two seconds, until the run ends")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="update every two seconds until the run ends")] = False,
 ) -> None:
-    """How far a run is, from its directory: for a run that was started anywhere."""
+    """Show the progress of a run from its directory; the run can be on another machine."""
     from wsseg_ray.status import is_over, lines
     from wsseg_ray.storage import RunDirectory
 
@@ -134,7 +134,7 @@ def replay(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="a stage that works photo by photo, such as score")],
     photo: Annotated[str | None, typer.Option(metavar="ID", help="the image_id of one photo; default: all")] = None,
 ) -> None:
-    """Compute a stage again from what the run stores, without Ray, and compare; writes nothing."""
+    """Compute a stage again from the run's tables, without Ray, and compare. Writes nothing."""
     from wsseg_ray import replay as replaying
 
     results = []
@@ -148,7 +148,7 @@ def replay(
 
 
 def _told(value: Any) -> str:
-    """A column of a row, in a few words."""
+    """A short text for a value of a row."""
     if not hasattr(value, "shape") or not value.shape:
         return str(value)[:100]
     numbers = f", {value.min():.4g} to {value.max():.4g}" if value.size else ""
@@ -168,7 +168,7 @@ def proposals(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="a JPEG, PNG, WebP or BMP file")],
     out: Annotated[Path, typer.Option(metavar="PAGE", help="the HTML file to write")],
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE|imagenet", help="an ImageNet VGG-16; default: colour and texture alone")
+        str | None, typer.Option(metavar="FILE|imagenet", help="an ImageNet VGG-16; default: only colour and texture")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="how many proposals at most")] = 2000,
 ) -> None:
@@ -219,7 +219,7 @@ def list_recipes() -> None:
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is one message, not a traceback."""
+    """Run the command line. Errors that the user can fix print one message, not a traceback."""
     try:
         app()
     except (RecipeError, DatasetError, WeightsError) as error:

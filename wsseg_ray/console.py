@@ -1,4 +1,4 @@
-"""What a person sees while a run works: one line a stage, on the terminal; everything else goes to the run's log."""
+"""Output of a run: one line per stage on the terminal; everything else goes to the run's log."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _screen: TextIO | None = None
 
 
 def say(text: str) -> None:
-    """Print a line for the person who watches."""
+    """Print a line on the terminal."""
     tqdm.write(text, file=_screen or sys.stderr)
     (_screen or sys.stderr).flush()
 
 
 @contextmanager
 def chatter_to(log: Path) -> Iterator[None]:
-    """Send what this process and its libraries print to a file; `say` and `Progress` still reach the person.
+    """Send the output of this process and its libraries to a file; `say` and `Progress` still print on the terminal.
 
-    Ray prints from C++ too, so the file descriptors themselves are redirected.
+    Ray prints from C++ too, so the file descriptors are redirected.
     """
     global _screen
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def chatter_to(log: Path) -> Iterator[None]:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a line every ten seconds and one at the end."""
+    """A progress bar on a terminal; without a terminal, a line every ten seconds and one at the end."""
 
     def __init__(self, name: str, unit: str, total: int) -> None:
         self._name, self._unit, self._total, self._count = name, unit, total, 0

@@ -1,4 +1,4 @@
-"""What a recipe needs of the machine: what is there, what is missing, how to get it."""
+"""Checks of what a recipe needs: what is there, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHOTO_BYTES = 2_000_000  # of tables per photo: 0.6 MB with 800 proposals and 51
 
 
 def examine(recipe: Recipe) -> list[Finding]:
-    """Look for the data, the disk and the GPUs that a recipe needs, and for what each stage needs. Starts no Ray."""
+    """Check data, disk and GPUs for a recipe, and run the checks of each stage. Does not start Ray."""
     found, listing = _data(recipe)
     for stage in pipeline.stages_of(recipe):
         found += stage.check(recipe, listing)
@@ -38,7 +38,7 @@ def _data(recipe: Recipe) -> tuple[list[Finding], Listing]:
     text += f"{len(listing.classes)} classes"
     if len(good) < len(listing.photos):
         first = next(photo for photo in listing.photos if photo.error)
-        text += f"; {len(listing.photos) - len(good)} cannot be used, {first.image_id} first: {first.error}"
+        text += f"; {len(listing.photos) - len(good)} cannot be used, first {first.image_id}: {first.error}"
     free, need = shutil.disk_usage(Path.cwd()).free, len(good) * PHOTO_BYTES
     disk = f"{free / 1e9:.1f} GB free here, the run needs up to {need / 1e9:.1f} GB"
     return [Finding("data", counts["train"] > 0, text), Finding("disk", free > need, disk)], listing

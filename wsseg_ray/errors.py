@@ -1,8 +1,8 @@
-"""What a person can mend: errors whose message names the key, file or path, what is wrong with it and the way out."""
+"""Errors that the user can fix. The message names the key, file or path, what is wrong with it, and what to do."""
 
 
 class RecipeError(ValueError):
-    """A recipe, or a word of the command line, that cannot be used."""
+    """A recipe, or an argument of the command line, that cannot be used."""
 
 
 class DatasetError(ValueError):

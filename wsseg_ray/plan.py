@@ -1,10 +1,10 @@
-"""What a run of many photos will take, from runs of a few of them: hours, machine-hours, storage, what to add first.
+"""Estimates for a run of many photos from runs of few photos: hours, machine-hours, storage, machines to add first.
 
-Three small runs of the user's own photos give each stage its costs: seconds = fixed + seconds per shard x shards +
-seconds per photo x photos. Few photos lie in small shards, so without the middle term the plan for many photos would be
-too long. Three runs tell the last two terms apart badly, so a photo costs no less than what actors or trainers computed
-for it. Trainings read shards ahead, so they have no middle term. The cost of a few photos is multiplied up to many, and
-shared out over more machines. `cautions` says what this leaves out.
+Three small runs of the user's photos give each stage's costs: seconds = fixed + seconds per shard x shards + seconds
+per photo x photos. Few photos are in small shards, so without the middle term the estimate for many photos would be too
+long. Three runs separate the last two terms badly, so a photo costs at least the time that actors or trainers computed
+for it. Trainings read shards in advance, so they have no middle term. The costs are multiplied by the number of photos
+and divided among the machines. `cautions` lists what the estimate does not include.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, shard_size
 
 NODE_CPUS = 16  # a training without GPUs computes on one machine
-CPUS_STEP = 16  # what "more CPUs" means, beside one more GPU
+CPUS_STEP = 16  # number of added CPUs that is compared with one more GPU
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes on the machine that it was measured on.
+    """The costs of a stage on the machine where it was measured.
 
     Arguments:
-        fixed: seconds, whatever the number of photos.
-        a_shard: seconds for each shard, of all workers together.
-        seconds: for each unit of work, of all workers together.
-        work: units for each photo of its split: 1, or of trainings the photos seen over all epochs.
-        power: 2 where every photo meets every other one.
-        bytes: of the run directory, for each photo of its split.
-        workers: that it ran on: CPUs, GPUs or Train workers.
+        fixed: seconds that do not depend on the number of photos.
+        a_shard: seconds per shard, for all workers together.
+        seconds: per unit of work, for all workers together.
+        work: units per photo of its split: 1; for trainings, the times that the photo is used over all epochs.
+        power: 2 if every photo is compared with every other photo, otherwise 1.
+        bytes: in the run directory, per photo of its split.
+        workers: CPUs, GPUs or Train workers that it ran on.
     """
 
     fixed: float
@@ -58,11 +58,11 @@ class Machines(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a stage of a run took.
+    """Measurements of one stage of a run.
 
     Arguments:
         seconds: from its start to its end.
-        busy: of them, what its actors or trainers computed; 0 where it has none.
+        busy: seconds that its actors or trainers computed; 0 if it has none.
         work: units.
         photos: of its split.
         bytes: of its table.
@@ -76,9 +76,9 @@ class Measured(NamedTuple):
 
 
 def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int]:
-    """Run a recipe on `sample` photos a split, a quarter and a sixteenth of them, in a folder that is deleted again.
+    """Run a recipe on `sample` photos per split, a quarter and a sixteenth of them, in a temporary folder.
 
-    Returns the cost of every stage, the machines that it was measured on, and how many val photos there are in all.
+    Returns the cost of every stage, the machines that it was measured on, and the total number of val photos.
     Raises RecipeError where the data set has too few photos.
     """
     with tempfile.TemporaryDirectory(prefix="wsseg-plan-") as folder:
@@ -117,17 +117,17 @@ def _planned(recipe: Recipe, costs: dict[str, Cost]) -> list[Stage]:
 
 
 def _photos(stage: Stage, photos: dict[str, int]) -> int:
-    """How many photos a stage works on.
+    """The number of photos of a stage.
 
-    `score` also passes the val photos, each as one region; they are counted as part of what a training photo costs.
+    `score` also processes the val photos, each as one region; their cost is counted in the cost of a training photo.
     """
     return sum(photos.values()) if stage.split == "all" else photos[stage.split]
 
 
 def fit(runs: list[Measured], power: int, workers: float, by_shard: bool = True) -> Cost:
-    """The costs that explain runs of several sizes best, relative to what each took.
+    """The costs that fit runs of several sizes best, by relative error.
 
-    None is negative, and a unit of work costs what it was computed for in the last run, or more.
+    No cost is negative, and a unit of work costs at least its computed time in the last run.
     """
     units = np.array([run.work * run.photos ** (power - 1) for run in runs], float)
     rows = np.stack([np.ones(len(runs)), units, [_shards(run.photos) * by_shard for run in runs]], axis=1)
@@ -145,7 +145,7 @@ def _shards(photos: int) -> int:
 
 
 def workers(recipe: Recipe, stage: Stage, machines: Machines) -> float:
-    """On how many CPUs or GPUs a stage computes."""
+    """The number of CPUs or GPUs of a stage."""
     if stage.workers(recipe) == "trainers":
         most = max(1, stage.batch_size(recipe) // 2)
         return min(machines.gpus, most) if machines.gpus else min(machines.cpus, NODE_CPUS)
@@ -175,7 +175,7 @@ def bytes_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> 
 
 
 def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
-    """By which share the run gets shorter with one more GPU (where there is one) and with CPUS_STEP more CPUs."""
+    """The share of time saved by one more GPU (if the cluster has GPUs) and by CPUS_STEP more CPUs."""
     now = sum(seconds(recipe, costs, photos, machines).values())
     more = {f"{CPUS_STEP} more CPUs": machines._replace(cpus=machines.cpus + CPUS_STEP)}
     if machines.gpus:
@@ -184,10 +184,10 @@ def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
 
 
 def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
-    """What the plan cannot know."""
+    """Limits of the plan, for the user."""
     found = []
     if there.gpus and not here.gpus:
-        found.append("no GPU was measured: stages with a network are planned on the CPUs; plan again where a GPU is")
+        found.append("no GPU was measured: stages with a network are planned on CPUs; plan again on a machine with one")
     return found + [caution for stage in pipeline.stages_of(recipe) for caution in stage.cautions(recipe)]
 
 
@@ -205,7 +205,7 @@ def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
     lines.append(f"{'all':<16} {total / 3600:9.2f}")
     used = ", ".join(f"{amount:.1f} {kind}-hours" for kind, amount in hours.items() if amount)
     lines.append(f"machine-hours: {used}; storage: {bytes_of(recipe, costs, photos) / 1e9:.2f} GB")
-    lines.append(f"widest stage: {max(found, key=lambda name: found[name])}")
+    lines.append(f"longest stage: {max(found, key=lambda name: found[name])}")
     best = gains(recipe, costs, photos, machines)
     first = max(best, key=lambda name: best[name])
     lines.append(f"to add first: {first}: " + ", ".join(f"{name} -{gain:.0%}" for name, gain in best.items()))

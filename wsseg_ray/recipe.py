@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says everything about a run.
 
-Unknown keys are refused, with their name and the ones that exist. Every default carries its reason or the section
-of the paper that it comes from. `load` reads a shipped recipe by name or a file, and applies `--set` overrides.
+An unknown key is an error, which lists the known keys. Every default has its reason or the section of the paper that it
+comes from. `load` reads a shipped recipe by name or a file, and applies `--set` overrides.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ VOC_CLASSES = [
     "train",
     "tvmonitor",
 ]
-# What the YAML reader raises: its own errors, ValueError on impossible dates, RecursionError on very deep nesting
+# Errors of the YAML reader: its own, ValueError on impossible dates, RecursionError on very deep nesting
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
 class VariantOf:
-    """Of a string: that it names a variant of a registry, which is given by its import path: see `registry`.
+    """Type annotation: the string is the name of a variant of the registry with this import path, see `registry`.
 
-    The registry lies above this module, so it is asked when a recipe is read. It knows names and imports no variant.
+    The registry's module imports this one, so it is imported when a recipe is read. Checking a name imports no variant.
     """
 
     path: str
@@ -90,8 +90,8 @@ class Section(BaseModel):
 
 class DatasetSection(Section):
     layout: Layout = "voc"
-    root: str | None = None  # voc: the folder that holds JPEGImages; folder: photos + labels.csv or labels.json
-    classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or what the labels name
+    root: str | None = None  # voc: the folder with JPEGImages; folder: photos + labels.csv or labels.json
+    classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or all labels
     train_split: str = "train_aug"
     val_split: str = "val"
     limit: int | None = Field(None, ge=1)  # photos per split: an evenly spread subset; null: all
@@ -109,27 +109,27 @@ class ProposalsSection(Section):
     source: Source = "generate"
     root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
     count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
-    # generate: an ImageNet VGG-16 (a file, or `imagenet`) finds the contours; null: colour and texture do
+    # generate: an ImageNet VGG-16 (a file, or `imagenet`) that finds the contours; null: only colour and texture
     weights: str | None = None
 
 
 class HcpSection(Section):
     backbone: BackboneName = "vgg16"  # Sec. 4.2: VGG-16
     weights: str | None = "imagenet"  # a file, `imagenet` (downloaded by torchvision), or null: at random
-    # context: the segment's mean and its difference from the rest of the photo
+    # context: the region's mean feature and its difference from the rest of the photo
     pooling: Pooling = "segment"
-    # Where weights hold the conv layers alone, fc6 starts at random and learns so much faster than fc7 that the maps
-    # get worse (RESULTS.md); its input is multiplied by this. 1: off
+    # If weights has only conv layers, fc6 starts at random and learns so much faster than fc7 that the maps get worse
+    # (RESULTS.md). So its input is multiplied by this. 1: off
     random_fc6_scale: float = Field(0.1, gt=0)
     freeze: Literal["none", "all"] | NonNegativeInt = (
         "none"  # how many conv layers are not trained, counted from the photo
     )
     image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
     hypothesis_epochs: int = Field(15, ge=0)
-    region_rounds: int = Field(0, ge=0)  # how often regions learn from the maps of the round before; the paper: never
+    region_rounds: int = Field(0, ge=0)  # trainings on regions with targets from the last round's maps; the paper: 0
     region_epochs: int = Field(4, ge=1)  # per round
     hypotheses: int = Field(10, ge=1)  # Sec. 3.1: "only 10 specific proposals are selected"
-    # How many of the best-ranked boxes normalized cut groups into clusters: 300 take 0.03 s per photo, 2,000 take 3 s
+    # Number of best-ranked boxes that normalized cut clusters: 300 take 0.03 s per photo, 2,000 take 3 s
     clustered_boxes: int = Field(300, ge=1)
     min_area: int = Field(900, ge=0)  # HCP [30]: boxes under 900 square pixels are dropped
     max_aspect: float = Field(4.0, gt=1)  # HCP [30]: boxes whose longer side is over 4 times the shorter are dropped
@@ -140,10 +140,10 @@ class HcpSection(Section):
     decay_every: int = Field(10, ge=1)  # Sec. 4.2: x 0.1 every 10 epochs
     momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
     weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2
-    # HCP [30]: squared loss on the softmax; binary: each class on its own, so that a region may belong to no class
+    # HCP [30]: squared loss on the softmax. binary_cross_entropy: independent classes, so a region may show no class
     loss: HcpLoss = "squared"
     threshold: float = Field(0.5, ge=0, lt=1)  # Sec. 3.1: confidence above 0.5 makes a candidate
-    min_candidates: int = Field(10, ge=1)  # a label without a candidate gets so many of its best proposals
+    min_candidates: int = Field(10, ge=1)  # a label without a candidate gets this many of its best proposals
 
     @model_validator(mode="after")
     def _clustered_boxes(self) -> HcpSection:
@@ -154,7 +154,7 @@ class HcpSection(Section):
 
 class RefinementSection(Section):
     enabled: bool = True
-    engine: Literal["auto", "moments", "faiss"] = "auto"  # auto: moments where the metric factors, else faiss
+    engine: Literal["auto", "moments", "faiss"] = "auto"  # auto: moments if the metric allows it, otherwise faiss
     metric: Metric = "squared_l2"  # Eq. (1)
     keep: Keep = "farthest"  # Sec. 3.2: "descending order"
     fraction: float = Field(0.5, gt=0, le=1)  # Sec. 3.2: "the top half"
@@ -169,22 +169,22 @@ class RefinementSection(Section):
 class SupervisionSection(Section):
     regions: int = Field(10, ge=1)  # Sec. 3.3.2: the top 10 regions
     # The regions that are ranked for a class. all: "the region proposals generated by MCG" (Sec. 3.3.2); candidates:
-    # the "selected proposals" (Sec. 3.3), those over hcp.threshold, whether the refinement keeps them or not
+    # the "selected proposals" (Sec. 3.3), with a score over hcp.threshold, also those that the refinement drops
     pool: Literal["all", "candidates"] = "all"
-    refiners: list[Refiner] = []  # what is done to the maps, in order. The paper: nothing. max: see supervision/maps.py
-    min_area: float = Field(0.0, ge=0, lt=1)  # regions under this share of the photo are not ranked
+    refiners: list[Refiner] = []  # applied to the maps, in order. The paper: none. max: see supervision/maps.py
+    min_area: float = Field(0.0, ge=0, lt=1)  # regions below this share of the photo are not ranked
     ranking: Ranking = "sum"  # sum: Eq. (5); map_iou: IoU with the thresholded map
     threshold: float = Field(0.3, gt=0, lt=1)  # map_iou's threshold, as a share of the map's maximum
 
 
 class RivalsSection(Section):
-    """How the rivals of Table 4 begin; they learn from the labels alone."""
+    """The start of the rivals of Table 4, which learn from the labels alone."""
 
-    # First the whole network learns for so many epochs to classify photos, as CAM does. The authors of the rivals start
-    # from a full ImageNet classifier; a rival that starts with a random fc6 and fc7 settles on whatever cell came
+    # The whole network is first trained to classify photos for this many epochs, like CAM. The authors of the rivals
+    # start from a full ImageNet classifier; with a random fc6 and fc7 a rival stays with the cell that was best at
     # first. 0: no start
     start_epochs: int = Field(4, ge=0)
-    # Of MIL_FCN and ILP, where few cells, those with the highest score, get all of the gradient; Pathak et al. use 1e-4
+    # For MIL_FCN and ILP, where only the few cells with the highest score get a gradient; Pathak et al. use 1e-4
     max_learning_rate: float = Field(1e-4, gt=0)
 
 
@@ -193,7 +193,7 @@ class SegmentationSection(Section):
     ablation: bool = False  # also train the networks without the refinement (Table 3)
     backbone: BackboneName = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]
     head: HeadName = "deeplab_largefov"  # likewise
-    weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (this run's HCP trunk), or null: at random
+    weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (the backbone of this run's HCP), or null: at random
     freeze: Literal["none", "all"] | NonNegativeInt = "none"
     epochs: int = Field(15, ge=1)  # Sec. 4.2
     batch_size: int = Field(8, ge=1)  # Sec. 4.2
@@ -202,8 +202,8 @@ class SegmentationSection(Section):
     learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2; the last layer has ten times this
     decay_every: int = Field(5, ge=1)  # Sec. 4.2: / 10 every 5 epochs
     momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
-    weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2; DeepLab [7]: not of biases
-    rounds: int = Field(0, ge=0)  # how often a network is trained again, on its own labels of the training photos
+    weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2; DeepLab [7]: not for biases
+    rounds: int = Field(0, ge=0)  # more trainings of each network, on its own labels of the training photos
     rivals: RivalsSection = RivalsSection()
 
     @field_validator("networks")
@@ -233,14 +233,14 @@ class PredictionSection(Section):
 
 
 class StageSection(Section):
-    """What a stage asks of the cluster; null: what suits it (`engine/resources.py`)."""
+    """Resources of a stage on the cluster; null: chosen for the cluster (`engine/resources.py`)."""
 
     cpus: float | None = Field(None, gt=0)  # per task; in a stage with actors or trainers, per actor or trainer
-    memory_gb: float | None = Field(None, gt=0)  # likewise; Ray counts it and does not enforce it
+    memory_gb: float | None = Field(None, gt=0)  # per task, actor or trainer; Ray does not enforce it
     max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
     batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 32)
     gpus: float | None = Field(None, ge=0)  # per trainer or actor; 0.5: two share one
-    min_workers: int | None = Field(None, ge=1)  # fewest that the stage runs with; null: actors 1, trainers max_workers
+    min_workers: int | None = Field(None, ge=1)  # fewest to run with; null: actors 1, trainers max_workers
 
     @model_validator(mode="after")
     def _workers(self) -> StageSection:
@@ -259,15 +259,15 @@ class MachineSection(Section):
 
 
 class RuntimeSection(Section):
-    """How a recipe runs. Nothing here changes a result, so nothing here re-runs a stage."""
+    """How a recipe runs. Nothing here changes a result, so a change here does not run a stage again."""
 
     engine: Literal["ray", "local"] = "ray"  # local: one process, without Ray; the same tables
-    num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: what suits the cluster
+    num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: chosen for the cluster
     use_gpu: Literal["auto"] | bool = "auto"
-    checkpoint_minutes: float = Field(5.0, ge=0)  # how often segmentation training is saved, besides after every epoch
+    checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints in segmentation training, besides each epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
-    no_progress_minutes: float = Field(30.0, gt=0)  # a stage without progress for so long fails; a new machine takes 5
-    # What the cluster may grow to; null: the machines that are there, or what `ray up` was told
+    no_progress_minutes: float = Field(30.0, gt=0)  # without progress a stage fails after this; a new machine takes 5
+    # The machines that the cluster may grow to; null: the existing machines, or those in the file of `ray up`
     cluster: list[MachineSection] | None = None
     stages: dict[str, StageSection] = {}  # by stage
 
@@ -305,12 +305,12 @@ def shipped() -> dict[str, str]:
 def load(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name or a YAML file, apply overrides, validate.
 
-    Modules that it names are looked for beside the file, in the current folder, and among the installed ones.
+    Modules named in it are searched in the file's folder, in the current folder, and among the installed modules.
 
     Arguments:
         name: one of `shipped()`, or the path of a YAML file.
         overrides: `section.key=value` strings; the value is read as YAML.
-    Raises RecipeError, which names the key, what is wrong with it and what would be right.
+    Raises RecipeError, which names the key, what is wrong, and what is allowed.
     """
     if name in shipped():
         text = (resources.files("wsseg_ray") / "recipes" / f"{name}.yaml").read_text()
@@ -320,7 +320,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
             look_in(Path(name).resolve().parent)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(
-                f"no recipe '{name}': neither shipped ({', '.join(shipped())}) nor readable: {error}"
+                f"no recipe '{name}': it is not a shipped recipe ({', '.join(shipped())}) or a readable file: {error}"
             ) from error
     look_in(Path.cwd())
     try:
@@ -362,7 +362,7 @@ def _import_variant(key: str, path: str, value: str) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of plain data: equal data have equal hashes."""
+    """A short hash of plain data; equal data have equal hashes."""
     text = json.dumps(parts, sort_keys=True, default=lambda part: part.model_dump())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -393,7 +393,7 @@ def _problem(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         section: type[BaseModel] = Recipe
         for part in error["loc"][:-1]:
-            if part in section.model_fields:  # else it is a place in a list, or a stage's name
+            if part in section.model_fields:  # otherwise it is an index of a list or a stage's name
                 section = _section(section.model_fields[str(part)].annotation) or section
         return f"{location}: no such key; there are {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
@@ -401,7 +401,7 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key holds, or of which it holds a list or some by name."""
+    """The section type of a key, also where the key has a list or a dict of sections."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -1,4 +1,4 @@
-"""How far a run is, from its directory alone: for a run that was started anywhere, on this machine or another."""
+"""The progress of a run, read from its directory, so that the run can be on this machine or another."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.storage import RunDirectory, shown
 
-SILENT = 60.0  # seconds without progress after which the last sign of life is told
+SILENT = 60.0  # seconds without progress after which the line says so
 
 
 def lines(run: RunDirectory) -> list[str]:
-    """One line per stage: what is done, how fast, what is left.
+    """One line per stage: work done, speed, time left.
 
-    Raises RecipeError where the folder is no run.
+    Raises RecipeError where the folder is not a run.
     """
     status = run.read_json("status.json") or {}
     return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in _stages(run)]
 
 
 def is_over(run: RunDirectory) -> bool:
-    """Whether nothing is left to watch: every stage is done, or the run was stopped."""
+    """Whether every stage is done or the run was stopped."""
     if (run.read_json("status.json") or {}).get("state") == "stopped":
         return True
     entries = [run.read_json("stages", f"{name}.json") for name in _stages(run)]
@@ -42,7 +42,7 @@ def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> st
         failed = f", {entry['failed']} failed" if entry["failed"] else ""
         return f"{name:<16} done      {entry['rows']} photos in {_duration(entry['seconds'])}{failed}"
     if status.get("stage") != name:
-        return f"{name:<16} begins"
+        return f"{name:<16} starting"
     share = status["done"] / status["total"] if status["total"] else 1.0
     parts = [f"{100 * share:3.0f} %, {status['done']} of {status['total']} {status['unit']}"]
     if status["seconds"] and status["rows"]:
@@ -53,7 +53,7 @@ def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> st
     parts += [f"{status['failed']:.0f} failed" if status["failed"] else "", status["note"]]
     silence = time.time() - status["at"]
     if status["state"] == "stopped":
-        parts.append("run again to go on")
+        parts.append("run again to continue")
     elif silence > SILENT:
         parts.append(f"no progress for {_duration(silence)}")
     return f"{name:<16} {status['state']:<9} " + "; ".join(part for part in parts if part)

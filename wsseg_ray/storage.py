@@ -1,11 +1,12 @@
 """The run directory: tables with one row per photo, cut into shards.
 
 A table is a folder of Parquet files, one file per shard. A shard is a fixed group of photos (`tables.plan_shards`), the
-same in every table. So a stage joins tables file by file, works shard by shard, and sees from the files which shards
-are done. A file appears whole or not at all, and a shard that runs again writes the same file: no row is there twice.
+same in every table. So a stage joins tables file by file, works shard by shard, and the files show which shards are
+done. A file is written completely or not at all, and a shard that runs again writes the same file: no row is there
+twice.
 
-A run directory is local or on an object store (`s3://`, `gs://`), through pyarrow's filesystems. Storage that fails is
-asked again for some minutes. If it still fails, no photo is at fault: `StorageError`.
+A run directory is local or on an object store (`s3://`, `gs://`), through pyarrow's filesystems. A failing call to
+storage is repeated for some minutes. If it still fails, `StorageError` is raised and no photo is recorded as failed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pyarrow import fs
 from wsseg_ray.tables import R, Table, columns_of, decode, encode
 
 PATIENCE = 300.0  # seconds that storage may fail before a run gives up
-# What a local or mounted disk says when it fails for a while; everything else is meant as it is said.
+# Errors of a local or mounted disk that may pass; all others are final.
 _PASSING = {
     errno.EIO,
     errno.ESTALE,
@@ -44,9 +45,9 @@ _PASSING = {
     errno.EHOSTUNREACH,
     errno.ENETDOWN,
 }
-# What an object store says and means, as Arrow words it.
+# Final errors of an object store, in Arrow's words; all others may pass.
 _FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_KEY")
-# A file's name can be at fault; then it is the photo that has it.
+# Errors caused by a file's name; then the photo failed, not the storage.
 _NAMING = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class StorageError(RuntimeError):
 def read_bytes(uri: str) -> bytes:
     """The content of a local path or a URI.
 
-    Raises OSError where it cannot be read, StorageError where its storage failed for longer than PATIENCE.
+    Raises OSError where it cannot be read, StorageError where the storage failed for longer than PATIENCE.
     """
     filesystem, path = _resolve(uri)
 
@@ -71,22 +72,22 @@ def read_bytes(uri: str) -> bytes:
 
 
 def shown(uri: str) -> str:
-    """A path or URI as people may see it: without the user and password of `s3://user:password@bucket`."""
+    """A path or URI for messages: without the user and password of `s3://user:password@bucket`."""
     return re.sub(r"://[^/?]*@", "://", uri)
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where a run keeps its tables, checkpoints and report.
+    """The directory of a run's tables, checkpoints and report.
 
-    `root` is an absolute path or a URI; a URI's `?endpoint_override=...` (MinIO and the like) stays at its end.
+    `root` is an absolute path or a URI; `?endpoint_override=...` (for MinIO, for example) stays at the end of a URI.
     """
 
     root: str
 
     @classmethod
     def at(cls, place: str) -> RunDirectory:
-        """A run directory at a path or URI; a relative path is made absolute, since jobs run elsewhere."""
+        """A run directory at a path or URI; a relative path is made absolute, because jobs run in other folders."""
         if "://" not in place:
             return cls(str(Path(place).expanduser().resolve()))
         folder, mark, query = place.partition("?")
@@ -111,9 +112,9 @@ class RunDirectory:
         return read_bytes(self.uri(*parts))
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a file whole or not at all; when it is there, it survives a machine that loses power.
+        """Write a file completely or not at all; a written file survives a power failure.
 
-        Raises StorageError where it cannot be written, OSError where that is its name's fault.
+        Raises StorageError where it cannot be written, OSError where its name is the cause.
         """
         filesystem, path = _resolve(self.uri(*parts))
         write = _write_local if isinstance(filesystem, fs.LocalFileSystem) else _write_object
@@ -150,12 +151,12 @@ class RunDirectory:
         try:
             selector = fs.FileSelector(path, allow_not_found=True)
             infos = _patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
-        except FileNotFoundError:  # deleted by a run that starts a stage anew, while it was listed
+        except FileNotFoundError:  # deleted during the listing, by a run that starts a stage again
             return []
         return sorted(info.base_name for info in infos)
 
     def shards(self, table: str, split: str = "") -> list[str]:
-        """The shards that a table has, sorted: all, or those of the split `train` or `val`."""
+        """The shards of a table, sorted: all, or only of the split `train` or `val`."""
         files = [name for name in self.names(table) if name.startswith(split) and name.endswith(".parquet")]
         return [name.removesuffix(".parquet") for name in files]
 
@@ -165,7 +166,7 @@ class RunDirectory:
         self.write_bytes(sink.getvalue().to_pybytes(), table.folder, f"{shard}.parquet")
 
     def read_shard(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> list[R]:
-        """All rows of a shard, failed ones too; none where the shard is missing."""
+        """All rows of a shard, failed rows too; none if the shard is missing."""
         if not self.exists(table.folder, f"{shard}.parquet"):
             return []
         source = pa.BufferReader(self.read_bytes(table.folder, f"{shard}.parquet"))
@@ -197,12 +198,12 @@ def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache
 def _object_store(bucket: str) -> tuple[fs.FileSystem, str]:
-    # Kept, because making one asks the store where its bucket lies.
+    # Cached, because creating one asks the store for the location of the bucket.
     return fs.FileSystem.from_uri(bucket)
 
 
 def _patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T:
-    """What `call` returns, asked again for PATIENCE while its storage fails in a way that passes."""
+    """The result of `call`, repeated for up to PATIENCE seconds while storage fails with errors that may pass."""
     local = isinstance(filesystem, fs.LocalFileSystem)
     start, pause = time.monotonic(), 0.5
     while True:
@@ -216,12 +217,12 @@ def _patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> 
                 raise
             if time.monotonic() - start > PATIENCE:
                 raise StorageError(f"{place}: storage failed for {PATIENCE:.0f} s: {error}") from error
-        time.sleep(pause * random.uniform(0.5, 1))  # so that a thousand tasks do not come back at once
+        time.sleep(pause * random.uniform(0.5, 1))  # so that a thousand tasks do not retry at the same time
         pause = min(2 * pause, 30.0)
 
 
 def _write_local(_: fs.FileSystem, path: str, data: bytes) -> None:
-    # A local file shows at once, so it is renamed when it is whole.
+    # A local file is visible at once, so it gets its name only when it is complete.
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{uuid.uuid4().hex}.tmp")
@@ -238,6 +239,6 @@ def _write_local(_: fs.FileSystem, path: str, data: bytes) -> None:
 
 
 def _write_object(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
-    # An object shows when its upload is complete.
+    # An object is visible only when its upload is complete.
     with filesystem.open_output_stream(path) as stream:
         stream.write(data)
