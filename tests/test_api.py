@@ -27,6 +27,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert out.stdout == "[]\n"
 
 
+@pytest.mark.run
 def test_array_functions_need_no_ray():
     code = (
         "import sys; sys.modules['ray'] = None\n"

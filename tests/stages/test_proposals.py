@@ -38,7 +38,7 @@ def ran(place: str, settings: list[str]) -> tuple[dict[str, str], dict[str, Prop
     return {row.image_id: row.uri for row in run.rows(IMAGES)}, by_name(run, PROPOSALS)
 
 
-@pytest.mark.parametrize("backbone", [False, True])
+@pytest.mark.parametrize("backbone", [False, pytest.param(True, marks=pytest.mark.run)])
 def test_a_run_gives_the_bits_of_the_plain_call(tiny, weights, backbone, tmp_path):
     settings = [*tiny, "runtime.engine=local", *([f"proposals.weights={weights}"] if backbone else [])]
     uris, found = ran(str(tmp_path), settings)
