@@ -1,11 +1,11 @@
-# Every target makes what it needs: a virtual environment beside this file, with everything installed. Of what is
-# installed Python compiles what it uses, when it uses it: half a minute less than all at once.
-# Another Python: make PYTHON=python3.12 test, or all: tools/pythons.sh. CUDA: make EXTRA=gpu demo.
+# Every target first makes a virtual environment in this folder, with everything installed. Modules are compiled when they
+# are first imported: this saves half a minute of installation.
+# Another Python: make PYTHON=python3.12 test, or all versions: tools/pythons.sh. CUDA: make EXTRA=gpu demo.
 # Some tests: make PYTEST_ARGS=tests/hcp test.
 PYTHON ?= python3
 EXTRA ?= cpu
 VENV ?= .venv
-# A run starts many processes; where Python may not keep what it compiled, each compiles all that it imports.
+# A run starts many processes; without compiled files on disk, each process would compile all its imports.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo unit test install lint clean
@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/wsseg demo --run-dir runs/demo
 
-# What needs no Ray, in under a minute.
+# The tests without Ray, in under a minute.
 unit: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/python -m pytest -m "not ray and not run and not slow" $(PYTEST_ARGS)
 

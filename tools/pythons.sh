@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The tests on every Python that pyproject.toml promises and this machine has, each in its own environment
-# .venv-X.Y (6 GB). What follows `--` goes to pytest:
+# Run the tests on every Python version that pyproject.toml allows and this machine has, each in its own environment
+# .venv-X.Y (6 GB). Arguments after `--` are passed to pytest:
 #
 #     tools/pythons.sh
 #     tools/pythons.sh -- tests/hcp -k boxes
 #
-# Ends with a line per version. Exit code 1 where a test fails; a version that the machine lacks is no failure.
+# Ends with one line per version. Exit code 1 if a test fails; a missing version is not a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 [ "${1:-}" = -- ] && shift
 
-# A `pythonX.Y` on the PATH can be a shim of pyenv's for a version that is not the chosen one: so it is run.
+# A `pythonX.Y` on the PATH can be a shim of pyenv for a version that is not active, so it is run to check it.
 interpreter() {
     local name
     "python$1" -c "import sys; print(sys.executable)" 2>/dev/null && return

@@ -264,7 +264,7 @@ class RuntimeSection(Section):
     engine: Literal["ray", "local"] = "ray"  # local: one process, without Ray; the same tables
     num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: chosen for the cluster
     use_gpu: Literal["auto"] | bool = "auto"
-    checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints in segmentation training, besides each epoch
+    checkpoint_minutes: float = Field(5.0, ge=0)  # segmentation training is saved this often, and after each epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
     no_progress_minutes: float = Field(30.0, gt=0)  # without progress a stage fails after this; a new machine takes 5
     # The machines that the cluster may grow to; null: the existing machines, or those in the file of `ray up`
