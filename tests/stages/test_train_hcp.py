@@ -90,7 +90,8 @@ def whole(tiny_local, tiny, tmp_path_factory) -> RunDirectory:
 CUT = [*SELF_TAUGHT, "hcp.batch_size=12"]
 
 
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.run), 3, pytest.param(6, marks=pytest.mark.run)])
+@pytest.mark.run
+@pytest.mark.parametrize("steps", [1, 3, 6])
 def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
     whole, tiny_local, tiny, tmp_path, monkeypatch, steps
 ):

@@ -209,7 +209,8 @@ def whole(tiny_local, tiny, tmp_path_factory) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.run), pytest.param(6, marks=pytest.mark.run), 11])
+@pytest.mark.run
+@pytest.mark.parametrize("steps", [2, 6, 11])
 def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
     whole, tiny_local, tiny, tmp_path, monkeypatch, steps
 ):
