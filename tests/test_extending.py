@@ -16,7 +16,13 @@ from wsseg_ray.tables import SUPERVISION, SupervisionRow, Table
 
 pytestmark = pytest.mark.run
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
-EXAMPLE = re.compile(r"## ([^\n]+)\n(?:(?!\n## ).)*?`(\w+)\.py`:\n\n```python\n(.*?)```\n\n```yaml\n(.*?)```", re.DOTALL)
+TITLE, FILE, CODE, CHANGE = (
+    r"## ([^\n]+)\n(?:(?!\n## ).)*?",
+    r"`(\w+)\.py`:\n\n",
+    r"```python\n(.*?)```\n\n",
+    r"```yaml\n(.*?)```",
+)
+EXAMPLE = re.compile(TITLE + FILE + CODE + CHANGE, re.DOTALL)
 EXAMPLES = {title: (module, code, yaml_text) for title, module, code, yaml_text in EXAMPLE.findall(PAGE)}
 
 SMALL = """
