@@ -15,7 +15,7 @@ demo: $(VENV)/installed-$(EXTRA)
 
 # The tests without Ray, in under a minute.
 unit: $(VENV)/installed-$(EXTRA)
-	$(VENV)/bin/python -m pytest -m "not ray and not run and not slow" $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray and not run and not slow" $(PYTEST_ARGS)
 
 test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 """One Ray for all tests, and tiny runs of the demo that many of them look at.
 
-`make unit` runs what needs no Ray: `-m "not ray and not slow"`. A test needs Ray if it uses the fixture `cluster`, or
-if its module imports Ray; such modules are not even imported in a unit run, and Ray must not be there at its end.
+`make unit` runs what needs no Ray and is no whole run. A test needs Ray if it uses the fixture `cluster`, or if its
+module imports Ray. Such modules are not even imported in a unit run, and no test of it may import Ray.
 """
 
 from __future__ import annotations
@@ -66,10 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if is_unit_run(session.config) and "ray" in sys.modules:
-        print("\na unit test has imported Ray: it must use the fixture `cluster`, or do without", file=sys.stderr)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if is_unit_run(item.config) and "ray" in sys.modules:
+        pytest.fail("a unit test has imported Ray: it must use the fixture `cluster`, or do without")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
     Arguments:
         photos: a photo, or a folder, whose photos are taken, without those of its folders.
         out: the folder to write to; it is made.
-        tell: is given a line a photo.
+        tell: is given one line per photo.
     Returns the number of photos that failed.
     Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network.
     """
