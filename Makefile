@@ -17,11 +17,13 @@ demo: $(VENV)/installed-$(EXTRA)
 unit: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray and not run and not slow" $(PYTEST_ARGS)
 
+# Tests without Ray on all cores, then those with Ray one after the other. Exit code 5: none was selected.
 test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(VENV)/bin/python -m pytest -m ray $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 install: $(VENV)/installed-$(EXTRA)
 
