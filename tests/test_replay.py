@@ -9,6 +9,7 @@ from wsseg_ray.engine.stage import open_run
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.tables import SUPERVISION
 
+pytestmark = pytest.mark.run  # it computes all stages again
 MAPPED = ("images", "proposals", "score", "refine", "supervise", "predict")
 
 
