@@ -5,8 +5,8 @@
 Both are `wsseg run demo` on the same photos, each in a process of its own, one after the other. Without Ray the stages
 read, compute and write shard after shard; actors and trainers compute with as many threads as there are cores.
 
-Prints seconds a stage, those without Ray over Ray's (above 1: Ray is faster, for it uses the other cores), whether the
-tables and the weights are equal, and a JSON line.
+Prints seconds per stage, those without Ray over Ray's (above 1: Ray is faster, for it uses the other cores), whether
+the tables and the weights are equal, and a JSON line.
 """
 
 from __future__ import annotations

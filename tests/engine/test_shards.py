@@ -3,7 +3,6 @@
 import pytest
 
 from tests.runs import empty_job, equal
-from wsseg_ray.engine import shards
 from wsseg_ray.engine.shards import MAX_DEATHS, TRIES, each, guard, refuse_all_failed, step_name
 from wsseg_ray.engine.stage import Step
 from wsseg_ray.storage import StorageError
@@ -117,7 +116,7 @@ def test_steps_have_names_of_their_own():
 
 def test_the_file_of_a_shard(tmp_path):
     job = empty_job(tmp_path)
-    shards.write(job, IMAGES, "train-00000", [ImageRow("a", uri="A")])
+    job.run.write_shard(IMAGES, "train-00000", [ImageRow("a", uri="A")])
     assert [row.uri for row in job.run.rows(IMAGES)] == ["A"]
 
 

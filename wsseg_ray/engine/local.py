@@ -57,7 +57,7 @@ class LocalRunner:
                     rows, seconds = shards.each(job, (stage.name, shard, name), kernel, step.row, rows)
                     spent["busy" if step.actor else name] = seconds
                     rows = as_sent(step.row, rows)
-                shards.write(job, work.table, shard, rows)
+                job.run.write_shard(work.table, shard, rows)
                 errors = [row.error for row in rows if row.error]
                 photos, failed, error = photos + len(rows), failed + len(errors), [error, *errors][-1]
                 note = f"{photos} photos" + (f", {failed} failed" if failed else "")

@@ -323,7 +323,7 @@ def _task(
             spent["read"] = time.monotonic() - start
             found.append(_block(step.row if step else Row, shard, rows, spent))
             continue
-        shards.write(job, work.table, shard, rows)
+        job.run.write_shard(work.table, shard, rows)
         spent["write"] = time.monotonic() - start
         found.append(_results(rows, spent))
     return pa.concat_tables(found)

@@ -15,7 +15,7 @@ from typing import Any
 
 from wsseg_ray.engine.stage import Job, Step
 from wsseg_ray.storage import StorageError
-from wsseg_ray.tables import Row, Table
+from wsseg_ray.tables import Row
 
 TRIES = "tries"
 MAX_DEATHS = 2  # of a photo that is worked on alone, after the death that made it suspect
@@ -67,11 +67,6 @@ def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:
 def step_name(step: Step, last: bool) -> str:
     """What a step is called in notes and metrics."""
     return "actor" if step.actor else "write" if last else "read"
-
-
-def write(job: Job, table: Table[Any], shard: str, rows: Sequence[Row]) -> None:
-    """Write the file of a shard."""
-    job.run.write_shard(table, shard, rows)
 
 
 def refuse_all_failed(stage: str, photos: int, failed: int, resumed: bool, error: str) -> None:
