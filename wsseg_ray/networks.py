@@ -112,8 +112,10 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
         height, width = photos.shape[2:]
-        filled = fill_cells((photos - self.mean) / self.std, self.network.stride)
-        logits = upsample(self.network(filled), filled.shape[2], filled.shape[3])
+        filled = (photos - self.mean) / self.std
+        if self.network.centred:
+            filled = fill_cells(filled, self.network.stride)
+        logits = upsample(self.network(filled), filled.shape[2], filled.shape[3], self.network.centred)
         return functional.softmax(logits[:, :, :height, :width], dim=1)
 
 

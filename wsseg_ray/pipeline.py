@@ -48,7 +48,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     Raises RecipeError where a variant cannot be imported, or a stage of the user's own follows none.
     """
     check_variants(recipe)
-    registered = STAGES.variants()
+    registered = [stage for stage in STAGES.variants() if stage.needed(recipe)]
     repeated = [stage for stage in registered if stage.again]
     found: list[Stage] = []
     for stage in registered:

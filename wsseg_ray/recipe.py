@@ -113,9 +113,20 @@ class ProposalsSection(Section):
     weights: str | None = None
 
 
+class FeaturesSection(Section):
+    """One look per photo: what a frozen backbone sees is stored once, and later stages read it."""
+
+    stored: bool = True  # false: each stage that needs features passes photos through the backbone again
+    scales: list[Annotated[float, Field(gt=0, le=4)]] = []  # at which photos are seen too, for prediction.scales
+    mirror: bool = False  # whether mirrored photos are seen too, for training and prediction.mirror
+    dims: int | None = Field(None, ge=1)  # reduce each cell to this many dimensions, by PCA; null: keep all channels
+
+
 class HcpSection(Section):
     backbone: BackboneName = "vgg16"  # Sec. 4.2: VGG-16
-    weights: str | None = "imagenet"  # a file, `imagenet` (downloaded by torchvision), or null: at random
+    # A file; `imagenet` (torchvision downloads it), `pretrained` (timm does) or `packaged` (an installed package);
+    # `auto`: the first of these that the backbone has; null: at random
+    weights: str | None = "auto"
     # context: the region's mean feature and its difference from the rest of the photo
     pooling: Pooling = "segment"
     # If weights has only conv layers, fc6 starts at random and learns so much faster than fc7 that the maps get worse
@@ -193,7 +204,7 @@ class SegmentationSection(Section):
     ablation: bool = False  # also train the networks without the refinement (Table 3)
     backbone: BackboneName = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]
     head: HeadName = "deeplab_largefov"  # likewise
-    weights: str | None = "imagenet"  # a file, `imagenet`, `hcp` (the backbone of this run's HCP), or null: at random
+    weights: str | None = "auto"  # as hcp.weights, but null: the backbone of this run's HCP; `random`: at random
     freeze: Literal["none", "all"] | NonNegativeInt = "none"
     epochs: int = Field(15, ge=1)  # Sec. 4.2
     batch_size: int = Field(8, ge=1)  # Sec. 4.2
@@ -276,6 +287,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0)
     dataset: DatasetSection = DatasetSection()
     proposals: ProposalsSection = ProposalsSection()
+    features: FeaturesSection = FeaturesSection()
     hcp: HcpSection = HcpSection()
     refinement: RefinementSection = RefinementSection()
     supervision: SupervisionSection = SupervisionSection()
@@ -287,10 +299,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
-        if self.segmentation.weights == "hcp" and self.segmentation.backbone != self.hcp.backbone:
+        if self.segmentation.weights is None and self.segmentation.backbone != self.hcp.backbone:
             raise ValueError(
-                f"segmentation.weights: 'hcp' needs the same backbone, but segmentation.backbone is "
-                f"'{self.segmentation.backbone}' and hcp.backbone is '{self.hcp.backbone}'"
+                "segmentation.weights: null takes HCP's backbone, but segmentation.backbone is "
+                f"'{self.segmentation.backbone}' and hcp.backbone is '{self.hcp.backbone}'; give `auto`, a file or "
+                "`random`"
             )
         return self
 

@@ -85,6 +85,15 @@ class ImageRow(Row):
 
 
 @dataclass
+class FeatureRow(Row):
+    """Tables `features` and `features_segmenter`: what a frozen backbone sees in a photo."""
+
+    levels: list[str] = texts("(n,) the level of each map")
+    shapes: np.ndarray = array("int32", ("levels", 5), "(n, 5) scale in thousandths, 1 if mirrored, C, h, w")
+    maps: np.ndarray = array("float16", (-1,), "(sum of C h w,) the maps, one after the other")
+
+
+@dataclass
 class ProposalRow(Row):
     """Table `proposals`: the regions of a training photo."""
 
@@ -163,6 +172,8 @@ class Table(Generic[R]):
 
 
 IMAGES = Table("images", ImageRow)
+FEATURES = Table("features", FeatureRow)
+SEGMENTER_FEATURES = Table("features_segmenter", FeatureRow)
 PROPOSALS = Table("proposals", ProposalRow)
 SCORES = Table("scores", ScoreRow)
 REFINED = Table("refined", RefinedRow)

@@ -8,9 +8,10 @@ imports torch; its `build` makes the module.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from wsseg_ray.backbones.named import NamedWeights
 from wsseg_ray.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,13 +28,16 @@ class Backbone:
     Arguments:
         name: its name in `BACKBONES`.
         build: makes the module, at random, drawn from torch's global generator. Its argument `dense` says what for.
-            True: for a segmentation head; cell (i, j) of a level is centred on pixel (stride i, stride j), with the
-            stride of `dense_strides`. False: for regions; cells of `stride` pixels lie side by side, the first one in
-            the photo's corner. Raises ValueError where there is no such form.
+            False: for regions; cells of `stride` pixels lie side by side, the first one in the photo's corner. True:
+            for a segmentation head; each level has the stride of `dense_strides`, see `centred`. Raises ValueError
+            where there is no such form.
         stride: photo pixels per cell of `out`, for regions; None: it does not serve regions.
         dense_strides: photo pixels from cell to cell of each level, for segmentation; empty: it does not serve that.
+        centred: for segmentation, True: cell (i, j) of a level is centred on pixel (stride i, stride j). False: cells
+            lie side by side and cover the photo, as for regions: both forms are one, so a segmentation head can read
+            the maps that HCP reads.
         mean, std: what photos in 0..1 are normalised by, RGB.
-        imagenet: torchvision's name of the classifier that has these layers; None: no such weights exist.
+        weights: weights that a recipe can name, the default first; empty: there are none but the user's files.
         conv_layers: how many layers can be frozen one after the other; None: only none or all of them.
         hidden: width of fc6 and fc7 of the classifier of regions.
         dropout: behind each fully connected layer, of `deeplab_largefov` too.
@@ -46,9 +50,10 @@ class Backbone:
     build: Callable[[bool], BaseBackbone]
     stride: int | None
     dense_strides: Mapping[str, int]
+    centred: bool = True
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
-    imagenet: str | None = None
+    weights: Mapping[str, NamedWeights] = field(default_factory=dict)
     conv_layers: int | None = None
     hidden: int = 1024
     dropout: float = 0.5
@@ -69,6 +74,7 @@ BACKBONES: Registry[Backbone] = Registry(
         "vgg16": "wsseg_ray.backbones.vgg16:VGG16",
         "small": "wsseg_ray.backbones.small:SMALL",
         "torchvision:": "wsseg_ray.backbones.torchvision:backbone",
+        "timm:": "wsseg_ray.backbones.timm:backbone",
     },
     contract=Backbone,
 )

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsseg_ray.backbones import Backbone
+from wsseg_ray.backbones.named import torchvision_weights
 
 if TYPE_CHECKING:
     from wsseg_ray.backbones.torchvision_layers import TorchvisionBackbone
@@ -48,7 +49,7 @@ def backbone(name: str) -> Backbone:
         build=partial(_build, name),
         stride=None,
         dense_strides={level: of.stride for level, of in LEVELS[name].items()},
-        imagenet=name,
+        weights={"imagenet": torchvision_weights(name)},
         dense_dilation=96 // LEVELS[name]["out"].stride,  # as far in photo pixels as on VGG-16
     )
 

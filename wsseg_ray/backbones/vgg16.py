@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsseg_ray.backbones import Backbone
+from wsseg_ray.backbones.named import torchvision_weights
 
 if TYPE_CHECKING:
     from wsseg_ray.backbones.vgg import VGG, Layers
@@ -23,7 +24,7 @@ VGG16 = Backbone(
     build=_build,
     stride=16,
     dense_strides={"out": 8},
-    imagenet="vgg16",
+    weights={"imagenet": torchvision_weights("vgg16")},
     conv_layers=13,
     hidden=4096,
     dropout=0.5,

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import safetensors.torch
 import torch
 from torch import nn
 
+from wsseg_ray.backbones import Backbone
+from wsseg_ray.backbones.named import WORDS, NamedWeights
 from wsseg_ray.errors import WeightsError
 
 PREFIX = re.compile(r"^(features|backbone|trunk)\.")  # of a backbone's tensors in a file
@@ -32,37 +35,61 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+class Bare(nn.Module):
+    """A backbone without a head, for `load_weights`."""
+
+    def __init__(self, variant: Backbone, dense: bool = False) -> None:
+        super().__init__()
+        self.named_weights = variant.weights
+        self.backbone = variant.build(dense)
+
+
 def load_weights(
     network: nn.Module, source: str | Path | bytes, name: str | None = None
 ) -> tuple[list[str], list[str]]:
     """Start a network from weights: the whole backbone, and fc6 and fc7 where the file is a full VGG-16.
 
-    Reads torchvision's state dict of a classifier with this backbone (VGG-16: `features.*`, `classifier.*`), its conv
-    layers alone, or the state dict of a network with the same backbone (`backbone.*`, or `trunk.*` as older files have
-    it), of which the backbone alone is taken. Half precision becomes float32.
+    Reads torchvision's or timm's state dict of a classifier with this backbone (VGG-16: `features.*`, `classifier.*`),
+    its conv layers alone, or the state dict of a network with the same backbone (`backbone.*`, or `trunk.*` as older
+    files have it), of which the backbone alone is taken. Half precision becomes float32.
 
     Arguments:
-        network: has a `backbone`. It may have `imagenet`, torchvision's name of the classifier with this backbone; and
-            if that is VGG-16, `convert_fc`, which turns fc6 and fc7 into parameters of this network. A head of another
-            width starts at random.
-        source: a path, the bytes of a file, or `imagenet`: torchvision's download.
+        network: has a `backbone`, and `named_weights`, its variant's `weights`. It may have `convert_fc`, which turns
+            VGG-16's fc6 and fc7 into parameters of this network. A head of another width starts at random.
+        source: a path, the bytes of a file (PyTorch's or safetensors), one of the names in `named_weights`, or `auto`:
+            the first of them.
         name: what messages call the source; default: its path.
     Returns the names of what was loaded, and of the parameters that were not: they start at random.
     Raises WeightsError.
     """
     name = name or ("the weights" if isinstance(source, bytes) else str(source))
-    state = _download(network) if source == "imagenet" else _read(source, name)
+    state = _named(network, source) if source in WORDS else _read(source, name)
     own = network.state_dict()
     names = {f"backbone.{PREFIX.sub('', key)}": key for key in state}  # this network's, and the file's
-    weights = {key: state[names[key]] for key in own if key.startswith("backbone.") and key in names}
+    weights = {key: state[names[_plain(key)]] for key in own if _plain(key) in names}
     _check_whole(name, own, weights)
     weights |= _fully_connected(name, network, own, state)
     for key, tensor in weights.items():
-        _check_shape(name, names.get(key, key), tensor, own[key].shape)
+        in_file = names.get(_plain(key), key)
+        _check_shape(name, in_file, tensor, own[key].shape)
         if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{name}: {names.get(key, key)} holds values that are not finite")
+            raise WeightsError(f"{name}: {in_file} holds values that are not finite")
     network.load_state_dict(weights, strict=False)
     return list(weights), [key for key, _ in network.named_parameters() if key not in weights]
+
+
+def _plain(key: str) -> str:
+    """A tensor's name without the place that a library's model has inside of its backbone."""
+    return key.replace("backbone.model.", "backbone.", 1)
+
+
+def _named(network: nn.Module, name: str | Path | bytes) -> dict[str, torch.Tensor]:
+    """Weights by their name. Raises WeightsError where this backbone has none of this name."""
+    there: Mapping[str, NamedWeights] = getattr(network, "named_weights", {})
+    if (name != "auto" and name not in there) or not there:
+        names = f"there are {', '.join(there)}; or" if there else "there are no weights that can be named;"
+        raise WeightsError(f"{name!s}: no such weights of this backbone: {names} give a file, or `null`")
+    return _floats(there[next(iter(there)) if name == "auto" else str(name)].read())
 
 
 def _check_whole(name: str, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
@@ -72,8 +99,8 @@ def _check_whole(name: str, own: Mapping[str, torch.Tensor], weights: Mapping[st
     if lacking:
         raise WeightsError(
             f"{name}: lacks {len(lacking)} of the backbone's tensors ({', '.join(lacking[:3])}, ...); it must be "
-            "torchvision's state dict of a classifier with this backbone (VGG-16: its `features.*` will do), or of a "
-            "network with the same backbone (`backbone.*`)"
+            "torchvision's or timm's state dict of a classifier with this backbone (VGG-16: its `features.*` will do), "
+            "or of a network with the same backbone (`backbone.*`)"
         )
 
 
@@ -82,29 +109,13 @@ def _fully_connected(
 ) -> dict[str, torch.Tensor]:
     """fc6 and fc7 of a full VGG-16 as the network's parameters; none where it has no use for them."""
     convert = getattr(network, "convert_fc", None)
-    if convert is None or network.imagenet != "vgg16" or not state.keys() >= VGG16_FC.keys():
+    if convert is None or not state.keys() >= VGG16_FC.keys():
         return {}
     for key, shape in VGG16_FC.items():
         _check_shape(name, key, state[key], shape)
     converted = convert(*(state[key] for key in VGG16_FC))
     fits = all(tensor.shape == own[key].shape for key, tensor in converted.items())  # a head may be less wide
     return converted if fits else {}
-
-
-def _download(network: nn.Module) -> dict[str, torch.Tensor]:
-    model = getattr(network, "imagenet", None)
-    if model is None:
-        raise WeightsError("imagenet: there are no such weights of this backbone; give a file, or `null`")
-    from torchvision.models import get_model_weights  # with all its models, a second and a half: here alone
-
-    weights = get_model_weights(model).IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, no space, or a download that was cut
-        raise WeightsError(
-            f"imagenet: {weights.url} cannot be downloaded ({error}); fetch it on another machine and give the "
-            "file's path as `weights`, or `null` to start at random"
-        ) from error
 
 
 def _read(source: str | Path | bytes, name: str) -> dict[str, torch.Tensor]:
@@ -118,12 +129,22 @@ def _read(source: str | Path | bytes, name: str) -> dict[str, torch.Tensor]:
 
 
 def _parse(file: BinaryIO, name: str) -> dict[str, torch.Tensor]:
+    data = file.read()
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        if data[8:9] == b"{":  # safetensors: the length of a JSON header, and the header
+            state = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything: zip, pickle, Unicode, key, seek errors
-        raise WeightsError(f"{name}: is not a file of PyTorch weights ({type(error).__name__})") from error
+        raise WeightsError(
+            f"{name}: is not a file of PyTorch weights or safetensors ({type(error).__name__})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{name}: must hold a state dict (names and tensors), not {type(state).__name__}")
+    return _floats(state)
+
+
+def _floats(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from wsseg_ray.backbones.named import WORDS, NamedWeights
 from wsseg_ray.engine.stage import Finding
 from wsseg_ray.errors import WeightsError
 from wsseg_ray.storage import RunDirectory, read_bytes, shown
@@ -21,32 +23,54 @@ def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
 
 
 def weights_source(weights: str) -> str | bytes:
-    """What `load_weights` reads: `imagenet` as it is, else the bytes of the file, local or on an object store.
+    """What `load_weights` reads: a name as it is, else the bytes of the file, local or on an object store.
 
     Raises WeightsError where the file cannot be read.
     """
     try:
-        return weights if weights == "imagenet" else read_bytes(weights)
+        return weights if weights in WORDS else read_bytes(weights)
     except OSError as error:
-        raise WeightsError(f"weights {weights} cannot be read ({error}); give a file, `imagenet` or null") from error
+        raise WeightsError(
+            f"weights {weights} cannot be read ({error}); give a file, one of {', '.join(WORDS)}, or null"
+        ) from error
 
 
-def weights_finding(name: str, weights: str | None, build: Callable[[], tuple[Any, list[str]]]) -> Finding:
-    """Whether a network can begin with its weights.
+def weights_finding(
+    name: str,
+    weights: str | None,
+    build: Callable[[], tuple[Any, list[str]]],
+    named: Mapping[str, NamedWeights] | None = None,
+) -> Finding:
+    """Whether a network can begin with its weights, where they come from, and how large they are.
 
     Arguments:
+        weights: a file, a name, None or `random`: at random, or `hcp`: those of this run's HCP.
         build: makes the network, and returns the names of the parameters that start at random, too.
+        named: the weights of the backbone that have names.
     """
     try:
         _, fresh = build()
     except (WeightsError, OSError) as error:
         return Finding("weights", False, f"{name}: {error}", error)
     layers = list(dict.fromkeys(key.rsplit(".", 1)[0].rpartition("head.")[2] for key in fresh))
-    text = f"{name}: {shown(weights) if weights else 'none'}"
-    if weights is None:
-        return Finding("weights", True, f"{text}; all layers start at random")
-    if not layers or weights == "hcp":
+    if weights in (None, "random"):
+        return Finding("weights", True, f"{name}: none; all layers start at random")
+    if weights == "hcp":
+        return Finding("weights", True, f"{name}: the backbone of this run's HCP")
+    assert weights is not None
+    text = f"{name}: {_origin(weights, named or {})}"
+    if not layers:
         return Finding("weights", True, text)
     random = f"{', '.join(layers)} start at random"
     note = f"{shown(weights)} holds the conv layers alone: of {name} {random}" if "fc6" in layers else ""
     return Finding("weights", True, f"{text}; {random}", note=note)
+
+
+def _origin(weights: str, named: Mapping[str, NamedWeights]) -> str:
+    """Where weights come from, and how large they are where that is known."""
+    name = next(iter(named), "") if weights == "auto" else weights
+    if name in named:
+        return f"{name} ({named[name].about()})"
+    if "://" in weights or not Path(weights).is_file():
+        return shown(weights)
+    return f"{shown(weights)} ({Path(weights).stat().st_size / 1e6:.0f} MB)"

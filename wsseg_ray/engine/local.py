@@ -136,15 +136,20 @@ def photo_kernel(job: Job, step: Step, threads: int) -> Callable[[Any], Row]:
     """
     if not step.actor:
         return partial(step.kernel, job)
-    import torch
+    return _OnThreads(step.kernel(job), step.threads or threads)
 
-    call = step.kernel(job)
 
-    def on_threads(row: Any) -> Row:
-        torch.set_num_threads(step.threads or threads)
-        return call(row)
+class _OnThreads:
+    """An actor's kernel, on its number of torch threads."""
 
-    return on_threads
+    def __init__(self, kernel: Callable[[Any], Row], threads: int) -> None:
+        self._kernel, self._threads, self.many = kernel, threads, getattr(kernel, "many", None)
+
+    def __call__(self, row: Any) -> Row:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        return self._kernel(row)
 
 
 def _cores() -> int:

@@ -28,6 +28,8 @@ def each(
 
     Arguments:
         place: stage, shard and the step's name.
+        kernel: takes a row. It may have `many`, which takes several rows and returns theirs: for networks on GPUs.
+            Where that raises, or the shard is suspect, the rows are taken one by one.
         row: the class of the rows that the step returns.
     """
     note = (TRIES, place[0], f"{place[1]}-{place[2]}.json")
@@ -36,6 +38,8 @@ def each(
         job.run.write_json({"at": "", "died": {}}, *note)
     elif tries["at"]:
         tries["died"][tries["at"]] = tries["died"].get(tries["at"], 0) + 1
+    if tries is None and (found := _together(kernel, rows)) is not None:
+        rows, done = [], found
     for one in rows:
         if tries is not None:
             if tries["died"].get(one.image_id, 0) >= MAX_DEATHS:
@@ -44,6 +48,22 @@ def each(
         done.append(guard(kernel, row, one))
     job.run.delete(*note)
     return done, time.monotonic() - start
+
+
+def _together(kernel: Callable[[Any], Row], rows: Sequence[Row]) -> list[Row] | None:
+    """The rows of a kernel's `many`; None where it has none, or cannot do all of them."""
+    many: Callable[[Sequence[Row]], list[Row]] | None = getattr(kernel, "many", None)
+    if many is None or not rows or any(row.error for row in rows):
+        return None
+    try:
+        found = many(rows)
+    except StorageError:
+        raise
+    except Exception:  # such as a GPU without memory for all of them: one by one they may do
+        return None
+    for row, one in zip(found, rows, strict=True):
+        row.image_id = one.image_id
+    return found
 
 
 def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:

@@ -157,6 +157,7 @@ class Stage:
         covers: sections of which `also` has all that matters: their keys need not be named in `settings`.
         table: the table that it writes; None where it trains.
         work: what it does with each photo; None where it trains.
+        needed: whether a recipe has the stage.
         workers: what it runs on, by the recipe.
         may_have_network: whether some recipes make it run on actors, though this one does not.
         split: whose photos it works on.
@@ -181,6 +182,7 @@ class Stage:
     covers: tuple[str, ...] = ()
     table: Table[Any] | None = None
     work: Callable[[Job], Work[Any]] | None = None
+    needed: Callable[[Recipe], bool] = lambda recipe: True
     workers: Callable[[Recipe], Workers] = lambda recipe: "tasks"
     may_have_network: bool = False
     split: Split = "train"

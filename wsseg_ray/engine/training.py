@@ -133,15 +133,19 @@ class Member(NamedTuple):
 Index = list[tuple[str, list[Member]]]  # the photos of each shard
 
 
-def index(job: Job, table: Table[Any]) -> Index:
-    """The training photos of a table, or of the one in its place, that did not fail, shard by shard.
+def index(job: Job, *tables: Table[Any]) -> Index:
+    """The training photos of tables, or of those in their place, that did not fail in any, shard by shard.
 
-    It reads two tables whole, so a stage makes it once, on the driver, and hands it to its workers: `Runner.fit`.
+    It reads the names in these tables, so a stage makes it once, on the driver, and hands it to its workers:
+    `Runner.fit`.
+
+    Arguments:
+        tables: the first one has the shards.
     """
     found = []
-    for shard in job.shards(table, "train"):
+    for shard in job.shards(tables[0], "train"):
         images = job.run.read_good(job.table(IMAGES), shard, ["labels", "mask_uri"])
-        good = sorted(image_id for image_id in job.run.read_good(job.table(table), shard, []) if image_id in images)
+        good = sorted(set(images).intersection(*(job.run.read_good(job.table(own), shard, []) for own in tables)))
         members = [Member(i, len(images[i].labels), bool(images[i].mask_uri)) for i in good]
         if members:
             found.append((shard, members))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,8 +24,15 @@ def pool_photos(
         regions: of each photo; None: the whole photo is the only hypothesis, as in image-fine-tuning.
     Returns (n, ...) per photo, input of `network.embed`.
     """
+    sources = photos if network.pooling.needs_photo else network.backbone.maps_of(photos)
+    return pool_sources(network, sources, regions)
+
+
+def pool_sources(
+    network: HypothesisNetwork, sources: Sequence[torch.Tensor], regions: Sequence[RegionProposals] | None
+) -> list[torch.Tensor]:
+    """`pool_photos` from what the pooling reads of each photo: its feature map (C, h, w), see `RegionPooling`."""
     pooling = network.pooling
-    sources = photos if pooling.needs_photo else network.backbone.maps_of(photos)
     if regions is None:
         return [pooling.whole(network, source[None]) for source in sources]
     pairs = zip(sources, regions, strict=True)
@@ -41,7 +48,7 @@ def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: Regio
         photo: (3, H, W) normalised.
     Returns (N, ...).
     """
-    return torch.cat(list(_pool_chunks(network, photo, regions)))
+    return torch.cat(list(network.pooling.chunks(network, _source(network, photo), regions)))
 
 
 def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
@@ -56,14 +63,25 @@ def score_proposals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, classes) and embeddings (N, D) of all proposals, float32.
 
-    Proposals go through fc6 and fc7 in chunks, so that memory does not grow with their number. If a photo is too large
-    for the GPU, the backbone runs on the CPU.
+    If a photo is too large for the GPU, the backbone runs on the CPU.
 
     Arguments:
         photo: (3, H, W) normalised.
         loss: the loss that the network was trained with; it defines the scores.
     """
-    embedding = torch.cat([network.embed(pooled) for pooled in _pool_chunks(network, photo, regions)])
+    return score_source(network, _source(network, photo), regions, loss)
+
+
+@torch.no_grad()
+def score_source(
+    network: HypothesisNetwork, source: torch.Tensor, regions: RegionProposals, loss: Loss
+) -> tuple[np.ndarray, np.ndarray]:
+    """`score_proposals` from what the pooling reads of the photo: its feature map (C, h, w), see `RegionPooling`.
+
+    Proposals go through fc6 and fc7 in chunks, so that memory does not grow with their number.
+    """
+    chunks = network.pooling.chunks(network, source, regions)
+    embedding = torch.cat([network.embed(pooled) for pooled in chunks])
     scores = loss.scores(network.classify(embedding))
     return scores.cpu().numpy(), embedding.cpu().float().numpy()
 
@@ -92,10 +110,9 @@ def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int] | np.ndar
     return np.concatenate(chosen), np.repeat(labels, [len(candidates) for candidates in chosen])
 
 
-def _pool_chunks(network: HypothesisNetwork, photo: torch.Tensor, regions: RegionProposals) -> Iterator[torch.Tensor]:
-    """`pool_regions` in chunks of proposals."""
-    source = photo if network.pooling.needs_photo else _photo_features(network, photo)
-    yield from network.pooling.chunks(network, source, regions)
+def _source(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
+    """What the pooling reads of a photo."""
+    return photo if network.pooling.needs_photo else _photo_features(network, photo)
 
 
 def _photo_features(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:

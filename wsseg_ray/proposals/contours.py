@@ -20,7 +20,7 @@ from torch.nn import functional
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.vgg import VGG
 from wsseg_ray.backbones.vgg16 import VGG16
-from wsseg_ray.backbones.weights import load_weights
+from wsseg_ray.backbones.weights import Bare, load_weights
 from wsseg_ray.proposals.learned import Layers, layers
 
 COLOUR_SCALES = (1, 4, 12)  # depth of the windows, in pixels of a 500x375 photo
@@ -140,16 +140,6 @@ def trunk_boundary(trunk: nn.Sequential, photo: np.ndarray) -> np.ndarray:
     return boundary(side_outputs(trunk, batch), photo.shape[:2], layers("boundary"))
 
 
-class _Trunk(nn.Module):
-    """A network without a head, for `load_weights`."""
-
-    imagenet = VGG16.imagenet
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = VGG16.build(False)
-
-
 def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
     """VGG-16's conv layers with weights, for `trunk_boundary`.
 
@@ -157,7 +147,7 @@ def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
         source, name: see `backbones.weights.load_weights`; ImageNet's weights, with which the head was trained.
     Raises WeightsError where the weights cannot be used.
     """
-    network = _Trunk()
+    network = Bare(VGG16)
     load_weights(network, source, name)
     assert isinstance(network.backbone, VGG)
     return network.backbone.eval()

@@ -1,7 +1,12 @@
 """The cells of a segmentation network's output, by the names of its backbone and its head. Imports no torch.
 
-Cell (i, j) is centred on pixel (stride i, stride j) of the photo. On photos of stride k + 1 pixels the outer cells lie
-on the outer pixels, so maps are resized with align_corners=True, and `targets` divides the photo into the same cells.
+There are two kinds of cells (`Backbone.centred`):
+
+- centred: cell (i, j) is centred on pixel (stride i, stride j) of the photo. On photos of stride k + 1 pixels the outer
+  cells lie on the outer pixels, so maps are resized with align_corners=True.
+- side by side: the cells cover the photo, each its share. Maps are resized with align_corners=False.
+
+`targets` divides the photo into the same cells.
 """
 
 from __future__ import annotations
@@ -25,11 +30,22 @@ def cell_stride(backbone: str, head: str) -> int:
     return strides[kind.grid]
 
 
+def is_centred(backbone: str) -> bool:
+    """Whether a backbone's cells are centred on pixels; otherwise they lie side by side."""
+    return BACKBONES.get(backbone).centred
+
+
 def grid_size(backbone: str, head: str, pixels: int) -> int:
     """Cells of a network's output along a side of `pixels`: DeepLab-LargeFOV has 41 cells for 321 pixels."""
-    return -(-pixels // cell_stride(backbone, head))
+    stride, variant = cell_stride(backbone, head), BACKBONES.get(backbone)
+    if variant.centred:
+        return -(-pixels // stride)
+    return max(1, round(pixels / variant.dense_stride)) * variant.dense_stride // stride
 
 
 def whole_cells(backbone: str, head: str, pixels: int) -> int:
-    """`pixels` rounded up to stride k + 1, where the outer cells lie on the outer pixels."""
-    return pixels + -(pixels - 1) % cell_stride(backbone, head)
+    """`pixels` rounded up to whole cells: stride k + 1, where the outer cells lie on the outer pixels, or stride k."""
+    variant = BACKBONES.get(backbone)
+    if variant.centred:
+        return pixels + -(pixels - 1) % cell_stride(backbone, head)
+    return pixels + -pixels % variant.dense_stride

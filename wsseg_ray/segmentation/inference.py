@@ -1,8 +1,8 @@
 """Trained networks on whole photos: several scales, mirrored, and in tiles where a photo is large.
 
-A network computes logits of cells; cell (i, j) is centred on pixel (stride i, stride j). So a photo is padded to
-stride k + 1 pixels, until its last pixel lies between two cells. The logits of a pixel are interpolated between the
-cells around it, at the pixel's place in that view of the photo.
+A network computes logits of cells. Where cell (i, j) is centred on pixel (stride i, stride j), a photo is padded to
+stride k + 1 pixels, until its last pixel lies between two cells. Where cells lie side by side, they cover any photo.
+The logits of a pixel are interpolated between the cells around it, at the pixel's place in that view of the photo.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class View(NamedTuple):
 
     logits: torch.Tensor  # (C, h, w), of the cells
     size: tuple[int, int]  # height and width of the view in pixels
-    stride: int  # distance of two cells in pixels; the first cell lies on the first pixel
+    stride: int  # distance of two cells in pixels, the first on the first pixel; 0: cells side by side cover the view
     mirrored: bool
 
 
@@ -30,6 +30,7 @@ class CellNetwork(Protocol):
     """A network whose cells lie `stride` pixels apart."""
 
     stride: int
+    centred: bool
 
     def __call__(self, photo: torch.Tensor, /) -> torch.Tensor:
         """Logits (1, C, h, w) of a normalised photo (1, 3, H, W)."""
@@ -43,23 +44,37 @@ def photo_views(
     """The logits of each network for a photo at each scale and, with `mirror`, for the mirrored photo at each scale.
 
     Arguments:
-        networks: with the same `stride`. They get the same tensor one after the other.
+        networks: with the same `stride` and kind of cells. They get the same tensor one after the other.
         photo: (1, 3, H, W), normalised.
         scales: factors of the photo's sides.
     Returns the views of each network. Costs the sum of the squared scales, times 2 with `mirror`.
     """
-    stride = networks[0].stride
     found: list[list[View]] = [[] for _ in networks]
     for scale in scales:
-        height, width = (max(1, round(side * scale)) for side in photo.shape[2:])
-        size = height, width
-        scaled = photo if scale == 1 else functional.interpolate(photo, size, mode="bilinear", antialias=scale < 1)
         for mirrored in (False, True)[: 1 + mirror]:
-            filled = fill_cells(scaled.flip(3) if mirrored else scaled, stride)
-            for views, network in zip(found, networks, strict=True):
-                logits = tiled_logits(network, filled)[0].float().cpu()
-                views.append(View(logits, size, stride, mirrored))
+            for views, view in zip(found, photo_view(networks, photo, scale, mirrored), strict=True):
+                views.append(view)
     return found
+
+
+@torch.no_grad()
+def photo_view(networks: Sequence[CellNetwork], photo: torch.Tensor, scale: float, mirrored: bool) -> list[View]:
+    """The logits of each network for one view of a photo. Arguments: see `photo_views`."""
+    stride, centred = networks[0].stride, networks[0].centred
+    seen = scaled(photo, scale)
+    size = seen.shape[2], seen.shape[3]
+    seen = seen.flip(3) if mirrored else seen
+    seen = fill_cells(seen, stride) if centred else seen
+    logits = (tiled_logits(network, seen)[0].float().cpu() for network in networks)
+    return [View(own, size, stride if centred else 0, mirrored) for own in logits]
+
+
+def scaled(photo: torch.Tensor, scale: float) -> torch.Tensor:
+    """Normalised photos (B, 3, H, W), their sides times a scale."""
+    if scale == 1:
+        return photo
+    size = [max(1, round(side * scale)) for side in photo.shape[2:]]
+    return functional.interpolate(photo, size, mode="bilinear", antialias=scale < 1)
 
 
 def fill_cells(photo: torch.Tensor, stride: int) -> torch.Tensor:
@@ -83,12 +98,14 @@ def at_pixels(views: Sequence[View], height: int, width: int) -> torch.Tensor:
     return total / len(views)
 
 
-def upsample(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Maps on the output grid (B, C, h, w), interpolated bilinearly at the pixels of a photo of stride k + 1 pixels.
+def upsample(maps: torch.Tensor, height: int, width: int, centred: bool = True) -> torch.Tensor:
+    """Maps on the output grid (B, C, h, w), interpolated bilinearly at the pixels of a photo.
 
+    Arguments:
+        height, width: of the photo; stride k + 1 pixels where cells are centred.
     Returns (B, C, height, width).
     """
-    return functional.interpolate(maps, (height, width), mode="bilinear", align_corners=True)
+    return functional.interpolate(maps, (height, width), mode="bilinear", align_corners=centred)
 
 
 def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirrored: bool = False) -> torch.Tensor:
@@ -96,8 +113,16 @@ def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirro
     place = (torch.arange(pixels, dtype=torch.float64) + 0.5) * view_pixels / pixels - 0.5
     if mirrored:
         place = view_pixels - 1 - place
-    place = (place.clamp(0, view_pixels - 1) / stride).clamp(max=cells - 1)
+    place = place.clamp(0, view_pixels - 1)
+    place = place / stride if stride else (place + 0.5) * cells / view_pixels - 0.5
+    place = place.clamp(0, cells - 1)
     return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp(min=0).float()
+
+
+def _whole_cells(photo: torch.Tensor, stride: int) -> torch.Tensor:
+    """A photo of side-by-side cells, resized to whole ones, so that each of its tiles has whole cells."""
+    size = [max(1, round(side / stride)) * stride for side in photo.shape[2:]]
+    return functional.interpolate(photo, size, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
@@ -109,13 +134,17 @@ def tiled_logits(network: CellNetwork, photo: torch.Tensor, tile: int = TILE, ha
 
     Arguments:
         photo: (1, 3, H, W), normalised.
-        tile, halo: pixels, multiples of the network's stride.
+        tile, halo: pixels, rounded down to multiples of twice the network's stride, the stride of its coarsest level.
     Returns (1, C, h, w).
     """
     height, width = photo.shape[2:]
     if max(height, width) <= tile + 1:
         return network(photo)
     stride, rows = network.stride, []
+    tile, halo = (side // (2 * stride) * 2 * stride for side in (tile, halo))
+    if not network.centred:
+        photo = _whole_cells(photo, 2 * stride)
+        height, width = photo.shape[2:]
     for top, bottom in _tiles(height, tile):
         row = []
         for left, right in _tiles(width, tile):

@@ -17,10 +17,10 @@ from wsseg_ray.segmentation.heads import HEADS
 class SegmentationNetwork(nn.Module):
     """A fully convolutional classifier of grid cells.
 
-    It maps normalised photos (B, 3, H, W) to logits (B, classes, h, w) on a grid whose cell (i, j) is centred on pixel
-    (stride i, stride j). All networks are trained by the same losses on the same targets. Dropout masks are drawn per
-    photo, see `number_photos`. All weights start at random, drawn from torch's global generator: the backbone, then the
-    head. The backbone has the same tensors as in the HCP network, so `load_weights` accepts HCP's weights.
+    It maps normalised photos (B, 3, H, W) to logits (B, classes, h, w) on the cells of `grid`. All networks are trained
+    by the same losses on the same targets. Dropout masks are drawn per photo, see `number_photos`. All weights start at
+    random, drawn from torch's global generator: the backbone, then the head. The backbone has the same tensors as in
+    the HCP network, so `load_weights` accepts HCP's weights.
 
     Arguments:
         backbone: a value of `BACKBONES`.
@@ -28,8 +28,8 @@ class SegmentationNetwork(nn.Module):
         classes_with_background: channels of the output; 0 is background.
 
     Attributes: `backbone` (can be loaded and frozen) and `head` (modules), `levels` (of the backbone, that the head
-    needs), `stride`, `mean` and `std` (to normalise photos), `imagenet` (torchvision's name of the classifier with the
-    same backbone, or None).
+    needs), `stride`, `centred` (the kind of cells, see `grid`), `mean` and `std` (to normalise photos), `named_weights`
+    (the variant's `weights`).
 
     Raises ValueError where a name is not known, or the backbone lacks a level that the head needs.
     """
@@ -38,8 +38,8 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.stride = cell_stride(backbone, head)
         variant, kind = BACKBONES.get(backbone), HEADS.get(head)
-        self.levels = kind.levels
-        self.mean, self.std, self.imagenet = variant.mean, variant.std, variant.imagenet
+        self.centred, self.levels = variant.centred, kind.levels
+        self.mean, self.std, self.named_weights = variant.mean, variant.std, variant.weights
         self.backbone = variant.build(True)
         self.head = kind.build(variant, self.backbone.channels, classes_with_background)
         dropouts_by_photo(self)

@@ -1,7 +1,8 @@
 """Training data of a segmentation network: a crop of the photo, and the supervision on the network's output grid.
 
 Supervision has one value per superpixel, so the crop of the superpixels shows where each value belongs. Cell i of h
-cells over H pixels is centred on pixel i (H - 1) / (h - 1), as in `grid`.
+cells over H pixels is centred on pixel i (H - 1) / (h - 1), or, where cells lie side by side, on (i + 1/2) H / h - 1/2,
+as in `grid`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def soft_target(
     classes: int,
     h: int,
     w: int,
+    centred: bool = True,
 ) -> np.ndarray:
     """Network_A's target: `p^k` and `p^bg` of Eq. (2), normalised over channels, averaged by area onto the grid.
 
@@ -65,13 +67,14 @@ def soft_target(
         maps: (K, S), the localization map of each label, 0..1.
         labels: K classes, 0..classes - 1; class k goes to channel k + 1, background is channel 0.
         h, w: the grid, at most (H, W).
+        centred: the kind of its cells, see `grid`.
     Returns (classes + 1, h, w) float32, a distribution per cell; zeros where a cell has no valid pixel.
     Costs (K + 1) H W h multiplications.
     """
     maps = maps.astype(np.float64)
     total = maps.sum(axis=0)
     channels = np.concatenate([np.maximum(0, 1 - total)[None], maps]) / np.maximum(total, 1)  # (K + 1, S)
-    rows, columns = _cell_areas(superpixels.shape[0], h), _cell_areas(superpixels.shape[1], w)
+    rows, columns = (_cell_areas(*side, centred) for side in zip(superpixels.shape, (h, w), strict=True))
     weight = rows @ valid @ columns.T  # (h, w)
     covered = weight > SLIVER
     inside = np.where(valid, superpixels, 0)
@@ -81,31 +84,34 @@ def soft_target(
     return target
 
 
-def hard_target(mask: np.ndarray, superpixels: np.ndarray, valid: np.ndarray, h: int, w: int) -> np.ndarray:
+def hard_target(
+    mask: np.ndarray, superpixels: np.ndarray, valid: np.ndarray, h: int, w: int, centred: bool = True
+) -> np.ndarray:
     """Network_B's target: the mask at the pixel on which each cell is centred.
 
     For a mask with one class per pixel instead of per superpixel: `hard_target(np.arange(256), pixels, valid, h, w)`.
 
     Arguments:
         mask: (S,) uint8, the class of each superpixel; 0: background, 255: ignore.
-        superpixels, valid, h, w: see `soft_target`.
+        superpixels, valid, h, w, centred: see `soft_target`.
     Returns (h, w) int64, 255 where the pixel lies in the padding.
     """
-    grid = np.ix_(
-        *(np.rint(_centres(size, cells)).astype(int) for size, cells in zip(valid.shape, (h, w), strict=True))
-    )
+    sides = zip(valid.shape, (h, w), strict=True)
+    grid = np.ix_(*(np.rint(_centres(pixels, cells, centred)).astype(int) for pixels, cells in sides))
     inside = valid[grid]
     return np.where(inside, mask[np.where(inside, superpixels[grid], 0)], IGNORE).astype(np.int64)
 
 
-def _centres(pixels: int, cells: int) -> np.ndarray:
+def _centres(pixels: int, cells: int, centred: bool) -> np.ndarray:
     """Centres of the cells along one axis, in pixels, (cells,); a single cell is centred in the middle."""
-    return np.linspace(0, pixels - 1, cells) if cells > 1 else np.array([(pixels - 1) / 2])
+    if centred and cells > 1:
+        return np.linspace(0, pixels - 1, cells)
+    return (np.arange(cells) + 0.5) * pixels / cells - 0.5
 
 
-def _cell_areas(pixels: int, cells: int) -> np.ndarray:
+def _cell_areas(pixels: int, cells: int, centred: bool) -> np.ndarray:
     """Length of each pixel's overlap with each cell on one axis, (cells, pixels); cells meet midway between centres."""
-    centres = _centres(pixels, cells)
+    centres = _centres(pixels, cells, centred)
     edges = np.concatenate([[-0.5], (centres[1:] + centres[:-1]) / 2, [pixels - 0.5]])
     pixel = np.arange(pixels)
     overlap = np.minimum(edges[1:, None], pixel + 0.5) - np.maximum(edges[:-1, None], pixel - 0.5)

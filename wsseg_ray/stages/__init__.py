@@ -13,11 +13,13 @@ STAGES: Registry[Stage] = Registry(
     "stage",
     {
         "images": "wsseg_ray.stages.images:STAGE",
+        "features": "wsseg_ray.stages.features:STAGE",
         "proposals": "wsseg_ray.stages.proposals:STAGE",
         "train_hcp": "wsseg_ray.stages.train_hcp:STAGE",
         "score": "wsseg_ray.stages.score:STAGE",
         "refine": "wsseg_ray.stages.refine:STAGE",
         "supervise": "wsseg_ray.stages.supervise:STAGE",
+        "features_segmenter": "wsseg_ray.stages.features:SEGMENTER",
         "relabel": "wsseg_ray.stages.relabel:STAGE",
         "train_segmenter": "wsseg_ray.stages.train_segmenter:STAGE",
         "predict": "wsseg_ray.stages.predict:STAGE",

@@ -1,15 +1,16 @@
-"""What the segmentation trainers are fed: photos read, cropped, mirrored and given their targets.
+"""What the segmentation trainers are fed: crops of photos or stored features, mirrored at random, with their targets.
 
-Targets leave a task on the network's grid: an array of H x W x classes is never stored or sent.
+Crops are made in tasks, ahead of the trainer. Stored features are read by the trainer itself, whole photos, each shard
+once per epoch. Targets are on the network's grid: an array of H x W x classes is never stored or sent.
 """
 
 from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -19,15 +20,21 @@ from PIL import Image
 
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.engine import training
 from wsseg_ray.engine.stage import Job, Worker, photo_number
-from wsseg_ray.segmentation.grid import grid_size, whole_cells
+from wsseg_ray.hcp.dropout import mixed
+from wsseg_ray.segmentation.grid import grid_size, is_centred, whole_cells
+from wsseg_ray.segmentation.heads import HEADS
 from wsseg_ray.segmentation.losses import IGNORE
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
 from wsseg_ray.stages.rows import truth_of
 from wsseg_ray.stages.segmenters import network_named
+from wsseg_ray.stages.stored import Kept, maps_of, segmenters_read
 from wsseg_ray.storage import read_bytes
-from wsseg_ray.tables import IMAGES, PROPOSALS, SUPERVISION, own_labels
+from wsseg_ray.tables import IMAGES, PROPOSALS, SUPERVISION, FeatureRow, Table, own_labels
+
+KEPT_TARGETS = 2**29  # bytes, per worker
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,10 @@ class SgdStep:
 
 
 class Batch(NamedTuple):
-    """The photos of a step, on the trainer's device."""
+    """The photos of a step, on the trainer's device: their crops, or the stored features of whole photos."""
 
-    photos: torch.Tensor  # (b, crop, crop, 3) uint8
+    photos: torch.Tensor | None  # (b, crop, crop, 3) uint8
+    maps: dict[str, torch.Tensor] | None  # (b, C, h, w) by level; zeros around photos with fewer cells than others
     targets: torch.Tensor  # (b, K, h, w) float32, see `_target`
     numbers: list[int]  # of each crop, 0..2^62: equal crops, equal numbers
 
@@ -60,6 +68,10 @@ def target_kind(network: Network, round_: int) -> str:
 
 def stream(worker: Worker, steps: Iterator[SgdStep]) -> Iterator[tuple[SgdStep, Batch]]:
     """Every step with its photos, on the worker's device, in order."""
+    if table := segmenters_read(worker.job.recipe):
+        feed = StoredFeed(worker.job, table, worker.device)
+        yield from ((step, feed.batch(step)) for step in steps)
+        return
     ahead: deque[SgdStep] = deque()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -68,7 +80,7 @@ def stream(worker: Worker, steps: Iterator[SgdStep]) -> Iterator[tuple[SgdStep, 
             yield asdict(step)
 
     for arrays in worker.stream(rows(), partial(read_batches, worker.job)):
-        yield ahead.popleft(), Batch(arrays["photos"], arrays["targets"], arrays["numbers"].tolist())
+        yield ahead.popleft(), Batch(arrays["photos"], None, arrays["targets"], arrays["numbers"].tolist())
 
 
 def read_batches(job: Job, columns: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -118,57 +130,128 @@ def _source(job: Job, step: SgdStep) -> tuple[str, str, int]:
 
 
 def _read(job: Job, kind: str, network: str, round_: int, shard: str, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Photos of a shard, their labels, an index map `over` the photo and what it points to."""
+    """Photos of a shard, with what `_supervision` has of them."""
+    rows = _supervision(job, kind, network, round_, shard)
+    images = job.run.read_good(job.table(IMAGES), shard, ["uri"])
+    for image_id in ids:
+        rows[image_id]["photo"] = read_photo(read_bytes(images[image_id].uri), job.recipe.dataset.max_side)
+    return rows
+
+
+def _supervision(job: Job, kind: str, network: str, round_: int, shard: str) -> dict[str, dict[str, Any]]:
+    """The labels of a shard's photos, an index map `over` each photo and what it points to."""
     run = job.run
-    images = run.read_good(job.table(IMAGES), shard)
     proposals = supervision = own_rows = {}
     if kind in ("maps", "mask"):
         proposals = run.read_good(job.table(PROPOSALS), shard, ["superpixels"])
         supervision = run.read_good(job.table(SUPERVISION), shard, [kind, f"{kind}_unrefined"])
     if kind == "own":
         own_rows = run.read_good(job.table(own_labels(round_)), shard)
-    rows = {}
-    for image_id in ids:
-        image = images[image_id]
-        row = {"photo": read_photo(read_bytes(image.uri), job.recipe.dataset.max_side), "labels": image.labels}
-        if supervision:
-            row |= vars(supervision[image_id]) | {"over": proposals[image_id].superpixels}
+    rows: dict[str, dict[str, Any]] = {}
+    for image_id, image in run.read_good(job.table(IMAGES), shard).items():
+        rows[image_id] = {"labels": image.labels}
+        if image_id in supervision:
+            rows[image_id] |= vars(supervision[image_id]) | {"over": proposals[image_id].superpixels}
         elif kind == "own":
             own = own_rows.get(image_id)  # none where `relabel` failed: then no cell of the photo counts
-            row["over"] = np.full(row["photo"].shape[:2], IGNORE, np.uint8)
+            rows[image_id]["over"] = np.full((image.height, image.width), IGNORE, np.uint8)
             if own:
-                row["over"] = np.asarray(Image.open(io.BytesIO(own.png[own.networks.index(network)])))
-        elif kind == "truth":
-            row["over"] = truth_of(job, image)
-        rows[image_id] = row
+                rows[image_id]["over"] = np.asarray(Image.open(io.BytesIO(own.png[own.networks.index(network)])))
+        elif kind == "truth" and image.mask_uri:
+            rows[image_id]["over"] = truth_of(job, image)
+        else:
+            rows[image_id]["over"] = np.zeros((image.height, image.width), np.uint8)
     return rows
 
 
 def _sample(job: Job, step: SgdStep, row: dict[str, Any], image_id: str) -> tuple[np.ndarray, np.ndarray, int]:
     """A crop (crop, crop, 3), its target (K, h, w) and its number."""
     rng = np.random.default_rng([job.recipe.seed, photo_number(image_id), step.epoch])
-    over = row.get("over", np.zeros(row["photo"].shape[:2], np.uint8))
     mean = np.rint(255 * np.array(BACKBONES.get(job.recipe.segmentation.backbone).mean)).astype(np.uint8)
-    photo, (over,), valid = crop_and_mirror(rng, row["photo"], [over], _crop(job), mean)
+    photo, (over,), valid = crop_and_mirror(rng, row["photo"], [row["over"]], _crop(job), mean)
     number = int.from_bytes(blake2b(photo.tobytes(), digest_size=8).digest(), "big") >> 2
-    return photo, _target(job, step, row, over, valid), number
+    cells = _cells(job, job.recipe.segmentation.crop)
+    return photo, _target(job, step, row, over, valid, (cells, cells)), number
 
 
-def _target(job: Job, step: SgdStep, row: dict[str, Any], over: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def _target(
+    job: Job, step: SgdStep, row: dict[str, Any], over: np.ndarray, valid: np.ndarray, cells: tuple[int, int]
+) -> np.ndarray:
     """What the network is shown, (K, h, w): a distribution, a class (K = 1), or which classes the photo has.
 
     The last is 1 for the photo's channels and the background in the cells that lie in the photo.
+
+    Arguments:
+        cells: h and w.
     """
-    classes, cells = len(job.classes), _cells(job, job.recipe.segmentation.crop)
-    network = network_named(job.recipe, step.network)
+    classes = len(job.classes)
+    network, centred = network_named(job.recipe, step.network), is_centred(job.recipe.segmentation.backbone)
     kind = target_kind(network, step.round)
     suffix = network.suffix
     if kind == "maps":
-        return soft_target(over, valid, row["maps" + suffix], row["labels"], classes, cells, cells)
+        return soft_target(over, valid, row["maps" + suffix], row["labels"], classes, *cells, centred)
     if kind == "labels":
-        target = np.zeros((classes + 1, cells, cells), np.float32)
-        height, width = (_cells(job, int(valid.any(axis=axis).sum())) for axis in (1, 0))
+        target = np.zeros((classes + 1, *cells), np.float32)
+        height, width = cells if valid.all() else (_cells(job, int(valid.any(axis=axis).sum())) for axis in (1, 0))
         target[[0, *(row["labels"] + 1)], :height, :width] = 1
         return target
     mask = row["mask" + suffix] if kind == "mask" else np.arange(256)
-    return hard_target(mask, over, valid, cells, cells)[None]
+    return hard_target(mask, over, valid, *cells, centred)[None]
+
+
+class StoredFeed:
+    """Batches of whole photos from stored features, each photo mirrored every other time.
+
+    A worker reads each shard once per epoch, and computes each target once.
+    """
+
+    def __init__(self, job: Job, table: Table[FeatureRow], device: torch.device) -> None:
+        self._job, self._table, self._device = job, table, device
+        self._features = lru_cache(maxsize=2 * training.WINDOW)(self._load)
+        self._supervision = lru_cache(maxsize=2 * training.WINDOW)(partial(_supervision, job))
+        self._targets = Kept[np.ndarray](KEPT_TARGETS)
+
+    def batch(self, step: SgdStep) -> Batch:
+        """The photos of a step."""
+        samples = [self._sample(step, *member) for member in zip(step.shards, step.photos, strict=True)]
+        if not samples:
+            return Batch(None, {}, torch.zeros((0, 1, 1, 1)), [])
+        maps, targets, numbers = zip(*samples, strict=True)
+        levels = {name: _together([own[name] for own in maps]).to(self._device).float() for name in maps[0]}
+        # What lies outside a photo must not count: class 255, or no probability of any class.
+        outside = IGNORE if targets[0].shape[0] == 1 else 0
+        shown = _together([torch.from_numpy(target) for target in targets], outside)
+        return Batch(None, levels, shown.to(self._device), list(numbers))
+
+    def _sample(self, step: SgdStep, shard: str, image_id: str) -> tuple[dict[str, torch.Tensor], np.ndarray, int]:
+        """Maps (C, h, w) by level, the target (K, h, w), and the number of a photo or its mirror."""
+        row = self._features(shard)[image_id]
+        plain = maps_of(row)
+        assert plain is not None  # this view is always stored
+        grid = plain[HEADS.get(self._job.recipe.segmentation.head).grid].shape[1:]
+        source = _source(self._job, step)
+        name = f"{source} {network_named(self._job.recipe, step.network).suffix} {image_id}"
+        target = self._targets.get(name, partial(self._target, step, source, shard, image_id, (grid[0], grid[1])))
+        if not np.random.default_rng([self._job.recipe.seed, photo_number(image_id), step.epoch]).integers(2):
+            return plain, target, mixed(photo_number(image_id), 0)
+        mirrored = maps_of(row, (1.0, True)) or {level: maps.flip(2) for level, maps in plain.items()}
+        return mirrored, np.ascontiguousarray(target[:, :, ::-1]), mixed(photo_number(image_id), 1)
+
+    def _target(
+        self, step: SgdStep, source: tuple[str, str, int], shard: str, image_id: str, cells: tuple[int, int]
+    ) -> np.ndarray:
+        row = self._supervision(*source, shard)[image_id]
+        over = row["over"]
+        return _target(self._job, step, row, over, np.ones(over.shape, bool), cells).astype(np.float32)
+
+    def _load(self, shard: str) -> dict[str, FeatureRow]:
+        return self._job.run.read_good(self._job.table(self._table), shard)
+
+
+def _together(maps: Sequence[torch.Tensor], outside: float = 0) -> torch.Tensor:
+    """Maps (C, h, w) of unlike sizes as one tensor, filled up at the bottom and on the right."""
+    height, width = (max(own.shape[axis] for own in maps) for axis in (1, 2))
+    found = maps[0].new_full((len(maps), maps[0].shape[0], height, width), outside)
+    for out, own in zip(found, maps, strict=True):
+        out[:, : own.shape[1], : own.shape[2]] = own
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.backbones.named import WORDS
 from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.engine.checkpoints import restore, weights_source
 from wsseg_ray.engine.stage import Job
@@ -77,10 +78,11 @@ def backbone_problems(section: str, backbone: str, weights: str | None, freeze: 
     if not serves:
         return [f"{section}.backbone: '{backbone}' does not serve {'regions' if section == 'hcp' else 'segmentation'}"]
     found = []
-    if weights == "imagenet" and variant.imagenet is None:
+    if weights in WORDS and (weights if weights != "auto" else next(iter(variant.weights), "")) not in variant.weights:
+        there = f"there are {', '.join(variant.weights)}; or" if variant.weights else "it has none that can be named;"
         found.append(
-            f"{section}.weights: 'imagenet' does not exist for the backbone '{backbone}'; give a file, or null to "
-            "start at random"
+            f"{section}.weights: '{weights}' does not exist for the backbone '{backbone}': {there} give a file, or "
+            "null to start at random"
         )
     if problem := freeze_problem(backbone, freeze):
         found.append(f"{section}.freeze: {problem}")

@@ -22,9 +22,10 @@ from wsseg_ray.report import Strip
 from wsseg_ray.segmentation.networks import NETWORKS
 from wsseg_ray.stages.labels import enlarge, segment
 from wsseg_ray.stages.pictures import chosen, truth
-from wsseg_ray.stages.predictor import Predictor, ViewsRow, unpacked
-from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
+from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, unpacked
+from wsseg_ray.stages.rows import SeenRow, add_photo
 from wsseg_ray.stages.segmenters import networks, read_log
+from wsseg_ray.stages.stored import STORED
 from wsseg_ray.storage import read_bytes
 from wsseg_ray.tables import IMAGES, PREDICTIONS, PredictionRow
 
@@ -44,11 +45,11 @@ def _run(job: Job, runner: Runner) -> int:
 def _work(job: Job) -> Work[PredictionRow]:
     views = job.recipe.prediction.model_dump()
     steps = (
-        Step(add_photo, PhotoRow),
+        Step(add_photo, SeenRow),
         Step(partial(Predictor, networks(job.recipe), None, views), ViewsRow, actor=True),
         Step(_finish, PredictionRow),
     )
-    return Work(PREDICTIONS, photo_rows, steps)
+    return Work(PREDICTIONS, seen_rows, steps)
 
 
 def _zipped(job: Job, name: str) -> bytes:
@@ -127,7 +128,7 @@ def _settings(recipe: Recipe) -> list[str]:
 
 STAGE = Stage(
     name="predict",
-    reads=("images", "segmenters"),
+    reads=("images", "segmenters", *STORED),
     writes=PREDICTIONS.folder,
     run=_run,
     settings=_settings,

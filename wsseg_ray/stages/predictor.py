@@ -15,11 +15,12 @@ from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.stage import Job
-from wsseg_ray.segmentation.inference import View, photo_views
+from wsseg_ray.segmentation.inference import View, photo_view
 from wsseg_ray.segmentation.networks import Network
-from wsseg_ray.stages.rows import PhotoRow
+from wsseg_ray.stages.rows import PhotoRow, SeenRow
 from wsseg_ray.stages.segmenters import trained
-from wsseg_ray.tables import array
+from wsseg_ray.stages.stored import columns_in, maps_of, segmenters_read
+from wsseg_ray.tables import IMAGES, array, schema
 
 
 @dataclass
@@ -50,8 +51,22 @@ def unpacked(row: ViewsRow) -> list[list[View]]:
     return found
 
 
+def seen_rows(job: Job, shard: str) -> list[SeenRow]:
+    """The photos of a shard, for `add_photo`, with their stored features where the networks read them."""
+    rows = job.run.read_good(job.table(IMAGES), shard)
+    table = segmenters_read(job.recipe)
+    stored = job.run.read_good(job.table(table), shard) if table else {}
+    return [SeenRow(**vars(row), **(columns_in(stored[i]) if i in stored else {})) for i, row in rows.items()]
+
+
 class Predictor:
-    """Trained networks on this actor's device, after a round of training or the last; `views`: see `photo_views`."""
+    """Trained networks on this actor's device, after a round of training or the last.
+
+    A view of a photo that is stored passes through the heads alone.
+
+    Arguments:
+        views: see `photo_views`.
+    """
 
     def __init__(self, networks: Sequence[Network], round_: int | None, views: dict[str, Any], job: Job) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,13 +75,34 @@ class Predictor:
             backbone = RememberingBackbone(self._networks[0].backbone)
             for network in self._networks:
                 network.backbone = backbone
-        self._views = views
+        self._scales, self._mirror = views.get("scales", [1.0]), views.get("mirror", False)
 
-    def __call__(self, row: PhotoRow) -> ViewsRow:
-        first = self._networks[0]
-        photo = normalise(row.photo, first.mean, first.std).to(self._device)
-        with mixed_precision(self._device):
-            return ViewsRow(**vars(row), **packed(photo_views(self._networks, photo, **self._views)))
+    def __call__(self, row: SeenRow) -> ViewsRow:
+        photo: torch.Tensor | None = None
+        found: list[list[View]] = [[] for _ in self._networks]
+        with mixed_precision(self._device), torch.no_grad():
+            for scale in self._scales:
+                for mirrored in (False, True)[: 1 + self._mirror]:
+                    stored = maps_of(row, (scale, mirrored)) if row.levels else None
+                    if stored is not None:
+                        views = self._of_stored(stored, row, scale, mirrored)
+                    else:
+                        photo = self._normalised(row) if photo is None else photo
+                        views = photo_view(self._networks, photo, scale, mirrored)
+                    for own, view in zip(found, views, strict=True):
+                        own.append(view)
+        return ViewsRow(**{name: getattr(row, name) for name in schema(PhotoRow).names}, **packed(found))
+
+    def _normalised(self, row: SeenRow) -> torch.Tensor:
+        return normalise(row.photo, self._networks[0].mean, self._networks[0].std).to(self._device)
+
+    def _of_stored(self, stored: dict[str, torch.Tensor], row: SeenRow, scale: float, mirrored: bool) -> list[View]:
+        """The logits of each network from the maps of a view."""
+        levels = {name: maps[None].to(self._device).float() for name, maps in stored.items()}
+        height, width = (max(1, round(side * scale)) for side in (row.height, row.width))
+        size = height, width
+        logits = (network.head({name: levels[name] for name in network.levels}) for network in self._networks)
+        return [View(own[0].float().cpu(), size, 0, mirrored) for own in logits]
 
 
 class RememberingBackbone(BaseBackbone):

@@ -17,9 +17,10 @@ from wsseg_ray.segmentation.inference import View, at_pixels
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.objectives.cam import activation_probabilities
 from wsseg_ray.stages.labels import bounded, enlarge, segment
-from wsseg_ray.stages.predictor import Predictor, ViewsRow, unpacked
-from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
+from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, unpacked
+from wsseg_ray.stages.rows import SeenRow, add_photo
 from wsseg_ray.stages.segmenters import folder, is_trained, of_round
+from wsseg_ray.stages.stored import STORED
 from wsseg_ray.tables import SUPERVISION, OwnLabelsRow, own_labels
 
 
@@ -39,11 +40,11 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
 
 def _of_networks(networks: Sequence[Network], round_: int) -> Work[OwnLabelsRow]:
     steps = (
-        Step(add_photo, PhotoRow),
+        Step(add_photo, SeenRow),
         Step(partial(Predictor, networks, round_ - 1, {}), ViewsRow, actor=True),
         Step(partial(_finish, networks, round_), OwnLabelsRow),
     )
-    return Work(own_labels(round_), photo_rows, steps)
+    return Work(own_labels(round_), seen_rows, steps)
 
 
 def _finish(networks: Sequence[Network], round_: int, job: Job, row: ViewsRow) -> OwnLabelsRow:
@@ -88,7 +89,7 @@ def stage(round_: int) -> Stage:
     """The stage of a round, counted from 1."""
     return Stage(
         name=f"relabel-{round_}",
-        reads=("images", "supervision", folder(round_ - 1)),
+        reads=("images", "supervision", folder(round_ - 1), *STORED),
         writes=own_labels(round_).folder,
         run=partial(_run, round_),
         # The labels of a training's own round follow the CRF; CAM's first ones do not.

@@ -13,7 +13,7 @@ from wsseg_ray.datasets.pixels import read_mask, read_photo
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.proposals.regions import RegionProposals, from_flat
 from wsseg_ray.storage import read_bytes
-from wsseg_ray.tables import IMAGES, ImageRow, ProposalRow, array, number, text
+from wsseg_ray.tables import IMAGES, FeatureRow, ImageRow, ProposalRow, array, number, text
 
 
 @dataclass
@@ -24,8 +24,13 @@ class PhotoRow(ImageRow):
 
 
 @dataclass
-class RegionsRow(ProposalRow):
-    """A row of `proposals` with what the network needs of the photo; of a val photo the regions are empty."""
+class SeenRow(PhotoRow, FeatureRow):
+    """A photo with its stored features, if any."""
+
+
+@dataclass
+class RegionsRow(ProposalRow, FeatureRow):
+    """A row of `proposals` with the photo, or its stored features; of a val photo the regions are empty."""
 
     uri: str = text("where the photo lies")
     split: str = text("train or val")
@@ -58,7 +63,7 @@ class HasMask(Protocol):
     width: int
 
 
-P = TypeVar("P", PhotoRow, RegionsRow)
+P = TypeVar("P", PhotoRow, SeenRow, RegionsRow)
 
 
 def add_photo(job: Job, row: P) -> P:

@@ -23,10 +23,18 @@ from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation.iou import mean_average_precision
 from wsseg_ray.hcp.reduction import fit_pca, project
-from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, pool_photo, score_proposals
+from wsseg_ray.hcp.scoring import (
+    choose_candidates,
+    flatten_candidates,
+    pool_photo,
+    pool_sources,
+    score_proposals,
+    score_source,
+)
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages.hcp import FOLDER, colours_of, loss_of, trained
 from wsseg_ray.stages.rows import RegionsRow, add_photo, regions_of
+from wsseg_ray.stages.stored import columns_in, hcp_reads, map_of
 from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, ScoreRow
 
 PCA = "pca.npz"
@@ -47,7 +55,12 @@ def _run(job: Job, runner: Runner) -> int:
 
 
 def _work(job: Job) -> Work[ScoreRow]:
-    return Work(SCORES, _rows, (Step(add_photo, RegionsRow), Step(Scorer, ScoreRow, actor=True)))
+    return Work(SCORES, _rows, (Step(_with_source, RegionsRow), Step(Scorer, ScoreRow, actor=True)))
+
+
+def _with_source(job: Job, row: RegionsRow) -> RegionsRow:
+    """The row with what the network reads: its stored features, or else the photo."""
+    return row if row.levels else add_photo(job, row)
 
 
 def _rows(job: Job, shard: str) -> list[RegionsRow]:
@@ -55,9 +68,13 @@ def _rows(job: Job, shard: str) -> list[RegionsRow]:
     about: dict[str, dict[str, Any]] = {
         image_id: {"uri": image.uri, "split": image.split, "labels": image.labels} for image_id, image in images.items()
     }
+    if features := hcp_reads(job.recipe):
+        seen = job.run.read_good(job.table(features), shard)
+        about = {i: {**known, **columns_in(seen[i])} for i, known in about.items() if i in seen}
     if shard.startswith("val"):
         return [RegionsRow(i, height=images[i].height, width=images[i].width, **known) for i, known in about.items()]
-    return [RegionsRow(**vars(row), **about[i]) for i, row in job.run.read_good(job.table(PROPOSALS), shard).items()]
+    proposals = job.run.read_good(job.table(PROPOSALS), shard)
+    return [RegionsRow(**vars(row), **about[i]) for i, row in proposals.items() if i in about]
 
 
 class Scorer:
@@ -96,29 +113,39 @@ class Scorer:
 
         Candidates are chosen before scores are rounded for storage: 0.50002 in half precision is 0.5.
         """
-        photo = normalise(row.photo, *self._colours)[0].to(self._device)
-        hcp = self._job.recipe.hcp
+        hcp, loss = self._job.recipe.hcp, loss_of(self._job.recipe)
         with mixed_precision(self._device):
-            all_scores, embedding = score_proposals(self._network, photo, regions, loss_of(self._job.recipe))
+            if row.levels:
+                all_scores, embedding = score_source(self._network, map_of(row).to(self._device).float(), regions, loss)
+            else:
+                all_scores, embedding = score_proposals(self._network, self._normalised(row), regions, loss)
         scores = all_scores.T[row.labels]
         return scores, *choose_candidates(scores, hcp.threshold, hcp.min_candidates), embedding
 
     @torch.no_grad()
     def _photo_logits(self, row: RegionsRow) -> np.ndarray:
         """(C,) float32 of the photo as the one hypothesis."""
-        photo = normalise(row.photo, *self._colours)[0].to(self._device)
+        network = self._network
         with mixed_precision(self._device):
-            return self._network.classify(self._network.embed(pool_photo(self._network, photo)))[0].cpu().numpy()
+            if row.levels:
+                (pooled,) = pool_sources(network, [map_of(row).to(self._device).float()], None)
+            else:
+                pooled = pool_photo(network, self._normalised(row))
+            return network.classify(network.embed(pooled))[0].cpu().numpy()
+
+    def _normalised(self, row: RegionsRow) -> torch.Tensor:
+        return normalise(row.photo, *self._colours)[0].to(self._device)
 
 
 def _fit_pca(job: Job) -> None:
     settings = job.recipe.refinement
-    photos = [(shard, i) for shard, ids in training.chosen(training.index(job, PROPOSALS)) for i in ids]
+    index = training.index(job, PROPOSALS, *([features] if (features := hcp_reads(job.recipe)) else []))
+    photos = [(shard, i) for shard, ids in training.chosen(index) for i in ids]
     wanted = {photos[i * len(photos) // settings.pca_photos] for i in range(settings.pca_photos)}
     scorer, sample = Scorer(job), []
     rng = np.random.default_rng(job.recipe.seed)
     for shard in sorted({shard for shard, _ in wanted}):
-        for row in (guard(partial(add_photo, job), RegionsRow, row) for row in _rows(job, shard)):
+        for row in (guard(partial(_with_source, job), RegionsRow, row) for row in _rows(job, shard)):
             if (shard, row.image_id) in wanted and isinstance(row, RegionsRow) and row.is_good:
                 _, chosen, _, embedding = scorer.candidates(row, regions_of(row))
                 candidates = np.unique(np.concatenate(chosen))
@@ -166,7 +193,7 @@ def _metrics(job: Job) -> dict[str, Any]:
 
 STAGE = Stage(
     name="score",
-    reads=("images", "proposals", FOLDER),
+    reads=("images", "proposals", "features", FOLDER),
     writes=SCORES.folder,
     run=_run,
     settings=lambda recipe: [

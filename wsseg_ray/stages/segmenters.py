@@ -85,7 +85,7 @@ def build(
     """A network with its first weights, and the names of the parameters that start at random.
 
     Arguments:
-        hcp: state of this run's HCP network, for `segmentation.weights: hcp`.
+        hcp: state of this run's HCP network, for `segmentation.weights: null`.
         start: state of START, for a rival that begins with it.
     Raises WeightsError where the weights cannot be used, RecipeError where the head does not fit the backbone.
     """
@@ -93,12 +93,12 @@ def build(
     torch.manual_seed(recipe.seed)
     network = create(recipe, classes)
     fresh = [name for name, _ in network.named_parameters()]
-    if settings.weights == "hcp":
+    if settings.weights is None:
         if hcp is not None:
             kept = {key: value for key, value in hcp.items() if key.startswith("backbone.")}
             network.load_state_dict(kept, strict=False)
             fresh = [name for name in fresh if name not in kept]
-    elif settings.weights is not None:
+    elif settings.weights != "random":
         _, fresh = load_weights(network, weights_source(settings.weights), settings.weights)
     if start is not None:
         network.load_state_dict(start)

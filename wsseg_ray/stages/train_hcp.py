@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import time
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.datasets import Listing
@@ -28,11 +29,12 @@ from wsseg_ray.hcp.dropout import mixed, number_photos
 from wsseg_ray.hcp.loss import Loss, hypothesis_max, label_targets, region_loss
 from wsseg_ray.hcp.mining import region_targets, sample_regions
 from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
-from wsseg_ray.hcp.scoring import choose_candidates, pool_photos, score_proposals
+from wsseg_ray.hcp.scoring import choose_candidates, pool_photos, pool_sources, score_proposals, score_source
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
 from wsseg_ray.stages.hcp import FOLDER, backbone_problems, build, cautions, colours_of, loss_of, read_log
 from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.stored import Kept, hcp_reads, map_of
 from wsseg_ray.storage import read_bytes
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import IMAGES, PROPOSALS
@@ -41,10 +43,10 @@ KEPT_BYTES = 2**30  # of pooled features, per worker
 
 
 class Entry(NamedTuple):
-    """A photo that trains: the photo, its labels, all its proposals, and those that train now."""
+    """A photo that trains: what the network reads of it, all its proposals, and those that train now."""
 
-    photo: np.ndarray
-    labels: np.ndarray
+    photo: np.ndarray | None  # (H, W, 3) uint8, where the backbone sees it now
+    stored: torch.Tensor | None  # (C, h, w), what the backbone saw, where that is stored
     regions: RegionProposals
     chosen: np.ndarray
 
@@ -61,7 +63,7 @@ def _run(job: Job, runner: Runner) -> int:
     """Train the network into `hcp/`, unless it is there; returns the photos seen over all epochs."""
     if job.run.exists(FOLDER, "log.json"):  # what a training that is done writes last
         return 0
-    photos = training.index(job, PROPOSALS)
+    photos = training.index(job, PROPOSALS, *([features] if (features := hcp_reads(job.recipe)) else []))
     total = sum(len(members) for _, members in photos) * sum(phase.epochs for phase in phases(job.recipe.hcp))
     runner.fit(job, STAGE, _loop, total, photos)
     return total
@@ -195,94 +197,123 @@ class HcpObjective(nn.Module):
 
 
 def _mirrored(entry: Entry) -> Entry:
+    assert entry.photo is not None
     regions = RegionProposals(entry.regions.superpixels[:, ::-1], entry.regions.membership)
     return entry._replace(photo=np.ascontiguousarray(entry.photo[:, ::-1]), regions=regions)
 
 
 class Feed:
-    """Photos as batches. A photo that cannot be read any more is an error: it could be, a stage ago."""
+    """Photos as batches. A photo that cannot be read any more is an error: it could be, a stage ago.
+
+    Where the backbone is frozen, a photo's regions are pooled once in a phase, from stored features or from the photo.
+    """
 
     def __init__(self, job: Job, network: HypothesisNetwork, device: torch.device) -> None:
         self._job, self._network, self._device = job, network, device
         self._colours, self._loss = colours_of(job.recipe.hcp.backbone), loss_of(job.recipe)
+        self._features = hcp_reads(job.recipe)
         self.waited = 0.0  # seconds, for photos to be read and decoded
         self._shard = lru_cache(maxsize=2 * training.WINDOW)(self._load)
+        self._labels_of = cache(self._read_labels)
         self._frozen = not any(parameter.requires_grad for parameter in network.backbone.parameters())
 
     def begin(self, phase: str, teacher: HypothesisNetwork | None) -> None:
         """What the next batches are about: `image`, `hypothesis`, or a region round with its teacher."""
         self._phase, self._teacher = phase, teacher
-        self._pooled: dict[str, torch.Tensor] = {}
+        self._pooled = Kept[torch.Tensor](KEPT_BYTES)
         self._mined: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._bytes = 0
 
     def batch(self, photos: list[tuple[str, str]], epoch: int) -> HcpBatch:
         """The batch of (shard, image_id) pairs.
 
         Where the backbone is trained a photo is mirrored every other time, as in the SGD procedure of [17].
         """
-        ids = [image_id for _, image_id in photos]
-        asked = time.monotonic()
-        entries = [self._shard(shard)[image_id] for shard, image_id in photos]
-        self.waited += time.monotonic() - asked
         seed, targets = self._job.recipe.seed, None
         if self._teacher is not None:
-            mined = [self._mine(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
-            entries = [entry._replace(chosen=rows) for entry, (rows, _) in zip(entries, mined, strict=True)]
-            targets = [torch.from_numpy(rows).to(self._device) for _, rows in mined]
-        labels = np.zeros((len(entries), len(self._job.classes)), bool)
-        for own, entry in zip(labels, entries, strict=True):
-            own[entry.labels] = True
-        numbers = [mixed(seed, photo_number(image_id), epoch) for image_id in ids]
+            mined = [self._mine(shard, image_id)[1] for shard, image_id in photos]
+            targets = [torch.from_numpy(rows).to(self._device) for rows in mined]
+        labels = np.zeros((len(photos), len(self._job.classes)), bool)
+        for own, (shard, image_id) in zip(labels, photos, strict=True):
+            own[self._labels_of(shard)[image_id]] = True
+        numbers = [mixed(seed, photo_number(image_id), epoch) for _, image_id in photos]
         if self._frozen:
-            pooled = [self._kept(image_id, entry) for image_id, entry in zip(ids, entries, strict=True)]
+            pooled = [self._pooled.get(image_id, partial(self._pool, shard, image_id)) for shard, image_id in photos]
             return HcpBatch(pooled, [], None, numbers, torch.from_numpy(labels), targets)
-        mirror = [np.random.default_rng([seed, photo_number(image_id), epoch]).integers(2) for image_id in ids]
+        mirror = [np.random.default_rng([seed, photo_number(image_id), epoch]).integers(2) for _, image_id in photos]
+        entries = [self._entry(shard, image_id) for shard, image_id in photos]
         shown = [_mirrored(row) if m else row for m, row in zip(mirror, entries, strict=True)]
-        return HcpBatch(None, *self._seen(shown), numbers, torch.from_numpy(labels), targets)
+        return HcpBatch(
+            None, [self._normalised(e) for e in shown], self._shown(shown), numbers, torch.from_numpy(labels), targets
+        )
 
-    def _mine(self, image_id: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    def _entry(self, shard: str, image_id: str) -> Entry:
+        """A photo, with the regions that train in this phase."""
+        asked = time.monotonic()
+        entry = self._shard(shard)[image_id]
+        self.waited += time.monotonic() - asked
+        return entry if self._teacher is None else entry._replace(chosen=self._mine(shard, image_id)[0])
+
+    def _mine(self, shard: str, image_id: str) -> tuple[np.ndarray, np.ndarray]:
         """The regions (n,) that this photo gives in this round, and their targets (n, C), the same in every epoch."""
         if image_id not in self._mined:
-            assert self._teacher is not None
-            hcp, classes = self._job.recipe.hcp, len(self._job.classes)
-            photo = normalise(entry.photo, *self._colours)[0].to(self._device)
-            scores = score_proposals(self._teacher, photo, entry.regions, self._loss)[0].T[entry.labels]
-            chosen, _ = choose_candidates(scores, hcp.threshold, hcp.min_candidates)
-            maps = localization_maps(entry.regions, chosen)
-            targets = region_targets(entry.regions, maps, entry.labels.tolist(), classes)
-            rng = np.random.default_rng([self._job.recipe.seed, photo_number(image_id)])
-            rows = sample_regions(targets, rng)
+            entry, labels = self._shard(shard)[image_id], self._labels_of(shard)[image_id]
+            targets = self._targets(entry, labels)
+            rows = sample_regions(targets, np.random.default_rng([self._job.recipe.seed, photo_number(image_id)]))
             if len(rows) == 0:  # nothing is known: the photo teaches nothing, but a batch needs a row
                 rows, targets = np.zeros(1, int), np.full_like(targets, -1)
             self._mined[image_id] = (rows, targets[rows])
         return self._mined[image_id]
 
-    def _kept(self, image_id: str, entry: Entry) -> torch.Tensor:
-        if image_id not in self._pooled:
-            with torch.no_grad():
-                pooled = pool_photos(self._network, *self._seen([entry]))[0].half().cpu()
-            if self._bytes > KEPT_BYTES:
-                return pooled
-            self._pooled[image_id] = pooled
-            self._bytes += pooled.nbytes
-        return self._pooled[image_id]
+    def _targets(self, entry: Entry, labels: np.ndarray) -> np.ndarray:
+        """The target (N, C) of every region, from the maps that the teacher gives."""
+        assert self._teacher is not None
+        hcp = self._job.recipe.hcp
+        if entry.stored is None:
+            found = score_proposals(self._teacher, self._normalised(entry), entry.regions, self._loss)
+        else:
+            found = score_source(self._teacher, entry.stored.to(self._device).float(), entry.regions, self._loss)
+        chosen, _ = choose_candidates(found[0].T[labels], hcp.threshold, hcp.min_candidates)
+        return region_targets(
+            entry.regions, localization_maps(entry.regions, chosen), labels.tolist(), len(self._job.classes)
+        )
 
-    def _seen(self, entries: list[Entry]) -> tuple[list[torch.Tensor], list[RegionProposals] | None]:
-        """What the network sees: the photos, and of each the chosen regions; None: the whole photo."""
-        photos = [normalise(entry.photo, *self._colours)[0].to(self._device) for entry in entries]
+    @torch.no_grad()
+    def _pool(self, shard: str, image_id: str) -> torch.Tensor:
+        """Pooled features of a photo's regions in this phase, half precision."""
+        entry = self._entry(shard, image_id)
+        if entry.stored is None:
+            found = pool_photos(self._network, [self._normalised(entry)], self._shown([entry]))
+        else:
+            found = pool_sources(self._network, [entry.stored.to(self._device).float()], self._shown([entry]))
+        return found[0].half().cpu()
+
+    def _normalised(self, entry: Entry) -> torch.Tensor:
+        assert entry.photo is not None
+        return normalise(entry.photo, *self._colours)[0].to(self._device)
+
+    def _shown(self, entries: list[Entry]) -> list[RegionProposals] | None:
+        """Of each photo the chosen regions; None: the whole photo."""
         if self._phase == "image":
-            return photos, None
-        return photos, [RegionProposals(e.regions.superpixels, e.regions.membership[e.chosen]) for e in entries]
+            return None
+        return [RegionProposals(e.regions.superpixels, e.regions.membership[e.chosen]) for e in entries]
 
     def _load(self, shard: str) -> dict[str, Entry]:
-        """Every photo of a shard, its labels, proposals and hypotheses."""
+        """Every photo of a shard, its proposals and hypotheses."""
         run, images = self._job.run, self._job.run.read_good(self._job.table(IMAGES), shard)
+        stored = run.read_good(self._job.table(self._features), shard) if self._features else {}
         loaded = {}
         for image_id, row in run.read_good(self._job.table(PROPOSALS), shard).items():
-            photo = read_photo(read_bytes(images[image_id].uri), self._job.recipe.dataset.max_side)
-            loaded[image_id] = Entry(photo, images[image_id].labels, regions_of(row), row.hypotheses)
+            photo = seen = None
+            if self._features and image_id in stored:  # else the backbone failed on it, and it does not train
+                seen = map_of(stored[image_id])
+            elif not self._features:
+                photo = read_photo(read_bytes(images[image_id].uri), self._job.recipe.dataset.max_side)
+            loaded[image_id] = Entry(photo, seen, regions_of(row), row.hypotheses)
         return loaded
+
+    def _read_labels(self, shard: str) -> dict[str, np.ndarray]:
+        images = self._job.run.read_good(self._job.table(IMAGES), shard, ["labels"])
+        return {image_id: row.labels for image_id, row in images.items()}
 
 
 def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
@@ -295,12 +326,13 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
         )
     if problems:
         return [Finding("hcp", False, problem, RecipeError(problem)) for problem in problems]
-    return [weights_finding("HCP", settings.weights, lambda: build(recipe, 1))]
+    named = BACKBONES.get(settings.backbone).weights
+    return [weights_finding("HCP", settings.weights, lambda: build(recipe, 1), named)]
 
 
 STAGE = Stage(
     name="train_hcp",
-    reads=("images", "proposals"),
+    reads=("images", "proposals", "features"),
     writes=FOLDER,
     run=_run,
     settings=lambda recipe: ["hcp", *(["hcp.threshold", "hcp.min_candidates"] if recipe.hcp.region_rounds else [])],

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine import training
@@ -44,6 +45,7 @@ from wsseg_ray.stages.segmenters import (
     of_round,
     read_log,
 )
+from wsseg_ray.stages.stored import STORED, segmenters_read
 from wsseg_ray.tables import SUPERVISION
 
 KEPT_BYTES = 2 * 2**30  # of a frozen backbone's feature maps, per worker
@@ -54,7 +56,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
     todo = [network for network in of_round(job.recipe, round_) if not is_trained(job, network, round_)]
     if not todo:
         return 0
-    photos = training.index(job, SUPERVISION)
+    photos = training.index(job, SUPERVISION, *([features] if (features := segmenters_read(job.recipe)) else []))
     if idle := [network.name for network in todo if not members(photos, network)]:
         raise RuntimeError(f"{idle[0]}: no training photo for it; leave it out of segmentation.networks")
     twins = _twins(job, todo) if round_ == 0 else {}
@@ -143,7 +145,7 @@ class _Training:
         job, settings = worker.job, worker.job.recipe.segmentation
         self._worker, self._about, self._round, self._spent = worker, network, round_, spent
         self._place = (folder(round_), network.name)
-        state = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights == "hcp" else None
+        state = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights is None else None
         start = None
         if round_ == 0 and begins_with_start(job.recipe, network):
             start = restore(job.run, folder(0), START.name, WEIGHTS)
@@ -286,7 +288,10 @@ class KeptFeatures:
         self._bytes = 0
 
     def features(self, network: SegmentationNetwork, batch: Batch) -> dict[str, torch.Tensor]:
-        """`network.features` of the photos; of a backbone that trains, always anew."""
+        """`network.features` of the photos, or what is stored of them; of a backbone that trains, always anew."""
+        if batch.photos is None:
+            assert batch.maps is not None
+            return {level: batch.maps[level] for level in network.levels}
         if any(parameter.requires_grad for parameter in network.backbone.parameters()):
             return network.features(normalise(batch.photos, network.mean, network.std))
         new = {number: place for place, number in enumerate(batch.numbers) if number not in self._kept}
@@ -310,7 +315,8 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
     if problems:
         return [Finding("segmentation", False, problem, RecipeError(problem)) for problem in problems]
     try:
-        return [weights_finding(settings.head, settings.weights, lambda: build(recipe, 1, None))]
+        named = BACKBONES.get(settings.backbone).weights
+        return [weights_finding(settings.head, settings.weights or "hcp", lambda: build(recipe, 1, None), named)]
     except RecipeError as error:
         return [Finding("segmentation", False, str(error), error)]
 
@@ -321,9 +327,9 @@ def stage(round_: int) -> Stage:
     first = round_ == 0
     return Stage(
         name=f"train_segmenter-{round_}" if round_ else "train_segmenter",
-        reads=("images", "proposals", "supervision", hcp.FOLDER)
+        reads=("images", "proposals", "supervision", hcp.FOLDER, *STORED)
         if first
-        else ("images", f"labels-{round_}", hcp.FOLDER),
+        else ("images", f"labels-{round_}", hcp.FOLDER, *STORED),
         writes=folder(round_),
         run=partial(_run, round_),
         settings=lambda recipe: ["segmentation"] if first else [],

@@ -1,0 +1,118 @@
+"""timm's models as a backbone. This file imports torch, the variants do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wsseg_ray.backbones.base import BaseBackbone, keep_statistics
+
+if TYPE_CHECKING:
+    from wsseg_ray.backbones.timm import Levels
+
+
+class TimmBackbone(BaseBackbone):
+    """Levels of a model of timm, whose cells lie side by side and cover the photo, whatever its size.
+
+    A photo is resized to the nearest whole number of cells. Then it is framed so that cells lie where they should:
+
+    - Models of patches (ViT, Swin, ConvNeXt): their cells lie side by side. The photo is filled up to the largest
+      stride, and the cells of the filling are cut off.
+    - Others (ResNet, EfficientNet): their convolutions overlap, and cell (i, j) is centred on pixel (stride i,
+      stride j) of a photo of stride k + 1 pixels. Half a cell is put before the photo, and the first cell is cut off:
+      so the next one is centred on the first cell of the photo.
+
+    `out` joins levels at the smallest stride among them. The channels of each level are divided by their root mean
+    square in each cell (the L2 norm, times the root of their number), so that no level outweighs another. BatchNorm
+    keeps the statistics of its weights in training, as is usual for batches of a few photos.
+
+    Arguments:
+        model: of timm, whole; layers behind the last level are cut off.
+        levels: that it gives.
+    """
+
+    def __init__(self, model: Any, levels: Levels) -> None:
+        super().__init__()
+        self.model: Any = model.to(memory_format=torch.channels_last)
+        self._levels = levels
+        self._ordered = [*([levels.low] if levels.low else []), *levels.joined]
+        self._has_patches = has_patches(model)
+        self.stride = min(level.stride for level in levels.joined)
+        self._largest = max(level.stride for level in levels.joined)
+        low = {"low": levels.low.channels} if levels.low else {}
+        self.channels = {**low, "out": sum(level.channels for level in levels.joined)}
+        model.prune_intermediate_layers([level.number for level in levels.joined], prune_norm=not levels.is_plain)
+
+    def forward(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), by level; h is H / stride, rounded."""
+        photos = fitted(photos, self.stride)
+        rows, columns = (side // self.stride for side in photos.shape[2:])
+        more = {"norm": True} if self._levels.is_plain else {}
+        indices = [level.number for level in self._ordered]
+        maps = self.model.forward_intermediates(
+            self._framed(photos), indices=indices, intermediates_only=True, output_fmt="NCHW", stop_early=True, **more
+        )
+        joined = self._joined(maps[-len(self._levels.joined) :])
+        first = 0 if self._has_patches else 1
+        found = {"out": joined[:, :, first : first + rows, first : first + columns]}
+        if self._levels.low:
+            low = unit_mean_square(maps[0])
+            if not self._has_patches:  # its cells lie half a cell off: the mean of two lies between them
+                low = functional.avg_pool2d(low, 2, stride=1)
+            found["low"] = low[:, :, first : first + 2 * rows, first : first + 2 * columns]
+        return found
+
+    def _framed(self, photos: torch.Tensor) -> torch.Tensor:
+        """The photos with a border of the mean colour, see the class."""
+        before = 0 if self._has_patches else self.stride // 2
+        sides = []
+        for side in reversed(photos.shape[2:]):
+            # What the last cell needs behind it, and then whole cells of the largest stride.
+            needed = side if self._has_patches else side + self.stride
+            size = -(-needed // self._largest) * self._largest + (not self._has_patches)
+            sides += [before, size - before - side]
+        return functional.pad(photos, sides) if any(sides) else photos
+
+    def _joined(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Levels as one map, at the size of the finest one."""
+        size = max(level.shape[2:] for level in maps)
+        parts = [unit_mean_square(level) for level in maps]
+        return torch.cat(
+            [
+                part
+                if part.shape[2:] == size
+                else functional.interpolate(part, size, mode="bilinear", align_corners=not self._has_patches)
+                for part in parts
+            ],
+            dim=1,
+        )
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            keep_statistics(self)
+        else:
+            super().train(False)
+        return self
+
+
+def fitted(photos: torch.Tensor, stride: int) -> torch.Tensor:
+    """Photos (B, 3, H, W), resized to the nearest whole number of cells in height and width; at least one."""
+    size = [max(1, round(side / stride)) * stride for side in photos.shape[2:]]
+    if list(photos.shape[2:]) == size:
+        return photos
+    return functional.interpolate(photos, size, mode="bilinear", antialias=True)
+
+
+def unit_mean_square(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (B, C, h, w), each cell divided by the root mean square of its channels."""
+    return functional.normalize(maps, dim=1) * maps.shape[1] ** 0.5
+
+
+def has_patches(model: nn.Module) -> bool:
+    """Whether a model's cells lie side by side: each strided convolution takes every pixel once."""
+    convolutions = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    return all(layer.kernel_size == layer.stride for layer in convolutions if max(layer.stride) > 1)

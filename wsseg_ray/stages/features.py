@@ -1,0 +1,160 @@
+"""Stages `features` and `features_segmenter`: a frozen backbone looks at every photo once, on actors (one per GPU).
+
+Tasks read, decode and resize photos to whole cells; actors do nothing but tensor work, on GPUs with all photos of a
+shard that have one size together; tasks write half precision. HCP reads `features`, and so do the segmentation networks
+that have the same backbone; others read `features_segmenter`.
+"""
+
+# ruff: noqa: RUF009 (a column is a dataclass field with its type)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.backbones.base import BaseBackbone
+from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.precision import mixed_precision
+from wsseg_ray.backbones.weights import Bare, load_weights
+from wsseg_ray.engine.checkpoints import restore, weights_source
+from wsseg_ray.engine.stage import Job, Stage, Step, Work
+from wsseg_ray.recipe import Recipe
+from wsseg_ray.segmentation.inference import scaled
+from wsseg_ray.stages import hcp
+from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
+from wsseg_ray.stages.stored import hcp_reads, levels_stored, packed, segmenters_read, views_stored
+from wsseg_ray.tables import FEATURES, SEGMENTER_FEATURES, FeatureRow, Table, array, number
+
+MANY = 2**23  # photo pixels that pass a GPU together: 64 photos of 400x300
+
+
+@dataclass
+class CellsRow(PhotoRow):
+    """A photo, and its copy of whole cells."""
+
+    rows: int = number("int32", "pixels")
+    columns: int = number("int32", "pixels")
+    whole: np.ndarray = array("uint8", ("rows", "columns", 3), "(h, w, 3) RGB, whole cells in height and width")
+
+
+def _work(table: Table[FeatureRow], job: Job) -> Work[FeatureRow]:
+    steps = (Step(partial(_whole_cells, table), CellsRow), Step(partial(Looker, table), FeatureRow, actor=True))
+    return Work(table, photo_rows, steps)
+
+
+def _section(recipe: Recipe, table: Table[FeatureRow]) -> Any:
+    return recipe.hcp if table == FEATURES else recipe.segmentation
+
+
+def _whole_cells(table: Table[FeatureRow], job: Job, row: PhotoRow) -> CellsRow:
+    """The photo, resized to the nearest whole number of cells: so more photos have the same size."""
+    photo = add_photo(job, row).photo
+    stride = BACKBONES.get(_section(job.recipe, table).backbone).stride or 1
+    rows, columns = (max(1, round(side / stride)) * stride for side in photo.shape[:2])
+    whole = photo
+    if photo.shape[:2] != (rows, columns):
+        whole = np.asarray(Image.fromarray(photo).resize((columns, rows), Image.Resampling.BILINEAR))
+    return CellsRow(**vars(row), rows=rows, columns=columns, whole=whole)
+
+
+class Looker:
+    """The frozen backbone on this actor's device."""
+
+    def __init__(self, table: Table[FeatureRow], job: Job) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._backbone = frozen_backbone(job, table).to(self._device)
+        self._levels, self._views = levels_stored(job.recipe, table), views_stored(job.recipe)
+        self._colours = hcp.colours_of(_section(job.recipe, table).backbone)
+        # On a CPU several photos at once take as long, and rounding would depend on which ones pass together.
+        self.many = self._many if self._device.type == "cuda" else None
+
+    def __call__(self, row: CellsRow) -> FeatureRow:
+        return self._look(row.whole[None])[0]
+
+    def _many(self, rows: Sequence[CellsRow]) -> list[FeatureRow]:
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.whole.shape, []).append(place)
+        found: dict[int, FeatureRow] = {}
+        for shape, own in places.items():
+            together = max(1, MANY // (shape[0] * shape[1]))
+            for start in range(0, len(own), together):
+                part = own[start : start + together]
+                found |= zip(part, self._look(np.stack([rows[place].whole for place in part])), strict=True)
+        return [found[place] for place in range(len(rows))]
+
+    @torch.no_grad()
+    def _look(self, photos: np.ndarray) -> list[FeatureRow]:
+        """Rows of photos (B, H, W, 3) of one size."""
+        shown = normalise(torch.tensor(photos, device=self._device), *self._colours)
+        seen = list(self._views_of(shown))
+        return [
+            packed((*view, {name: maps[place] for name, maps in levels.items()}) for *view, levels in seen)
+            for place in range(len(photos))
+        ]
+
+    def _views_of(self, photos: torch.Tensor) -> Iterator[tuple[float, bool, dict[str, torch.Tensor]]]:
+        for scale, mirrored in self._views:
+            seen = scaled(photos, scale)
+            with mixed_precision(self._device):
+                levels = self._backbone(seen.flip(3) if mirrored else seen)
+            yield scale, mirrored, {name: levels[name] for name in self._levels}
+
+
+def frozen_backbone(job: Job, table: Table[FeatureRow]) -> BaseBackbone:
+    """The backbone that looks at the photos of a table."""
+    settings = _section(job.recipe, table)
+    torch.manual_seed(job.recipe.seed)
+    network = Bare(BACKBONES.get(settings.backbone))
+    trained = table == SEGMENTER_FEATURES and settings.weights is None
+    if trained:  # HCP's, which was trained before this stage
+        state = restore(job.run, hcp.FOLDER, "network.pt")
+        assert state is not None
+        network.load_state_dict({key: value for key, value in state.items() if key.startswith("backbone.")})
+    elif settings.weights not in (None, "random"):
+        load_weights(network, weights_source(settings.weights), settings.weights)
+    network.requires_grad_(False)
+    return network.backbone.eval()
+
+
+def _also(table: Table[FeatureRow], job: Job) -> Any:
+    """The levels that are stored; and, of a backbone at random, the seed."""
+    random = _section(job.recipe, table).weights in (None, "random")
+    return [levels_stored(job.recipe, table), job.recipe.seed if random else None]
+
+
+STAGE = Stage(
+    name=FEATURES.folder,
+    reads=("images",),
+    writes=FEATURES.folder,
+    settings=lambda recipe: ["features", "hcp.backbone", "hcp.weights"],
+    also=partial(_also, FEATURES),
+    table=FEATURES,
+    work=partial(_work, FEATURES),
+    needed=lambda recipe: FEATURES in (hcp_reads(recipe), segmenters_read(recipe)),
+    workers=lambda recipe: "actors",
+    split="all",
+)
+SEGMENTER = Stage(
+    name=SEGMENTER_FEATURES.folder,
+    reads=("images", hcp.FOLDER),
+    writes=SEGMENTER_FEATURES.folder,
+    settings=lambda recipe: [
+        *([] if hcp_reads(recipe) else ["features"]),
+        "segmentation.backbone",
+        "segmentation.weights",
+    ],
+    also=partial(_also, SEGMENTER_FEATURES),
+    table=SEGMENTER_FEATURES,
+    work=partial(_work, SEGMENTER_FEATURES),
+    needed=lambda recipe: segmenters_read(recipe) == SEGMENTER_FEATURES,
+    workers=lambda recipe: "actors",
+    split="all",
+)
