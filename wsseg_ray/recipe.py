@@ -203,7 +203,7 @@ class SegmentationSection(Section):
     networks: list[NetworkName] = ["AN_A", "SN_A", "AN_B", "SN_B"]
     ablation: bool = False  # also train the networks without the refinement (Table 3)
     backbone: BackboneName = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]
-    head: HeadName = "deeplab_largefov"  # likewise
+    head: HeadName = "largefov"  # likewise
     weights: str | None = "auto"  # as hcp.weights, but null: the backbone of this run's HCP; `random`: at random
     freeze: Literal["none", "all"] | NonNegativeInt = "none"
     epochs: int = Field(15, ge=1)  # Sec. 4.2

@@ -44,7 +44,7 @@ def test_what_is_known_before_a_network_is_built_imports_no_torch(module, then):
     subprocess.run([sys.executable, "-c", LIGHT.format(module=module, then=then)], check=True)
 
 
-SHARED = {"base", "vgg", "weights", "photos", "precision", "torchvision_layers", "boxes", "layers"}
+SHARED = {"base", "vgg", "weights", "photos", "precision", "named", "torchvision_layers", "timm_layers", "boxes", "layers"}
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_backbone_and_a_pooling_of_the_users_own(own):
 
 
 def test_a_backbone_of_the_users_own_gets_a_segmentation_head(own):
-    network = SegmentationNetwork(f"{own}:STRIPES", "deeplab_largefov", 3).eval()
+    network = SegmentationNetwork(f"{own}:STRIPES", "largefov", 3).eval()
     assert network.stride == 4 and list(network.features(torch.rand(1, 3, 33, 33))) == ["out"]
     assert network(torch.rand(1, 3, 33, 33)).shape == (1, 3, 9, 9)
-    assert grid_size(f"{own}:STRIPES", "deeplab_largefov", 33) == 9
+    assert grid_size(f"{own}:STRIPES", "largefov", 33) == 9
     with pytest.raises(ValueError, match=r"'lraspp' needs the level 'low'.*has 'fine', 'out'"):
         SegmentationNetwork(f"{own}:STRIPES", "lraspp", 3)
     network.freeze("all")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.errors import WeightsError
 from wsseg_ray.hcp.network import HypothesisNetwork
@@ -91,7 +92,7 @@ def test_imagenet_without_a_network_says_the_way_out(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
     network = small(0)
-    network.imagenet = "vgg16"
+    network.named_weights = BACKBONES.get("vgg16").weights
     with pytest.raises(WeightsError, match=r"https://.*no route to host.*`null`"):
         load_weights(network, "imagenet")
 

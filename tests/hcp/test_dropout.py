@@ -62,7 +62,7 @@ def test_photo_layer_and_epoch_do_not_add_up_to_the_same_number():
 def test_gradients_of_parts_add_up_to_those_of_the_batch():
     """What two workers compute, each on its part, is what one computes; BatchNorm keeps its statistics."""
     torch.manual_seed(0)
-    network = SegmentationNetwork("small", "deeplab_largefov", 3)
+    network = SegmentationNetwork("small", "largefov", 3)
     network.head.dropout6.p = network.head.dropout7.p = 0.5
     network.train()
     for layer in network.modules():
@@ -93,7 +93,7 @@ def test_layers_differ():
 def test_a_compiled_network_drops_the_same():
     """The masks of a step are drawn anew, not compiled in; `eager` needs no compiler."""
     torch.manual_seed(0)
-    network = SegmentationNetwork("small", "deeplab_largefov", 3)
+    network = SegmentationNetwork("small", "largefov", 3)
     network.head.dropout6.p = network.head.dropout7.p = 0.5
     network.eval()
     features = network.features(torch.rand(2, 3, 33, 33))

@@ -44,7 +44,7 @@ def test_small_shapes(pooling):
     assert embedding.shape == (2, network.embedding_dims) == (2, 128)
     assert (embedding >= 0).all() and torch.equal(embedding, network.embed(pooled))
     assert network.classify(embedding).shape == (2, 5)
-    assert (network.stride, network.grid, network.crop, network.imagenet) == (4, 3, 96, None)
+    assert (network.stride, network.grid, network.crop, network.named_weights) == (4, 3, 96, {})
 
 
 def test_a_backbone_for_segmentation_alone_is_refused():

@@ -22,7 +22,7 @@ SIZES = [(33, 65), (40, 57), (10, 7), (1, 4), (5, 5)]  # stride k + 1 or not
 class Compass(nn.Module):
     """Each cell says where it lies: row and column of its pixel."""
 
-    stride = 4
+    stride, centred = 4, True
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
         rows, columns = (torch.arange(0, side, self.stride).float() for side in photos.shape[2:])
@@ -32,7 +32,7 @@ class Compass(nn.Module):
 @pytest.fixture(scope="module")
 def small() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return SegmentationNetwork("small", "deeplab_largefov", 3).eval()
+    return SegmentationNetwork("small", "largefov", 3).eval()
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -113,7 +113,7 @@ def test_networks_see_the_same_tensor_in_turn(small):
 @pytest.mark.parametrize("size", [(96, 96), (97, 64), (61, 130), (193, 99), (5, 65), (65, 65)])
 def test_tiles_are_the_whole(size):
     torch.manual_seed(0)
-    network = SegmentationNetwork("small", "deeplab_largefov", 3).eval()
+    network = SegmentationNetwork("small", "largefov", 3).eval()
     photo = torch.rand(1, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(tiled_logits(network, photo, tile=32, halo=40), network(photo), rtol=1e-4, atol=1e-5)
@@ -121,7 +121,7 @@ def test_tiles_are_the_whole(size):
 
 def test_the_halo_covers_what_a_cell_of_largefov_sees():
     """The gradient of a cell reaches no farther than the halo."""
-    network = SegmentationNetwork("vgg16", "deeplab_largefov", 2).eval()
+    network = SegmentationNetwork("vgg16", "largefov", 2).eval()
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.constant_(layer.weight, 1e-3)

@@ -14,13 +14,13 @@ from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
 
 RESNET50, MOBILENET = "torchvision:resnet50", "torchvision:mobilenet_v3_large"
 PAIRS = [
-    ("vgg16", "deeplab_largefov", 8),
-    ("small", "deeplab_largefov", 4),
+    ("vgg16", "largefov", 8),
+    ("small", "largefov", 4),
     ("small", "fcn", 4),
     ("vgg16", "deeplabv3", 8),
     (RESNET50, "deeplabv3", 8),
     ("torchvision:resnet101", "fcn", 8),
-    (RESNET50, "deeplab_largefov", 8),
+    (RESNET50, "largefov", 8),
     (MOBILENET, "deeplabv3", 16),
     (MOBILENET, "lraspp", 8),
 ]
@@ -52,7 +52,7 @@ def test_any_backbone_with_any_head_keeps_the_contract(backbone, head, stride):
 def test_a_backbone_without_the_level_is_refused(backbone):
     with pytest.raises(ValueError, match=f"'lraspp' needs the level 'low' of a backbone, and '{backbone}' has 'out'"):
         SegmentationNetwork(backbone, "lraspp", 2)
-    with pytest.raises(ValueError, match="no segmentation head 'crf'; there are deeplab_largefov, "):
+    with pytest.raises(ValueError, match="no segmentation head 'crf'; there are largefov, "):
         SegmentationNetwork(backbone, "crf", 2)
 
 
@@ -112,7 +112,7 @@ def test_imagenet_asks_torchvision_for_the_right_classifier(monkeypatch):
         raise KeyError("no download in a test")
 
     monkeypatch.setattr("torchvision.models.get_model_weights", weights)
-    for backbone, head in (("torchvision:resnet101", "fcn"), (MOBILENET, "lraspp"), ("vgg16", "deeplab_largefov")):
+    for backbone, head in (("torchvision:resnet101", "fcn"), (MOBILENET, "lraspp"), ("vgg16", "largefov")):
         with torch.device("meta"):
             network = SegmentationNetwork(backbone, head, 2)
         with pytest.raises(KeyError):
@@ -124,7 +124,7 @@ def test_fc6_of_vgg16_is_left_out_where_the_head_has_no_use_for_it():
     with torch.device("meta"):
         fc = torch.empty(4096, 25088), torch.empty(4096), torch.empty(4096, 4096), torch.empty(4096)
         assert SegmentationNetwork("vgg16", "fcn", 2).convert_fc(*fc) == {}
-        found = SegmentationNetwork("vgg16", "deeplab_largefov", 2).convert_fc(*fc)
+        found = SegmentationNetwork("vgg16", "largefov", 2).convert_fc(*fc)
     assert list(found) == [f"head.{layer}.{kind}" for layer in ("fc6", "fc7") for kind in ("weight", "bias")]
 
 
@@ -135,7 +135,7 @@ def test_freezing():
     assert all(parameter.requires_grad for parameter in network.head.parameters())
     with pytest.raises(ValueError, match="none or all"):
         network.freeze(3)
-    small = SegmentationNetwork("small", "deeplab_largefov", 2)
+    small = SegmentationNetwork("small", "largefov", 2)
     small.freeze(2)
     convs = [layer for layer in small.backbone if isinstance(layer, nn.Conv2d)]
     assert [conv.weight.requires_grad for conv in convs] == [False, False, True, True, True]
@@ -143,7 +143,7 @@ def test_freezing():
 
 def test_parameter_groups():
     torch.manual_seed(0)
-    small = SegmentationNetwork("small", "deeplab_largefov", 4)
+    small = SegmentationNetwork("small", "largefov", 4)
     small.freeze(4)
     groups = parameter_groups(small, 0.1, ["head.fc7.weight", "head.fc7.bias"])
     names = {id(parameter): name for name, parameter in small.named_parameters()}
@@ -157,7 +157,7 @@ def test_parameter_groups():
     torch.optim.SGD(groups, momentum=0.9)
 
 
-@pytest.mark.parametrize(("backbone", "head"), [("small", "deeplab_largefov"), (MOBILENET, "lraspp")])
+@pytest.mark.parametrize(("backbone", "head"), [("small", "largefov"), (MOBILENET, "lraspp")])
 def test_a_network_can_be_traced(backbone, head):
     torch.manual_seed(0)
     network, photos = SegmentationNetwork(backbone, head, 3).eval(), torch.rand(2, 3, 33, 49)
@@ -169,7 +169,7 @@ def test_a_network_can_be_traced(backbone, head):
 def test_a_network_is_compiled_in_place():
     """So the names of its tensors stay, which `torch.compile(network.head)` would change."""
     torch.manual_seed(0)
-    network, photos = SegmentationNetwork("small", "deeplab_largefov", 3).eval(), torch.rand(1, 3, 33, 33)
+    network, photos = SegmentationNetwork("small", "largefov", 3).eval(), torch.rand(1, 3, 33, 33)
     names = list(network.state_dict())
     with torch.no_grad():
         expected = network(photos)

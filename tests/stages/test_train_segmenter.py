@@ -157,7 +157,7 @@ def test_gradients_of_two_workers_add_up_to_those_of_one(name):
 
     def gradients(parts):
         torch.manual_seed(0)
-        network = SegmentationNetwork("small", "deeplab_largefov", 3).train()
+        network = SegmentationNetwork("small", "largefov", 3).train()
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.eval()
@@ -175,7 +175,7 @@ def test_gradients_of_two_workers_add_up_to_those_of_one(name):
 
 
 def test_a_frozen_backbone_looks_at_a_crop_once():
-    network = SegmentationNetwork("small", "deeplab_largefov", 3).eval()
+    network = SegmentationNetwork("small", "largefov", 3).eval()
     network.freeze("all")
     seen: list[int] = []
     network.backbone.register_forward_hook(lambda module, given, found: seen.append(len(given[0])))

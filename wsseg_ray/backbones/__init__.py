@@ -38,12 +38,13 @@ class Backbone:
             the maps that HCP reads.
         mean, std: what photos in 0..1 are normalised by, RGB.
         weights: weights that a recipe can name, the default first; empty: there are none but the user's files.
+        has_fc: whether those of ImageNet have VGG-16's fc6 and fc7, which heads can take over.
         conv_layers: how many layers can be frozen one after the other; None: only none or all of them.
         hidden: width of fc6 and fc7 of the classifier of regions.
-        dropout: behind each fully connected layer, of `deeplab_largefov` too.
+        dropout: behind each fully connected layer, of `largefov` too.
         grid: cells a side of a pooled box.
         crop: pixels a side of a warped box.
-        dense_hidden, dense_dilation: width and dilation of `deeplab_largefov`'s fc6.
+        dense_hidden, dense_dilation: width and dilation of `largefov`'s fc6.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Backbone:
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     weights: Mapping[str, NamedWeights] = field(default_factory=dict)
+    has_fc: bool = False
     conv_layers: int | None = None
     hidden: int = 1024
     dropout: float = 0.5

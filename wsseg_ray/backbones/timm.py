@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PACKAGED = "tf_efficientnet_lite2"  # the model whose weights come as a Python package
 HIDDEN = 512  # of the classifier of regions: a random fc6 and fc7 of 4,096 took ten times as long and were no better
-FIELD = 96  # photo pixels that `deeplab_largefov`'s fc6 is dilated by, as on VGG-16
+FIELD = 96  # photo pixels that `largefov`'s fc6 is dilated by, as on VGG-16
 # Arguments that let a model take photos of any size; a model that knows none of them takes any size as it is.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 

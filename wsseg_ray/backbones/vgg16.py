@@ -25,6 +25,7 @@ VGG16 = Backbone(
     stride=16,
     dense_strides={"out": 8},
     weights={"imagenet": torchvision_weights("vgg16")},
+    has_fc=True,
     conv_layers=13,
     hidden=4096,
     dropout=0.5,

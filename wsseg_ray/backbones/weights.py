@@ -54,8 +54,8 @@ def load_weights(
     files have it), of which the backbone alone is taken. Half precision becomes float32.
 
     Arguments:
-        network: has a `backbone`, and `named_weights`, its variant's `weights`. It may have `convert_fc`, which turns
-            VGG-16's fc6 and fc7 into parameters of this network. A head of another width starts at random.
+        network: has a `backbone`, and `named_weights`, its variant's `weights`. Where it `has_fc`, its `convert_fc`
+            turns VGG-16's fc6 and fc7 into parameters of this network. A head of another width starts at random.
         source: a path, the bytes of a file (PyTorch's or safetensors), one of the names in `named_weights`, or `auto`:
             the first of them.
         name: what messages call the source; default: its path.
@@ -109,7 +109,7 @@ def _fully_connected(
 ) -> dict[str, torch.Tensor]:
     """fc6 and fc7 of a full VGG-16 as the network's parameters; none where it has no use for them."""
     convert = getattr(network, "convert_fc", None)
-    if convert is None or not state.keys() >= VGG16_FC.keys():
+    if convert is None or not network.has_fc or not state.keys() >= VGG16_FC.keys():
         return {}
     for key, shape in VGG16_FC.items():
         _check_shape(name, key, state[key], shape)

@@ -69,7 +69,7 @@ class HypothesisNetwork(nn.Module):
 
     Attributes: `backbone` and `head` (modules), `pooling` (the variant), `stride` (photo pixels per feature cell),
     `grid` (cells per side of a pooled box), `crop` (pixels per side of a warped box), `embedding_dims`, `mean` and
-    `std` (to normalise photos), `named_weights` (the variant's `weights`).
+    `std` (to normalise photos), `named_weights` and `has_fc` (the variant's).
 
     Raises ValueError where a name is not known, or the backbone cannot be used for regions.
     """
@@ -79,7 +79,8 @@ class HypothesisNetwork(nn.Module):
         variant = BACKBONES.get(backbone)
         self.pooling = POOLINGS.get(pooling)
         self.embedding_dims = variant.hidden
-        self.mean, self.std, self.named_weights = variant.mean, variant.std, variant.weights
+        self.mean, self.std = variant.mean, variant.std
+        self.named_weights, self.has_fc = variant.weights, variant.has_fc
         self.backbone = variant.build(False)
         assert variant.stride is not None  # `build` raises for a backbone that cannot be used for regions
         self.stride, self.grid, self.crop = variant.stride, variant.grid, variant.crop

@@ -29,7 +29,7 @@ class SegmentationNetwork(nn.Module):
 
     Attributes: `backbone` (can be loaded and frozen) and `head` (modules), `levels` (of the backbone, that the head
     needs), `stride`, `centred` (the kind of cells, see `grid`), `mean` and `std` (to normalise photos), `named_weights`
-    (the variant's `weights`).
+    and `has_fc` (the variant's).
 
     Raises ValueError where a name is not known, or the backbone lacks a level that the head needs.
     """
@@ -39,7 +39,8 @@ class SegmentationNetwork(nn.Module):
         self.stride = cell_stride(backbone, head)
         variant, kind = BACKBONES.get(backbone), HEADS.get(head)
         self.centred, self.levels = variant.centred, kind.levels
-        self.mean, self.std, self.named_weights = variant.mean, variant.std, variant.weights
+        self.mean, self.std = variant.mean, variant.std
+        self.named_weights, self.has_fc = variant.weights, variant.has_fc
         self.backbone = variant.build(True)
         self.head = kind.build(variant, self.backbone.channels, classes_with_background)
         dropouts_by_photo(self)

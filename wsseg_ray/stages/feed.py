@@ -56,7 +56,7 @@ class Batch(NamedTuple):
     """The photos of a step, on the trainer's device: their crops, or the stored features of whole photos."""
 
     photos: torch.Tensor | None  # (b, crop, crop, 3) uint8
-    maps: dict[str, torch.Tensor] | None  # (b, C, h, w) by level; zeros around photos with fewer cells than others
+    maps: list[dict[str, torch.Tensor]] | None  # (C, h, w) of each photo by level, half precision
     targets: torch.Tensor  # (b, K, h, w) float32, see `_target`
     numbers: list[int]  # of each crop, 0..2^62: equal crops, equal numbers
 
@@ -215,13 +215,12 @@ class StoredFeed:
         """The photos of a step."""
         samples = [self._sample(step, *member) for member in zip(step.shards, step.photos, strict=True)]
         if not samples:
-            return Batch(None, {}, torch.zeros((0, 1, 1, 1)), [])
+            return Batch(None, [], torch.zeros((0, 1, 1, 1)), [])
         maps, targets, numbers = zip(*samples, strict=True)
-        levels = {name: _together([own[name] for own in maps]).to(self._device).float() for name in maps[0]}
         # What lies outside a photo must not count: class 255, or no probability of any class.
         outside = IGNORE if targets[0].shape[0] == 1 else 0
-        shown = _together([torch.from_numpy(target) for target in targets], outside)
-        return Batch(None, levels, shown.to(self._device), list(numbers))
+        shown = together([torch.from_numpy(target) for target in targets], outside)
+        return Batch(None, list(maps), shown.to(self._device), list(numbers))
 
     def _sample(self, step: SgdStep, shard: str, image_id: str) -> tuple[dict[str, torch.Tensor], np.ndarray, int]:
         """Maps (C, h, w) by level, the target (K, h, w), and the number of a photo or its mirror."""
@@ -248,7 +247,7 @@ class StoredFeed:
         return self._job.run.read_good(self._job.table(self._table), shard)
 
 
-def _together(maps: Sequence[torch.Tensor], outside: float = 0) -> torch.Tensor:
+def together(maps: Sequence[torch.Tensor], outside: float = 0) -> torch.Tensor:
     """Maps (C, h, w) of unlike sizes as one tensor, filled up at the bottom and on the right."""
     height, width = (max(own.shape[axis] for own in maps) for axis in (1, 2))
     found = maps[0].new_full((len(maps), maps[0].shape[0], height, width), outside)

@@ -8,7 +8,7 @@ every network but the ceiling learns again, in a stage of its own per round, fro
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import groupby
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
 from wsseg_ray.segmentation.networks import START, Network
 from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.stages import hcp
-from wsseg_ray.stages.feed import Batch, SgdStep, stream, target_kind
+from wsseg_ray.stages.feed import Batch, SgdStep, stream, target_kind, together
 from wsseg_ray.stages.segmenters import (
     WEIGHTS,
     begins_with_start,
@@ -263,14 +263,34 @@ class SegmentationObjective(nn.Module):
         if shown is None:
             return training.nothing(self)
         targets = shown.batch.targets
-        number_photos(self.network, shown.dropout)
-        logits = self.network.head(self._kept.features(self.network, shown.batch)).float()
+        if shown.batch.maps is not None:
+            logits = self._of_stored(shown.batch.maps, shown.dropout, targets.device)
+        else:
+            number_photos(self.network, shown.dropout)
+            logits = self.network.head(self._kept.features(self.network, shown.batch)).float()
         if self._kind == "labels":
             losses = [self._of_labels(*pair) for pair in zip(logits, targets, strict=True)]
             return torch.stack(losses).mean()
         if self._kind == "maps":
             return soft_cross_entropy(logits, targets)
         return hard_cross_entropy(logits, targets[:, 0].long())
+
+    def _of_stored(
+        self, maps: Sequence[dict[str, torch.Tensor]], dropout: Sequence[int], device: torch.device
+    ) -> torch.Tensor:
+        """Logits (b, C, h, w) of stored features; photos of one size pass together, and 0 lies around smaller ones."""
+        sizes: dict[torch.Size, list[int]] = {}
+        for place, levels in enumerate(maps):
+            sizes.setdefault(levels[self.network.levels[0]].shape, []).append(place)
+        found: dict[int, torch.Tensor] = {}
+        for own in sizes.values():
+            number_photos(self.network, [dropout[place] for place in own])
+            shown = {
+                level: torch.stack([maps[place][level] for place in own]).to(device).float()
+                for level in self.network.levels
+            }
+            found |= zip(own, self.network.head(shown).float(), strict=True)
+        return together([found[place] for place in range(len(maps))])
 
     def _of_labels(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The objective's loss of one photo: of the cells inside the photo, and of the channels that it has."""
@@ -288,10 +308,8 @@ class KeptFeatures:
         self._bytes = 0
 
     def features(self, network: SegmentationNetwork, batch: Batch) -> dict[str, torch.Tensor]:
-        """`network.features` of the photos, or what is stored of them; of a backbone that trains, always anew."""
-        if batch.photos is None:
-            assert batch.maps is not None
-            return {level: batch.maps[level] for level in network.levels}
+        """`network.features` of the photos; of a backbone that trains, always anew."""
+        assert batch.photos is not None
         if any(parameter.requires_grad for parameter in network.backbone.parameters()):
             return network.features(normalise(batch.photos, network.mean, network.std))
         new = {number: place for place, number in enumerate(batch.numbers) if number not in self._kept}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from wsseg_ray.hcp.pooling import MapPooling
-from wsseg_ray.hcp.pooling.segment import mean_features, mean_of_all, summed_fc6, superpixel_weights
+from wsseg_ray.hcp.pooling.segment import mean_of_all, summed_fc6, superpixel_weights, weighted_sums
 from wsseg_ray.proposals.regions import RegionProposals
 
 
@@ -17,16 +17,18 @@ def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.T
     idea is ContextLocNet's contrast (Kantorov et al., ECCV 2016), on regions. A region that is the whole photo has no
     surroundings: its difference is zero.
 
-    Arguments: see `pool_segments`; costs its product twice.
+    Arguments and costs: see `pool_segments`. The sum over the rest is that over the photo, minus that over the region.
     Returns (N, 2 C) float32: means, then differences; gradients flow to the feature map.
     """
     cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
-    sums, areas = (regions.membership @ cells).toarray(), regions.region_areas
-    rest = regions.areas.sum() - areas
-    inside = mean_features(feature_map, sums, areas)
-    outside = mean_features(feature_map, cells.sum(axis=0) - sums, np.maximum(rest, 1))
-    alone = torch.from_numpy(rest == 0).to(inside.device)
-    return torch.cat([inside, (inside - outside).masked_fill(alone[:, None], 0)], dim=1)
+    weights = np.vstack([(regions.membership @ cells).toarray(), cells.sum(axis=0)])
+    sums = weighted_sums(feature_map, weights)
+    inside, whole = sums[:-1], sums[-1:]
+    areas = torch.from_numpy(regions.region_areas.astype(np.float32)).to(inside.device)[:, None]
+    rest = float(regions.superpixels.size) - areas
+    mean = inside / areas
+    difference = mean - (whole - inside) / rest.clamp(min=1)
+    return torch.cat([mean, difference.masked_fill(rest < 0.5, 0)], dim=1)
 
 
 def whole_in_context(maps: torch.Tensor) -> torch.Tensor:

@@ -20,15 +20,18 @@ def superpixel_weights(superpixels: np.ndarray, h: int, w: int) -> sparse.csr_ar
 
     Arguments:
         superpixels: (H, W) integers 0..S-1.
-    Returns (S, h*w) float32. Costs 15 ms at 500x375.
+    Returns (S, h*w) float32. Costs 4 H W additions: 6 ms at 400x300.
     """
     height, width = superpixels.shape
-    bilinear = sparse.kron(_bilinear(height, h), _bilinear(width, w), format="csr")
-    labels = superpixels.ravel()
-    ends = np.cumsum(np.bincount(labels))
-    pixels = np.argsort(labels, kind="stable")
-    sums = sparse.csr_array((np.ones(labels.size), pixels, np.concatenate([[0], ends])), shape=(len(ends), labels.size))
-    return (sums @ bilinear).astype(np.float32)
+    (top, low), (left, right) = _bilinear(height, h), _bilinear(width, w)
+    labels = superpixels.astype(np.int64) * (h * w)
+    count = int(superpixels.max()) + 1
+    sums = np.zeros(count * h * w)
+    for rows, row_share in (top, low):
+        for columns, column_share in (left, right):
+            cells = labels + (rows[:, None] * w + columns)
+            sums += np.bincount(cells.ravel(), np.outer(row_share, column_share).ravel(), len(sums))
+    return sparse.csr_array(sums.reshape(count, h * w).astype(np.float32))
 
 
 def pool_segments(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
@@ -42,20 +45,20 @@ def pool_segments(feature_map: torch.Tensor, regions: RegionProposals) -> torch.
     Returns (N, C) float32; gradients flow to the feature map.
     """
     cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
-    return mean_features(feature_map, (regions.membership @ cells).toarray(), regions.region_areas)
+    sums = (regions.membership @ cells).toarray()
+    return weighted_sums(feature_map, np.divide(sums, regions.region_areas[:, None], dtype=np.float32))
 
 
-def mean_features(feature_map: torch.Tensor, sums: np.ndarray, areas: np.ndarray) -> torch.Tensor:
-    """Mean features (N, C) of N regions.
+def weighted_sums(feature_map: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
+    """Sums of features (N, C), cell by cell times weights.
 
     Arguments:
         feature_map: (C, h, w).
-        sums: (N, h*w), how much each cell contributes to the sum over each region.
-        areas: (N,), pixels of each region.
+        weights: (N, h*w).
     """
-    weights = torch.from_numpy(np.divide(sums, areas[:, None], dtype=np.float32)).to(feature_map.device)
+    shares = torch.from_numpy(weights.astype(np.float32, copy=False)).to(feature_map.device)
     with full_precision(feature_map.device):  # with bfloat16 weights a mean is wrong by up to 0.4 %
-        return weights @ feature_map.float().flatten(1).T
+        return shares @ feature_map.float().flatten(1).T
 
 
 def mean_of_all(maps: torch.Tensor) -> torch.Tensor:
@@ -68,14 +71,15 @@ def summed_fc6(weight: torch.Tensor) -> torch.Tensor:
     return weight.unflatten(1, (-1, 7 * 7)).sum(dim=2)
 
 
-def _bilinear(pixels: int, cells: int) -> sparse.csr_array:
-    """Bilinear weights along one axis, (pixels, cells): half-pixel centres, the outer cells extended to the edge."""
+def _bilinear(pixels: int, cells: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The cell before each pixel of an axis with its share, and the cell behind it with its share, (pixels,) each.
+
+    Half-pixel centres; the outer cells are extended to the edge.
+    """
     position = np.maximum((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0)
     low = position.astype(np.int64)
     high = np.minimum(low + 1, cells - 1)
-    rows = np.tile(np.arange(pixels), 2)
-    share = np.concatenate([1 - (position - low), position - low])
-    return sparse.csr_array((share, (rows, np.concatenate([low, high]))), shape=(pixels, cells))
+    return (low, 1 - (position - low)), (high, position - low)
 
 
 SEGMENT = MapPooling(pool_segments, pool_whole=mean_of_all, fc6=summed_fc6)

@@ -41,7 +41,11 @@ class Head:
 HEADS: Registry[Head] = Registry(
     "segmentation head",
     {
-        "deeplab_largefov": "wsseg_ray.segmentation.heads.deeplab_largefov:DEEPLAB_LARGEFOV",
+        "largefov": "wsseg_ray.segmentation.heads.largefov:LARGEFOV",
+        "linear": "wsseg_ray.segmentation.heads.linear:LINEAR",
+        "mlp": "wsseg_ray.segmentation.heads.mlp:MLP",
+        "aspp": "wsseg_ray.segmentation.heads.aspp:ASPP",
+        "decoder": "wsseg_ray.segmentation.heads.decoder:DECODER",
         "deeplabv3": "wsseg_ray.segmentation.heads.deeplabv3:DEEPLABV3",
         "fcn": "wsseg_ray.segmentation.heads.fcn:FCN",
         "lraspp": "wsseg_ray.segmentation.heads.lraspp:LRASPP",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -9,6 +11,8 @@ from torch.nn import functional
 from wsseg_ray.backbones.base import keep_statistics
 from wsseg_ray.backbones.weights import initialise
 from wsseg_ray.hcp.dropout import PhotoDropout
+
+LOW_WIDTH = 48  # channels of a finer level beside those of `out`, as in DeepLabv3+
 
 
 class LargeFOV(nn.Module):
@@ -52,6 +56,96 @@ class LargeFOV(nn.Module):
             "fc7.weight": fc7_weight[::4, ::4, None, None],
             "fc7.bias": fc7_bias[::4],
         }
+
+
+class Cells(nn.Module):
+    """A classifier that sees each cell alone: hidden layers of 1x1, and the last layer.
+
+    Arguments:
+        channels: of the feature map.
+        hidden: width of each hidden layer.
+        dropout: after each.
+        classes_with_background: channels of the output; 0 is background.
+    """
+
+    def __init__(self, channels: int, hidden: Sequence[int], dropout: float, classes_with_background: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), PhotoDropout(dropout)]
+            channels = width
+        self.hidden = nn.Sequential(*layers)
+        self.classifier = nn.Conv2d(channels, classes_with_background, 1)
+        initialise(self.hidden)
+
+    def forward(self, levels: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, classes, h, w) of the map `out` (B, C, h, w)."""
+        return self.classifier(self.hidden(levels["out"]))
+
+
+class Surroundings(nn.Module):
+    """Each cell with its surroundings: a 1x1 layer makes the map narrow, then 3x3 layers look near, far, and farther.
+
+    Arguments:
+        channels: of the feature map.
+        width: of all layers.
+        dilation: of the farthest layer; the others have a half and a quarter of it, at least 1.
+        dropout: after the sum of the layers.
+    """
+
+    def __init__(self, channels: int, width: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.narrow = nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True))
+        dilations = [max(1, dilation // share) for share in (4, 2, 1)]
+        self.around = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in dilations)
+        self.photo = nn.Conv2d(width, width, 1)
+        self.dropout = PhotoDropout(dropout)
+        initialise(self)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """(B, width, h, w), not negative, of a map (B, C, h, w)."""
+        narrow = self.narrow(maps)
+        photo = self.photo(narrow.mean(dim=(2, 3), keepdim=True))
+        parts = sum((layer(narrow) for layer in self.around), photo) / (len(self.around) + 1) ** 0.5
+        return self.dropout(functional.relu(parts))
+
+
+class Pyramid(nn.Module):
+    """A classifier of cells by their surroundings. Arguments: see `Surroundings`."""
+
+    def __init__(self, channels: int, width: int, dilation: int, dropout: float, classes_with_background: int) -> None:
+        super().__init__()
+        self.surroundings = Surroundings(channels, width, dilation, dropout)
+        self.classifier = nn.Conv2d(width, classes_with_background, 1)
+
+    def forward(self, levels: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, classes, h, w) of the map `out` (B, C, h, w)."""
+        return self.classifier(self.surroundings(levels["out"]))
+
+
+class Decoder(nn.Module):
+    """A classifier of the cells of `low`, by these and by the surroundings in `out`.
+
+    Arguments: see `Surroundings`; `low` and `out` are the channels of the two levels.
+    """
+
+    def __init__(
+        self, low: int, out: int, width: int, dilation: int, dropout: float, classes_with_background: int
+    ) -> None:
+        super().__init__()
+        self.surroundings = Surroundings(out, width, dilation, dropout)
+        self.low = nn.Sequential(nn.Conv2d(low, LOW_WIDTH, 1), nn.ReLU(inplace=True))
+        self.join = nn.Conv2d(width + LOW_WIDTH, width, 3, padding=1)
+        self.dropout = PhotoDropout(dropout)
+        self.classifier = nn.Conv2d(width, classes_with_background, 1)
+        initialise(self.low)
+        initialise(self.join)
+
+    def forward(self, levels: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, classes, h, w) on the cells of `low`."""
+        low = self.low(levels["low"])
+        out = functional.interpolate(self.surroundings(levels["out"]), low.shape[2:], mode="bilinear")
+        return self.classifier(self.dropout(functional.relu(self.join(torch.cat([low, out], dim=1)))))
 
 
 class TorchvisionHead(nn.Module):

@@ -13,20 +13,20 @@ from wsseg_ray.segmentation.network import SegmentationNetwork
 @pytest.fixture(scope="module")
 def large() -> SegmentationNetwork:
     with torch.device("meta"):
-        return SegmentationNetwork("vgg16", "deeplab_largefov", 21).eval()
+        return SegmentationNetwork("vgg16", "largefov", 21).eval()
 
 
 @pytest.fixture
 def small() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return SegmentationNetwork("small", "deeplab_largefov", 4).eval()
+    return SegmentationNetwork("small", "largefov", 4).eval()
 
 
 def test_largefov_on_a_321_crop(large):
     photos = torch.empty(1, 3, 321, 321, device="meta")
     assert large.features(photos)["out"].shape == (1, 512, 41, 41)
     assert large(photos).shape == (1, 21, 41, 41)
-    assert grid_size("vgg16", "deeplab_largefov", 321) == 41
+    assert grid_size("vgg16", "largefov", 321) == 41
 
 
 def test_largefov_layers_and_parameters(large):
@@ -58,14 +58,14 @@ def test_fc_layers_are_decimated(large):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (33, 32), (97, 100), (375, 500)])
 def test_any_size(large, height, width):
     with torch.device("meta"):
-        small, photos = SegmentationNetwork("small", "deeplab_largefov", 21).eval(), torch.empty(2, 3, height, width)
+        small, photos = SegmentationNetwork("small", "largefov", 21).eval(), torch.empty(2, 3, height, width)
     for backbone, network in (("vgg16", large), ("small", small)):
-        cells = (grid_size(backbone, "deeplab_largefov", side) for side in (height, width))
+        cells = (grid_size(backbone, "largefov", side) for side in (height, width))
         assert network(photos).shape == (2, 21, *cells)
 
 
 def test_small_stride(small):
-    assert small(torch.rand(1, 3, 97, 97)).shape == (1, 4, 25, 25) and grid_size("small", "deeplab_largefov", 97) == 25
+    assert small(torch.rand(1, 3, 97, 97)).shape == (1, 4, 25, 25) and grid_size("small", "largefov", 97) == 25
 
 
 def test_cells_are_centred_on_every_fourth_pixel(small):
@@ -99,7 +99,7 @@ def test_training_is_the_same_every_time():
     answers = []
     for _ in range(2):
         torch.manual_seed(3)
-        network = SegmentationNetwork("small", "deeplab_largefov", 2).train()
+        network = SegmentationNetwork("small", "largefov", 2).train()
         network(torch.rand(2, 3, 17, 17)).square().mean().backward()
         answers.append(network.backbone[0].weight.grad)
     assert torch.equal(*answers)

@@ -20,4 +20,4 @@ def _build(backbone: Backbone, channels: Mapping[str, int], classes_with_backgro
     )
 
 
-DEEPLAB_LARGEFOV = Head("deeplab_largefov", _build)
+LARGEFOV = Head("largefov", _build)
