@@ -79,7 +79,7 @@ STAGE = [
     "hcp.threshold=0.99",
     "hcp.min_candidates=400",
     "refinement.pca_energy=1",  # 512 dimensions, as features of a trained network keep
-    "segmentation.weights=null",
+    "segmentation.weights=random",
 ]
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import wsseg_ray
-from wsseg_ray import api, networks, recipe
+from wsseg_ray import networks, recipe
+from wsseg_ray.choices import settle
 from wsseg_ray.errors import DatasetError, RecipeError
 
 
@@ -60,8 +61,9 @@ def test_the_layout_of_a_folder_is_seen(tmp_path, files, layout):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
-    found = recipe.load(api.BEST, api.photos_settings(tmp_path)).dataset
-    assert (found.layout, found.root) == (layout, str(tmp_path))
+    found, choices = settle(recipe.load(str(tmp_path), ["segmentation.epochs=1", "hcp.backbone=small"]))
+    assert (found.dataset.layout, found.dataset.root) == (layout, str(tmp_path))
+    assert found.dataset.train_split == "train" and choices[0].key == "dataset.layout"
 
 
 def test_a_folder_without_labels(tmp_path):

@@ -80,7 +80,7 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, tmp_path
     assert "20 training and 20 val photos" in capsys.readouterr().out
     settings = ["--set", f"dataset.root={tmp_path}/none", "--set", "hcp.weights=none.pth"]
     settings += ["--set", "proposals.weights=gone.pth"]
-    assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=null") == 2
+    assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=random") == 2
     printed = capsys.readouterr().out
     assert (
         f"{tmp_path}/none" in printed

@@ -10,11 +10,8 @@ import numpy as np
 from PIL import Image
 
 from wsseg_ray import networks, pipeline
-from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.recipe import load as load_recipe
-
-BEST = "voc12-best"  # the recipe for photos that are given without one
 
 
 class TrainedNetwork:
@@ -76,7 +73,7 @@ def run(
 
     Arguments:
         recipe: a shipped recipe's name, a YAML file, a Recipe, or a folder of photos with `labels.csv` or
-            `labels.json`, or in VOC's layout. A folder is run with the recipe `voc12-best`.
+            `labels.json`, or in VOC's layout. A folder is run with the recipe `best`.
         run_dir: a folder or a URI; default `runs/<name of the recipe or folder>`.
         settings: changes of the recipe, each "section.key=value", as `--set` takes them.
         until: the last stage to run; None: all, and the report.
@@ -92,21 +89,6 @@ def run(
         if settings:
             raise ValueError("settings change a recipe that is read; of a Recipe, make another one")
         found, name = recipe, "recipe"
-    elif Path(recipe).is_dir():
-        found, name = load_recipe(BEST, [*photos_settings(Path(recipe)), *settings]), Path(recipe).resolve().name
     else:
-        found, name = load_recipe(str(recipe), list(settings)), Path(recipe).stem
+        found, name = load_recipe(str(recipe), list(settings)), Path(recipe).resolve().stem
     return pipeline.run(found, str(run_dir or f"runs/{name}"), until)
-
-
-def photos_settings(folder: Path) -> list[str]:
-    """The settings that read a folder of photos: its layout is seen from what lies in it.
-
-    Raises DatasetError where there are neither labels nor VOC's folders.
-    """
-    root = f"dataset.root={folder.resolve()}"
-    if any((folder / name).is_file() for name in ("labels.csv", "labels.json")):
-        return ["dataset.layout=folder", root, "dataset.train_split=train", "dataset.val_split=val"]
-    if (folder / "JPEGImages").is_dir():
-        return ["dataset.layout=voc", root]
-    raise DatasetError(f"{folder}: holds neither labels.csv or labels.json nor VOC's JPEGImages")

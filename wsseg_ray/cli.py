@@ -26,7 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # help in boxes takes half a second to import
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a shipped recipe, a YAML file, or a folder of photos")
+]
 RunDir = Annotated[str | None, typer.Option("--run-dir", help="folder, s3:// or gs://; default runs/RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]
@@ -40,7 +42,7 @@ def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None,
     from wsseg_ray import pipeline
     from wsseg_ray.recipe import load
 
-    place = run_dir or f"runs/{Path(recipe).stem}"
+    place = run_dir or f"runs/{Path(recipe).resolve().stem}"
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in place and not Path(place).is_absolute():
         raise RecipeError(f"--run-dir {place}: a job runs in a copy of this folder; give an absolute path or URI")
     outcome = pipeline.run(load(recipe, overrides), place, until)
@@ -95,9 +97,10 @@ def plan(
 ) -> None:
     """Estimate hours and storage of a run with many photos, and which machines to add first, from a few photos."""
     from wsseg_ray import plan as planning
+    from wsseg_ray.choices import settle
     from wsseg_ray.recipe import load
 
-    loaded, there = load(recipe, overrides), planning.Machines(cpus, gpus)
+    (loaded, _), there = settle(load(recipe, overrides)), planning.Machines(cpus, gpus)
     costs, here, known = planning.measure(loaded, sample)
     count = {"train": int(photos), "val": known if val is None else int(val)}
     print(

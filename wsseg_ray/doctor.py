@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from wsseg_ray import datasets, pipeline
+from wsseg_ray.choices import settle
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.stage import Finding
 from wsseg_ray.errors import DatasetError
@@ -19,7 +20,9 @@ PHOTO_BYTES = 2_000_000  # of tables per photo: 0.6 MB with 800 proposals and 51
 
 def examine(recipe: Recipe) -> list[Finding]:
     """Check data, disk and GPUs for a recipe, and run the checks of each stage. Does not start Ray."""
+    recipe, choices = settle(recipe)
     found, listing = _data(recipe)
+    found = [*(Finding("auto", True, f"{key}: {value} ({reason})") for key, value, reason in choices), *found]
     for stage in pipeline.stages_of(recipe):
         found += stage.check(recipe, listing)
     return [*found, _gpu(recipe)]

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from wsseg_ray import datasets, summary
+from wsseg_ray.choices import settle
 from wsseg_ray.console import chatter_to, say
 from wsseg_ray.engine.resources import check_names
 from wsseg_ray.engine.shards import TRIES
@@ -31,7 +32,7 @@ from wsseg_ray.stages.segmenters import most_rounds
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import Table
 
-FORMAT = 4  # of the tables; a new one re-runs everything
+FORMAT = 5  # of the tables; a new one re-runs everything
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,17 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     RuntimeError where a stage fails as a whole.
     """
     place = RunDirectory.at(run_dir)
+    recipe, choices = settle(recipe, (place.read_json("run.json") or {}).get("choices"))
+    for choice in choices:
+        say(f"{choice.key}: {choice.value} ({choice.reason})")
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: no such stage; there are {', '.join(names)}")
     job = prepare(recipe, place, stages)
     place.write_bytes(dump(recipe).encode(), "recipe.yaml")
-    about = {"classes": job.classes, "mask_values": job.listing.mask_values, "stages": names}
+    about: dict[str, Any] = {"classes": job.classes, "mask_values": job.listing.mask_values, "stages": names}
+    about["choices"] = {choice.key: choice.value for choice in choices}
     place.write_json({**about, "code": job.code, "replaced": job.replaced}, "run.json")
     wanted = stages[: names.index(until) + 1] if until else stages
     marks = fingerprints(job, stages)

@@ -55,6 +55,19 @@ VOC_CLASSES = [
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
+BEST = "best"  # the recipe of a folder of photos
+AUTO = "auto"  # the value of keys that are chosen when a run begins: see choices.py
+
+
+class OrAuto:
+    """Type annotation: the value may be `auto` too."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, validate: value if value == AUTO else validate(value), handler(source)
+        )
+
+
 @dataclass(frozen=True)
 class VariantOf:
     """Type annotation: the string is the name of a variant of the registry with this import path, see `registry`.
@@ -89,13 +102,14 @@ class Section(BaseModel):
 
 
 class DatasetSection(Section):
-    layout: Layout = "voc"
+    layout: Annotated[Layout, OrAuto()] = "voc"  # auto: by what lies in the root
     root: str | None = None  # voc: the folder with JPEGImages; folder: photos + labels.csv or labels.json
     classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or all labels
-    train_split: str = "train_aug"
+    train_split: str = "train_aug"  # auto: train_aug where VOC's layout has it, otherwise train
     val_split: str = "val"
     limit: int | None = Field(None, ge=1)  # photos per split: an evenly spread subset; null: all
-    max_side: int | None = Field(None, ge=16)  # shrink photos so that the longer side fits; null: full size
+    # Shrink photos so that the longer side fits; null: full size; auto: 500 pixels with a GPU, otherwise 400
+    max_side: Annotated[int | None, Field(ge=16), OrAuto()] = None
 
     @field_validator("classes")
     @classmethod
@@ -123,7 +137,7 @@ class FeaturesSection(Section):
 
 
 class HcpSection(Section):
-    backbone: BackboneName = "vgg16"  # Sec. 4.2: VGG-16
+    backbone: Annotated[BackboneName, OrAuto()] = "vgg16"  # Sec. 4.2: VGG-16; auto: what suits the machine
     # A file; `imagenet` (torchvision downloads it), `pretrained` (timm does) or `packaged` (an installed package);
     # `auto`: the first of these that the backbone has; null: at random
     weights: str | None = "auto"
@@ -202,11 +216,11 @@ class RivalsSection(Section):
 class SegmentationSection(Section):
     networks: list[NetworkName] = ["AN_A", "SN_A", "AN_B", "SN_B"]
     ablation: bool = False  # also train the networks without the refinement (Table 3)
-    backbone: BackboneName = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]
+    backbone: Annotated[BackboneName, OrAuto()] = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]; auto: HCP's
     head: HeadName = "largefov"  # likewise
     weights: str | None = "auto"  # as hcp.weights, but null: the backbone of this run's HCP; `random`: at random
     freeze: Literal["none", "all"] | NonNegativeInt = "none"
-    epochs: int = Field(15, ge=1)  # Sec. 4.2
+    epochs: Annotated[int, Field(ge=1), OrAuto()] = 15  # Sec. 4.2; auto: fewer for more photos
     batch_size: int = Field(8, ge=1)  # Sec. 4.2
     # DeepLab [7]: side of the square crop, in pixels; rounded up to stride k + 1
     crop: int = Field(321, ge=33)
@@ -321,10 +335,12 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     Modules named in it are searched in the file's folder, in the current folder, and among the installed modules.
 
     Arguments:
-        name: one of `shipped()`, or the path of a YAML file.
+        name: one of `shipped()`, the path of a YAML file, or a folder of photos, which gets the recipe `best`.
         overrides: `section.key=value` strings; the value is read as YAML.
     Raises RecipeError, which names the key, what is wrong, and what is allowed.
     """
+    folder = Path(name).resolve() if name not in shipped() and Path(name).is_dir() else None
+    name = BEST if folder else name
     if name in shipped():
         text = (resources.files("wsseg_ray") / "recipes" / f"{name}.yaml").read_text()
     else:
@@ -342,6 +358,8 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{name} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{name} must hold sections (dataset:, hcp:, ...), not {type(data).__name__}")
+    if folder:
+        data["dataset"]["root"] = str(folder)
     for override in overrides or []:
         _override(data, override)
     return validate(data)

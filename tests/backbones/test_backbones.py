@@ -44,7 +44,18 @@ def test_what_is_known_before_a_network_is_built_imports_no_torch(module, then):
     subprocess.run([sys.executable, "-c", LIGHT.format(module=module, then=then)], check=True)
 
 
-SHARED = {"base", "vgg", "weights", "photos", "precision", "named", "torchvision_layers", "timm_layers", "boxes", "layers"}
+SHARED = {
+    "base",
+    "vgg",
+    "weights",
+    "photos",
+    "precision",
+    "named",
+    "torchvision_layers",
+    "timm_layers",
+    "boxes",
+    "layers",
+}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tests.runs import empty_job
+from wsseg_ray.backbones.named import NamedWeights
 from wsseg_ray.engine.checkpoints import restore, weights_finding, weights_source
 from wsseg_ray.engine.training import save
 from wsseg_ray.errors import WeightsError
@@ -34,17 +35,21 @@ def test_where_weights_come_from(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"weights")
     assert weights_source("imagenet") == "imagenet"
     assert weights_source(str(tmp_path / "w.pth")) == b"weights"
-    with pytest.raises(WeightsError, match=r"weights .*none\.pth cannot be read .*give a file, `imagenet` or null"):
+    with pytest.raises(WeightsError, match=r"weights .*none\.pth cannot be read .*give a file, one of auto, imagenet"):
         weights_source(str(tmp_path / "none.pth"))
 
 
 def test_what_is_said_of_weights():
+    named = {"packaged": NamedWeights(dict, lambda: "25 MB")}
+
     def found(weights, fresh):
-        return weights_finding("HCP", weights, lambda: (None, fresh))
+        return weights_finding("HCP", weights, lambda: (None, fresh), named)
 
     assert found(None, ["fc6.weight"]).text == "HCP: none; all layers start at random"
     assert found("w.pth", []).text == "HCP: w.pth" and found("w.pth", []).note == ""
-    assert found("hcp", ["head.fc6.weight"]).text == "HCP: hcp"
+    assert found("random", ["fc6.weight"]).text == "HCP: none; all layers start at random"
+    assert found("hcp", ["head.fc6.weight"]).text == "HCP: the backbone of this run's HCP"
+    assert found("auto", []).text == found("packaged", []).text == "HCP: packaged (25 MB)"
     conv_alone = found("w.pth", ["head.fc6.weight", "head.fc6.bias", "head.fc7.weight", "head.fc8.weight"])
     assert conv_alone.text == "HCP: w.pth; fc6, fc7, fc8 start at random"
     assert conv_alone.note == "w.pth holds the conv layers alone: of HCP fc6, fc7, fc8 start at random"

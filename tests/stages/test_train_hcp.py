@@ -165,10 +165,10 @@ def test_candidates_are_part_of_training_where_regions_learn_from_them():
     [
         (["hcp.region_rounds=1"], ["hcp.region_rounds", "binary_cross_entropy, not cross_entropy"]),
         (["hcp.freeze=6"], ["hcp.freeze", "5 conv layers"]),
-        (["hcp={backbone: vgg16, freeze: 14}", "segmentation.weights=null"], ["hcp.freeze", "13 conv layers"]),
+        (["hcp={backbone: vgg16, freeze: 14}", "segmentation.weights=random"], ["hcp.freeze", "13 conv layers"]),
         (["hcp.weights=imagenet"], ["hcp.weights", "'small'"]),
         (
-            ["hcp={backbone: 'torchvision:resnet50', weights: null, freeze: 3}", "segmentation.weights=null"],
+            ["hcp={backbone: 'torchvision:resnet50', weights: null, freeze: 3}", "segmentation.weights=random"],
             ["hcp.backbone: 'torchvision:resnet50' does not serve regions"],
         ),
     ],

@@ -114,8 +114,11 @@ def test_the_first_weights_of_a_network():
     [
         (["segmentation.freeze=6"], ["segmentation.freeze", "5 conv layers"]),
         (["segmentation={backbone: small, weights: imagenet}"], ["segmentation.weights", "'small'"]),
-        (["segmentation={backbone: small, head: lraspp, weights: null}"], ["segmentation.head", "'lraspp'", "'small'"]),
-        (["segmentation={backbone: 'torchvision:resnet50', head: fcn, weights: null, freeze: 3}"], ["none or all"]),
+        (
+            ["segmentation={backbone: small, head: lraspp, weights: random}"],
+            ["segmentation.head", "'lraspp'", "'small'"],
+        ),
+        (["segmentation={backbone: 'torchvision:resnet50', head: fcn, weights: random, freeze: 3}"], ["none or all"]),
     ],
 )
 def test_a_mistake_is_named_before_any_work(settings, words):

@@ -82,10 +82,23 @@ def _from_hub(create: Callable[[], nn.Module], repository: str) -> dict[str, tor
 
 def is_downloaded(repository: str) -> bool:
     """Whether the hub's weights of a repository lie on this machine."""
+    if importlib.util.find_spec("huggingface_hub") is None:  # it comes with timm, an extra
+        return False
     from huggingface_hub import try_to_load_from_cache
 
     names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
     return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+
+
+def is_reachable(repository: str) -> bool:
+    """Whether the hub answers for a repository; without a network this takes some seconds at most."""
+    try:
+        from huggingface_hub import HfApi  # it comes with timm, an extra
+
+        HfApi().model_info(repository, timeout=5)
+    except Exception:  # the hub's client raises its own errors, of no common class
+        return False
+    return True
 
 
 def _about_hub(repository: str, parameters: int) -> str:

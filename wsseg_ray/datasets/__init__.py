@@ -79,6 +79,18 @@ LAYOUTS: Registry[Layout] = Registry(
 )
 
 
+def layout_of(folder: Path) -> str:
+    """The layout of a folder of photos, seen from what lies in it.
+
+    Raises DatasetError where there are neither labels nor VOC's folders.
+    """
+    if any((folder / name).is_file() for name in ("labels.csv", "labels.json")):
+        return "folder"
+    if (folder / "JPEGImages").is_dir():
+        return "voc"
+    raise DatasetError(f"{folder}: holds neither labels.csv or labels.json nor VOC's JPEGImages")
+
+
 def list_photos(section: DatasetSection, own_folder: str | None = None, seed: int = 0) -> Listing:
     """The photos of a recipe.
 

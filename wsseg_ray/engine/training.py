@@ -94,6 +94,19 @@ def nothing(module: nn.Module) -> torch.Tensor:
     return sum((p.sum() * 0 for p in module.parameters() if p.requires_grad), torch.zeros(()))
 
 
+def learned(network: Any) -> dict[str, torch.Tensor]:
+    """The state of a network without that of a frozen backbone, which is made anew: for checkpoints."""
+    state = network.state_dict()
+    if any(parameter.requires_grad for parameter in network.backbone.parameters()):
+        return state
+    return {key: tensor for key, tensor in state.items() if not key.startswith("backbone.")}
+
+
+def take(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Give a network the state that `learned` kept. Raises RuntimeError where it is that of another network."""
+    network.load_state_dict({**network.state_dict(), **state})
+
+
 def save(worker: Worker, state: dict[str, Any], *place: str) -> None:
     """Keep tensors and plain data in the run. Worker 0 alone writes."""
     if worker.rank == 0:

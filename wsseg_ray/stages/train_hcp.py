@@ -86,7 +86,7 @@ def _loop(worker: Worker) -> None:
     run = _Training(worker, network, fresh, training.chosen(worker.photos))
     state = restore(job.run, FOLDER, "state.pt")
     if state:
-        network.load_state_dict(state["network"])
+        training.take(network, state["network"])
         run.log = state["log"]
     for phase in phases(job.recipe.hcp):
         run.phase(phase, state if state and state["step"] == phase.name else None)
@@ -147,7 +147,7 @@ class _Training:
         return float(np.mean(losses))
 
     def _keep(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
-        state = {"network": self._network.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {"network": training.learned(self._network), "optimizer": optimizer.state_dict()}
         training.save(self._worker, {**state, "log": self.log, "step": phase.name}, FOLDER, "state.pt")
         training.tensorboard(self._worker, "HCP", [(f"loss/{entry['step']}", entry["loss"]) for entry in self.log])
         self._worker.report(self.log[-1])
@@ -156,9 +156,9 @@ class _Training:
         """The network as it was when the phase began. It is kept, so that a phase that was cut off goes on with it."""
         kept = restore(self._worker.job.run, FOLDER, f"{phase}.pt")
         if kept is None:
-            training.save(self._worker, self._network.state_dict(), FOLDER, f"{phase}.pt")
+            training.save(self._worker, training.learned(self._network), FOLDER, f"{phase}.pt")
         teacher = copy.deepcopy(self._network)
-        teacher.load_state_dict(kept or self._network.state_dict())
+        training.take(teacher, kept or {})
         return teacher.eval()
 
 

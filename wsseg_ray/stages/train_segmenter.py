@@ -164,7 +164,7 @@ class _Training:
         self._last_epoch = epochs(job.recipe, network) - 1
         self._waited, self._worked, self._saved = 0.0, 0.0, time.monotonic()
         if state := restore(job.run, *self._place, "state.pt"):
-            self._network.load_state_dict(state["network"])
+            training.take(self._network, state["network"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._log, self._losses = state["log"], state["losses"]
 
@@ -221,7 +221,7 @@ class _Training:
         position = (step.epoch + 1, 0) if step.ends_epoch else (step.epoch, step.index + 1)
         if position[0] <= self._last_epoch:
             state = {
-                "network": self._network.state_dict(),
+                "network": training.learned(self._network),
                 "optimizer": self._optimizer.state_dict(),
                 "log": self._log,
                 "losses": self._losses,

@@ -1,0 +1,148 @@
+"""Stage `features`: a frozen backbone looks once. Whole runs with tiny random models of timm, of three families."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runs import copy
+from wsseg_ray import pipeline, recipe
+from wsseg_ray.engine.stage import open_run
+from wsseg_ray.stages import features
+from wsseg_ray.stages.features import Looker, frozen_backbone
+from wsseg_ray.stages.stored import map_of, maps_of
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import FEATURES, IMAGES, SCORES, SEGMENTER_FEATURES
+
+FAMILIES = ["test_efficientnet", "test_vit", "pvt_v2_b0"]  # a CNN, a plain ViT, a ViT with several strides
+
+
+def settings(tiny: list[str], backbone: str, *more: str) -> list[str]:
+    own = {"backbone": f"timm:{backbone}", "weights": "null", "freeze": "all"}
+    return [
+        *tiny,
+        *(f"{section}.{key}={value}" for section in ("hcp", "segmentation") for key, value in own.items()),
+        "hcp.pooling=context",
+        "hcp.loss=binary_cross_entropy",
+        "hcp.region_rounds=1",
+        "hcp.region_epochs=1",
+        "segmentation.head=aspp",
+        "segmentation.networks=[AN_A, SN_B, FULL, CAM]",
+        "runtime.engine=local",
+        *more,
+    ]
+
+
+def run(place, settings: list[str], until: str | None = None) -> RunDirectory:
+    outcome = pipeline.run(recipe.load("demo", settings), str(place), until)
+    assert outcome.failed == {}
+    return RunDirectory.at(str(place))
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_run_with_each_family(family, tiny, tmp_path):
+    done = run(tmp_path, settings(tiny, family))
+    assert done.shards("features", "train") and done.shards("features", "val")
+    networks = done.read_json("metrics.json")["networks"]
+    assert set(networks) == {"AN_A", "SN_B", "FULL", "CAM", "AN_A_unrefined", "SN_B_unrefined"}
+    assert all(0 <= entry["val"]["miou_crf"] <= 100 for entry in networks.values())
+
+
+@pytest.fixture(scope="module")
+def lite(tiny, tmp_path_factory) -> tuple[list[str], RunDirectory]:
+    """A run up to the scores with stored features of a CNN."""
+    own = settings(tiny, "test_efficientnet", "segmentation.head=decoder", "features={scales: [0.5], mirror: true}")
+    return own, run(tmp_path_factory.mktemp("lite"), own, "supervise")
+
+
+def test_what_is_stored_is_what_the_backbone_sees(lite):
+    job = open_run(lite[1])
+    look = frozen_backbone(job, FEATURES)
+    for shard in job.run.shards(FEATURES.folder):
+        images = job.run.read_good(IMAGES, shard)
+        for image_id, row in job.run.read_good(FEATURES, shard).items():
+            seen = features._whole_cells(FEATURES, job, features.PhotoRow(**vars(images[image_id])))
+            assert (seen.rows % 16, seen.columns % 16) == (0, 0)
+            photo = features.normalise(seen.whole, *features.hcp.colours_of(job.recipe.hcp.backbone))
+            with torch.no_grad():
+                expected = look(photo)
+                mirrored = look(photo.flip(3))
+            for name in ("low", "out"):
+                torch.testing.assert_close(maps_of(row)[name].float(), expected[name][0], rtol=2e-3, atol=2e-3)
+                torch.testing.assert_close(
+                    maps_of(row, (1.0, True))[name].float(), mirrored[name][0], rtol=2e-3, atol=2e-3
+                )
+            assert maps_of(row, (0.5, True)) is not None
+            assert map_of(row).shape[1:] == (seen.rows // 16, seen.columns // 16)
+
+
+def test_photos_that_pass_together_have_the_features_of_each_alone(lite):
+    job = open_run(lite[1])
+    looker = Looker(FEATURES, job)
+    shard = job.run.shards(FEATURES.folder)[0]
+    rows = [
+        features._whole_cells(FEATURES, job, features.PhotoRow(**vars(row)))
+        for row in job.run.read_good(IMAGES, shard).values()
+    ]
+    assert looker.many is None  # on a CPU nothing is gained
+    for row, found in zip(rows, looker._many(rows), strict=True):
+        alone = looker(row)
+        np.testing.assert_array_equal(found.shapes, alone.shapes)
+        np.testing.assert_allclose(found.maps.astype(float), alone.maps.astype(float), rtol=5e-3, atol=5e-3)
+
+
+def test_with_and_without_stored_features_the_scores_are_the_same(lite, tmp_path):
+    own, stored = lite
+    plain = run(tmp_path, [*own, "features.stored=false"], "score")
+    assert not plain.shards("features")
+    for shard in plain.shards("scores"):
+        theirs = stored.read_good(SCORES, shard)
+        for image_id, row in plain.read_good(SCORES, shard).items():
+            np.testing.assert_allclose(row.scores.astype(float), theirs[image_id].scores.astype(float), atol=0.02)
+            np.testing.assert_allclose(row.photo_logits, theirs[image_id].photo_logits, atol=0.05)
+
+
+def test_a_changed_backbone_is_a_new_look(lite, tmp_path):
+    own, stored = lite
+    again = copy(stored, tmp_path)
+    before = again.read_json("stages", "features.json")["fingerprint"]
+    run(again.root, [*own, "hcp.image_epochs=2"], "features")
+    assert again.read_json("stages", "features.json")["fingerprint"] == before
+    run(again.root, [*own, "hcp.backbone=timm:test_vit", "segmentation.head=linear"], "features")
+    assert again.read_json("stages", "features.json")["fingerprint"] != before
+
+
+@pytest.mark.run
+def test_segmenters_of_another_backbone_have_features_of_their_own(tiny, tmp_path):
+    done = run(tmp_path, settings(tiny, "test_efficientnet", "segmentation={backbone: 'timm:test_vit', freeze: all, "
+                                  "weights: random, head: mlp, networks: [AN_B], epochs: 1, batch_size: 4}"))  # fmt: skip
+    assert done.shards(FEATURES.folder) and done.shards(SEGMENTER_FEATURES.folder)
+    shard = done.shards(FEATURES.folder)[0]
+    ours, theirs = (next(iter(done.read_good(t, shard).values())) for t in (FEATURES, SEGMENTER_FEATURES))
+    assert map_of(ours).shape[0] == 112 and map_of(theirs).shape[0] == 64
+
+
+@pytest.mark.run
+def test_a_timm_backbone_can_be_trained_too(tiny, tmp_path):
+    done = run(tmp_path, settings(tiny, "test_efficientnet", "hcp.freeze=none", "segmentation.freeze=none"))
+    assert not done.shards("features") and "AN_A" in done.read_json("metrics.json")["networks"]
+
+
+def test_a_photo_on_which_the_backbone_fails_is_told_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+    look = Looker._look
+    seen = []
+
+    def failing(self, photos):
+        seen.append(photos)
+        if len(seen) == 3:
+            raise RuntimeError("no memory for this photo")
+        return look(self, photos)
+
+    monkeypatch.setattr(Looker, "_look", failing)
+    own = settings(tiny, "test_efficientnet")
+    outcome = pipeline.run(recipe.load("demo", own), str(tmp_path), "score")
+    assert outcome.failed == {"features": 1}
+    (failure,) = RunDirectory.at(str(tmp_path)).read_json("failures", "features.json")
+    assert "no memory for this photo" in failure["error"]
+    scored = [row.image_id for row in RunDirectory.at(str(tmp_path)).rows(SCORES, ["image_id"])]
+    assert len(scored) == 23 and failure["image_id"] not in scored

@@ -1,0 +1,84 @@
+"""What `auto` becomes on which machine, and that a run keeps it."""
+
+import pytest
+
+from wsseg_ray import choices
+from wsseg_ray.choices import LARGE, SMALL, settle
+from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.recipe import load
+
+LABELS = "file,labels,split\n" + "".join(f"{i}.jpg,cat,train\n" for i in range(30)) + "v.jpg,cat,val\n"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "labels.csv").write_text(LABELS)
+    for name in [*range(30), "v"]:
+        (tmp_path / f"{name}.jpg").touch()
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def as_found(recipe):
+    return {choice.key: choice.value for choice in settle(recipe)[1]}
+
+
+def test_a_folder_without_a_gpu(photos):
+    assert as_found(load(str(photos))) == {
+        "dataset.layout": "folder",
+        "dataset.train_split": "train",
+        "dataset.max_side": 400,
+        "hcp.backbone": SMALL,
+        "segmentation.backbone": SMALL,
+        "segmentation.epochs": 30,  # of 30 photos; more photos are seen less often
+    }
+
+
+@pytest.mark.parametrize(
+    ("downloaded", "reachable", "backbone"), [(True, False, LARGE), (False, True, LARGE), (False, False, SMALL)]
+)
+def test_with_a_gpu_the_backbone_is_the_best_one_whose_weights_can_be_had(
+    photos, monkeypatch, downloaded, reachable, backbone
+):
+    monkeypatch.setattr(choices, "is_downloaded", lambda repository: downloaded)
+    monkeypatch.setattr(choices, "is_reachable", lambda repository: reachable)
+    for settings in (["runtime.use_gpu=true"], ["runtime.cluster=[{cpus: 4, gpus: 1}]"]):
+        found = as_found(load(str(photos), settings))
+        assert found["hcp.backbone"] == found["segmentation.backbone"] == backbone
+        assert found["dataset.max_side"] == 500
+
+
+def test_what_is_given_is_not_chosen(photos):
+    recipe, found = settle(load(str(photos), ["hcp.backbone=small", "segmentation.epochs=3", "dataset.max_side=200"]))
+    assert (recipe.hcp.backbone, recipe.segmentation.backbone, recipe.segmentation.epochs) == ("small", "small", 3)
+    assert [choice.key for choice in found] == ["dataset.layout", "dataset.train_split", "segmentation.backbone"]
+
+
+def test_a_run_keeps_its_choices(photos):
+    kept = {"hcp.backbone": "small", "dataset.max_side": None}
+    recipe, found = settle(load(str(photos)), kept)
+    assert recipe.hcp.backbone == "small" and recipe.dataset.max_side is None
+    assert {choice.reason for choice in found if choice.key in kept} == {"as before"}
+
+
+@pytest.mark.parametrize(("split", "wanted"), [("train_aug", "train_aug"), ("train", "train")])
+def test_the_training_split_of_vocs_layout(tmp_path, split, wanted):
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt").touch()
+    recipe = load(str(tmp_path), ["segmentation.epochs=1"])
+    assert settle(recipe)[0].dataset.train_split == wanted
+
+
+def test_the_folder_must_be_given():
+    with pytest.raises(DatasetError, match=r"--set dataset\.root=FOLDER"):
+        settle(load("best"))
+
+
+def test_auto_is_not_a_value_of_every_key():
+    with pytest.raises(RecipeError, match=r"hcp\.pooling"):
+        load("best", ["hcp.pooling=auto"])

@@ -1,0 +1,119 @@
+"""What `auto` in a recipe becomes: chosen by the machine, the weights at hand and the data set.
+
+A run keeps its choices in `run.json`, so that it goes on with them on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from wsseg_ray import datasets
+from wsseg_ray.backbones.named import is_downloaded, is_reachable
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.recipe import AUTO, Recipe
+
+LARGE = "timm:vit_small_patch14_dinov2"  # where there is a GPU, and its weights can be had
+LARGE_HUB = "timm/vit_small_patch14_dinov2.lvd142m"
+SMALL = "timm:tf_efficientnet_lite2"  # 0.1 s per photo on two cores; its weights come with the installation
+SEEN = 9000  # photos that a segmentation network learns from, over all epochs: fewer epochs for more photos
+
+
+class Choice(NamedTuple):
+    """What a key became, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def settle(recipe: Recipe, kept: dict[str, Any] | None = None) -> tuple[Recipe, list[Choice]]:
+    """The recipe without `auto`, and the choices.
+
+    Arguments:
+        kept: the choices that a run made before, by key; they are taken again.
+    Raises DatasetError where the data set must be known and cannot be read.
+    """
+    found: list[Choice] = []
+    for key, choose in CHOICES.items():
+        if _get(recipe, key) != AUTO:
+            continue
+        value, reason = (kept[key], "as before") if kept and key in kept else choose(recipe)
+        recipe = _with(recipe, key, value)
+        found.append(Choice(key, value, reason))
+    return recipe, found
+
+
+def _layout(recipe: Recipe) -> tuple[str, str]:
+    return datasets.layout_of(_root(recipe)), f"what lies in {recipe.dataset.root}"
+
+
+def _train_split(recipe: Recipe) -> tuple[str, str]:
+    if recipe.dataset.layout != "voc":
+        return "train", f"layout {recipe.dataset.layout}"
+    has_aug = any((_root(recipe) / "ImageSets").glob("*/*train_aug.txt"))
+    return ("train_aug", "it is in ImageSets") if has_aug else ("train", "there is no train_aug in ImageSets")
+
+
+def _root(recipe: Recipe) -> Path:
+    if recipe.dataset.root is None:
+        raise DatasetError("dataset.root: give the folder of your photos: --set dataset.root=FOLDER")
+    return Path(recipe.dataset.root).expanduser()
+
+
+def _has_gpu(recipe: Recipe) -> bool:
+    """Whether a GPU is here, or is said to be in the cluster."""
+    if recipe.runtime.use_gpu != "auto":
+        return recipe.runtime.use_gpu
+    import torch
+
+    return torch.cuda.is_available() or any(machine.gpus for machine in recipe.runtime.cluster or [])
+
+
+def _backbone(recipe: Recipe) -> tuple[str, str]:
+    if not _has_gpu(recipe):
+        return SMALL, "no GPU"
+    if is_downloaded(LARGE_HUB):
+        return LARGE, "a GPU, and its weights are on this machine"
+    if is_reachable(LARGE_HUB):
+        return LARGE, "a GPU, and its weights can be downloaded"
+    return SMALL, f"a GPU, but the weights of {LARGE} cannot be downloaded"
+
+
+def _same_backbone(recipe: Recipe) -> tuple[str, str]:
+    return recipe.hcp.backbone, "that of HCP"
+
+
+def _max_side(recipe: Recipe) -> tuple[int | None, str]:
+    return (500, "a GPU") if _has_gpu(recipe) else (400, "no GPU")
+
+
+def _epochs(recipe: Recipe) -> tuple[int, str]:
+    photos = datasets.list_photos(recipe.dataset, seed=recipe.seed).photos
+    count = sum(photo.split == "train" and not photo.error for photo in photos)
+    return min(30, max(6, round(SEEN / count))), f"{count} training photos"
+
+
+# In this order: later choices may depend on earlier ones.
+CHOICES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
+    "dataset.layout": _layout,
+    "dataset.train_split": _train_split,
+    "dataset.max_side": _max_side,
+    "hcp.backbone": _backbone,
+    "segmentation.backbone": _same_backbone,
+    "segmentation.epochs": _epochs,
+}
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(recipe, section), name)
+
+
+def _with(recipe: Recipe, key: str, value: Any) -> Recipe:
+    name, _, own = key.partition(".")
+    section: BaseModel = getattr(recipe, name)
+    return recipe.model_copy(update={name: section.model_copy(update={own: value})})
