@@ -7,7 +7,8 @@ import torch
 from tests.runs import copy
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.engine.stage import open_run
-from wsseg_ray.stages import features
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.stages import features, segmenters
 from wsseg_ray.stages.features import Looker, frozen_backbone
 from wsseg_ray.stages.stored import map_of, maps_of
 from wsseg_ray.storage import RunDirectory
@@ -114,12 +115,32 @@ def test_a_changed_backbone_is_a_new_look(lite, tmp_path):
 
 @pytest.mark.run
 def test_segmenters_of_another_backbone_have_features_of_their_own(tiny, tmp_path):
-    done = run(tmp_path, settings(tiny, "test_efficientnet", "segmentation={backbone: 'timm:test_vit', freeze: all, "
-                                  "weights: random, head: mlp, networks: [AN_B], epochs: 1, batch_size: 4}"))  # fmt: skip
+    segmentation = "backbone: 'timm:test_vit', freeze: all, weights: random, head: mlp, networks: [AN_B], epochs: 1"
+    done = run(tmp_path, settings(tiny, "test_efficientnet", f"segmentation={{{segmentation}, batch_size: 4}}"))
     assert done.shards(FEATURES.folder) and done.shards(SEGMENTER_FEATURES.folder)
     shard = done.shards(FEATURES.folder)[0]
     ours, theirs = (next(iter(done.read_good(t, shard).values())) for t in (FEATURES, SEGMENTER_FEATURES))
     assert map_of(ours).shape[0] == 112 and map_of(theirs).shape[0] == 64
+
+
+def test_features_of_fewer_dimensions(tiny, tmp_path):
+    own = settings(tiny, "test_efficientnet", "features.dims=24", "segmentation.networks=[AN_B]", "hcp.region_rounds=0")
+    job = open_run(run(tmp_path, own))
+    row = next(iter(job.run.read_good(FEATURES, job.run.shards(FEATURES.folder, "train")[0]).values()))
+    assert map_of(row).shape[0] == 24
+    squares = [map_of(row).float().square().mean() for row in job.run.rows(FEATURES)]
+    assert 0.5 < np.mean(squares) < 2  # about 1: the scale that heads start from
+    # the trained network itself reduces a photo's features in the same way
+    network = segmenters.trained(job, segmenters.networks(job.recipe)[0])
+    image = job.run.read_good(IMAGES, "train-00000")[row.image_id]
+    seen = features._whole_cells(FEATURES, job, features.PhotoRow(**vars(image)))
+    photo = features.normalise(seen.whole, network.mean, network.std)
+    torch.testing.assert_close(network.features(photo)["out"][0], map_of(row).float(), rtol=5e-3, atol=5e-3)
+
+
+def test_more_dimensions_than_features_are_refused(tiny, tmp_path):
+    with pytest.raises(RecipeError, match=r"features\.dims: 113 is more than the 112"):
+        run(tmp_path, settings(tiny, "test_efficientnet", "features.dims=113"), "features")
 
 
 @pytest.mark.run

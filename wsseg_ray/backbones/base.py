@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 class BaseBackbone(nn.Module):
@@ -53,6 +54,29 @@ class BaseBackbone(nn.Module):
         if count not in ("none", "all"):
             raise ValueError(f"of this backbone none or all layers can be frozen, not {count}")
         self.requires_grad_(count == "none")
+
+
+class Projection(nn.Module):
+    """Each cell of a map on fewer dimensions: `P (x - m)`, with a mean m and (scaled) principal components P.
+
+    Both are zero until they are loaded.
+
+    Arguments:
+        channels: C, of the map.
+        dims: d.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("components", torch.zeros(dims, channels))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """(B, d, h, w) of maps (B, C, h, w)."""
+        return functional.conv2d(maps, self.components[:, :, None, None], -self.components @ self.mean)
 
 
 def keep_statistics(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.backbones.base import Projection
 from wsseg_ray.backbones.precision import full_precision
 from wsseg_ray.backbones.weights import initialise
 from wsseg_ray.hcp.dropout import PhotoDropout
@@ -66,6 +67,7 @@ class HypothesisNetwork(nn.Module):
         backbone: a value of `BACKBONES`, such as vgg16 (4,096-d embedding) or small (128-d).
         classes: object classes; there is no background.
         pooling: a value of `POOLINGS`: how a hypothesis becomes the head's input.
+        dims: to which each cell of the map is reduced; None: all channels are kept.
 
     Attributes: `backbone` and `head` (modules), `pooling` (the variant), `stride` (photo pixels per feature cell),
     `grid` (cells per side of a pooled box), `crop` (pixels per side of a warped box), `embedding_dims`, `mean` and
@@ -74,7 +76,7 @@ class HypothesisNetwork(nn.Module):
     Raises ValueError where a name is not known, or the backbone cannot be used for regions.
     """
 
-    def __init__(self, backbone: str, classes: int, pooling: str) -> None:
+    def __init__(self, backbone: str, classes: int, pooling: str, dims: int | None = None) -> None:
         super().__init__()
         variant = BACKBONES.get(backbone)
         self.pooling = POOLINGS.get(pooling)
@@ -84,12 +86,15 @@ class HypothesisNetwork(nn.Module):
         self.backbone = variant.build(False)
         assert variant.stride is not None  # `build` raises for a backbone that cannot be used for regions
         self.stride, self.grid, self.crop = variant.stride, variant.grid, variant.crop
-        inputs = self.pooling.inputs(self.backbone.channels["out"], variant.grid)
+        channels = self.backbone.channels["out"]
+        self.reduce = Projection(channels, dims) if dims else None
+        inputs = self.pooling.inputs(dims or channels, variant.grid)
         self.head = RegionHead(inputs, variant.hidden, variant.dropout, classes)
 
     def features(self, photos: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W); h = H // stride, w = W // stride."""
-        return self.backbone(photos)["out"]
+        maps = self.backbone(photos)["out"]
+        return maps if self.reduce is None else self.reduce(maps)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """The second last fully connected layer's output (Sec. 3.2), (N, embedding_dims), not negative.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.backbones.base import Projection
 from wsseg_ray.hcp.dropout import dropouts_by_photo
 from wsseg_ray.segmentation.grid import cell_stride
 from wsseg_ray.segmentation.heads import HEADS
@@ -26,6 +27,7 @@ class SegmentationNetwork(nn.Module):
         backbone: a value of `BACKBONES`.
         head: a value of `HEADS`.
         classes_with_background: channels of the output; 0 is background.
+        dims: to which each cell of the level `out` is reduced; None: all channels are kept.
 
     Attributes: `backbone` (can be loaded and frozen) and `head` (modules), `levels` (of the backbone, that the head
     needs), `stride`, `centred` (the kind of cells, see `grid`), `mean` and `std` (to normalise photos), `named_weights`
@@ -34,7 +36,7 @@ class SegmentationNetwork(nn.Module):
     Raises ValueError where a name is not known, or the backbone lacks a level that the head needs.
     """
 
-    def __init__(self, backbone: str, head: str, classes_with_background: int) -> None:
+    def __init__(self, backbone: str, head: str, classes_with_background: int, dims: int | None = None) -> None:
         super().__init__()
         self.stride = cell_stride(backbone, head)
         variant, kind = BACKBONES.get(backbone), HEADS.get(head)
@@ -42,12 +44,16 @@ class SegmentationNetwork(nn.Module):
         self.mean, self.std = variant.mean, variant.std
         self.named_weights, self.has_fc = variant.weights, variant.has_fc
         self.backbone = variant.build(True)
-        self.head = kind.build(variant, self.backbone.channels, classes_with_background)
+        channels = dict(self.backbone.channels)
+        self.reduce = Projection(channels["out"], dims) if dims else None
+        self.head = kind.build(variant, {**channels, "out": dims or channels["out"]}, classes_with_background)
         dropouts_by_photo(self)
 
     def features(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), of the levels that the head needs."""
-        maps = self.backbone(photos)
+        maps = dict(self.backbone(photos))
+        if self.reduce is not None:
+            maps["out"] = self.reduce(maps["out"])
         return {level: maps[level] for level in self.levels}
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ that have the same backbone; others read `features_segmenter`.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,19 +20,32 @@ import torch
 from PIL import Image
 
 from wsseg_ray.backbones import BACKBONES
-from wsseg_ray.backbones.base import BaseBackbone
+from wsseg_ray.backbones.base import BaseBackbone, Projection
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.backbones.weights import Bare, load_weights
 from wsseg_ray.engine.checkpoints import restore, weights_source
-from wsseg_ray.engine.stage import Job, Stage, Step, Work
+from wsseg_ray.engine.shards import guard
+from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
+from wsseg_ray.errors import RecipeError
+from wsseg_ray.hcp.reduction import fit_pca, project
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.inference import scaled
 from wsseg_ray.stages import hcp
 from wsseg_ray.stages.rows import PhotoRow, add_photo, photo_rows
-from wsseg_ray.stages.stored import hcp_reads, levels_stored, packed, segmenters_read, views_stored
-from wsseg_ray.tables import FEATURES, SEGMENTER_FEATURES, FeatureRow, Table, array, number
+from wsseg_ray.stages.stored import (
+    PROJECTION,
+    hcp_reads,
+    levels_stored,
+    map_of,
+    packed,
+    read_projection,
+    segmenters_read,
+    views_stored,
+)
+from wsseg_ray.tables import FEATURES, IMAGES, SEGMENTER_FEATURES, FeatureRow, Table, array, number
 
+SAMPLE, SAMPLE_CELLS = 256, 64  # photos, and cells of each, on which PCA is fitted: 16 for each of 1,024 dimensions
 MANY = 2**23  # photo pixels that pass a GPU together: 64 photos of 400x300
 
 
@@ -47,6 +61,41 @@ class CellsRow(PhotoRow):
 def _work(table: Table[FeatureRow], job: Job) -> Work[FeatureRow]:
     steps = (Step(partial(_whole_cells, table), CellsRow), Step(partial(Looker, table), FeatureRow, actor=True))
     return Work(table, photo_rows, steps)
+
+
+def _run(table: Table[FeatureRow], job: Job, runner: Runner) -> int:
+    """Write the features of all photos, and before them the projection where they are reduced."""
+    stage = STAGE if table == FEATURES else SEGMENTER
+    if job.recipe.features.dims and not job.run.exists(table.folder, PROJECTION):
+        runner.call(job, stage, partial(_fit_projection, table))
+    return runner.map_shards(job, stage, _work(table, job), dict.fromkeys(job.shards(IMAGES)))
+
+
+def _fit_projection(table: Table[FeatureRow], job: Job) -> None:
+    """PCA of the cells of some training photos, evenly spread; scaled, so that their mean square is 1."""
+    looker, dims = Looker(table, job), job.recipe.features.dims
+    assert dims is not None
+    photos = [
+        (shard, i) for shard in job.shards(IMAGES, "train") for i in job.run.read_good(job.table(IMAGES), shard, [])
+    ]
+    wanted = {photos[i * len(photos) // SAMPLE] for i in range(SAMPLE)}
+    rng, cells = np.random.default_rng(job.recipe.seed), []
+    for shard in sorted({shard for shard, _ in wanted}):
+        for row in photo_rows(job, shard):
+            if (shard, row.image_id) not in wanted:
+                continue
+            found = guard(lambda row: looker(_whole_cells(table, job, row)), FeatureRow, row)
+            if isinstance(found, FeatureRow) and found.is_good:
+                every = map_of(found).float().flatten(1).T.numpy()
+                cells.append(every[rng.permutation(len(every))[:SAMPLE_CELLS]])
+    sample = np.concatenate(cells)
+    mean, components, _ = fit_pca(sample, energy=1.0, dims=dims)
+    if len(components) < dims:
+        raise RecipeError(f"features.dims: {dims} is more than the {len(components)} dimensions that the features have")
+    components /= np.sqrt(np.square(project(sample, mean, components)).mean())
+    buffer = io.BytesIO()
+    np.savez(buffer, mean=mean, components=components.astype(np.float32))
+    job.run.write_bytes(buffer.getvalue(), table.folder, PROJECTION)
 
 
 def _section(recipe: Recipe, table: Table[FeatureRow]) -> Any:
@@ -70,6 +119,11 @@ class Looker:
     def __init__(self, table: Table[FeatureRow], job: Job) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._backbone = frozen_backbone(job, table).to(self._device)
+        self._reduce: Projection | None = None
+        if job.run.exists(table.folder, PROJECTION):
+            state = read_projection(job, table)
+            self._reduce = Projection(*reversed(state["components"].shape)).to(self._device)
+            self._reduce.load_state_dict(state)
         self._levels, self._views = levels_stored(job.recipe, table), views_stored(job.recipe)
         self._colours = hcp.colours_of(_section(job.recipe, table).backbone)
         # On a CPU several photos at once take as long, and rounding would depend on which ones pass together.
@@ -104,7 +158,9 @@ class Looker:
         for scale, mirrored in self._views:
             seen = scaled(photos, scale)
             with mixed_precision(self._device):
-                levels = self._backbone(seen.flip(3) if mirrored else seen)
+                levels = dict(self._backbone(seen.flip(3) if mirrored else seen))
+                if self._reduce is not None:
+                    levels["out"] = self._reduce(levels["out"])
             yield scale, mirrored, {name: levels[name] for name in self._levels}
 
 
@@ -134,6 +190,7 @@ STAGE = Stage(
     name=FEATURES.folder,
     reads=("images",),
     writes=FEATURES.folder,
+    run=partial(_run, FEATURES),
     settings=lambda recipe: ["features", "hcp.backbone", "hcp.weights"],
     also=partial(_also, FEATURES),
     table=FEATURES,
@@ -146,6 +203,7 @@ SEGMENTER = Stage(
     name=SEGMENTER_FEATURES.folder,
     reads=("images", hcp.FOLDER),
     writes=SEGMENTER_FEATURES.folder,
+    run=partial(_run, SEGMENTER_FEATURES),
     settings=lambda recipe: [
         *([] if hcp_reads(recipe) else ["features"]),
         "segmentation.backbone",

@@ -15,6 +15,7 @@ from wsseg_ray.hcp import LOSSES
 from wsseg_ray.hcp.loss import Loss
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.recipe import Recipe
+from wsseg_ray.stages.stored import dims, hcp_reads
 
 FOLDER = "hcp"
 
@@ -26,7 +27,7 @@ def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
     """
     settings = recipe.hcp
     torch.manual_seed(recipe.seed)
-    network = HypothesisNetwork(settings.backbone, classes, settings.pooling)
+    network = HypothesisNetwork(settings.backbone, classes, settings.pooling, dims(recipe, hcp_reads(recipe)))
     fresh = [name for name, _ in network.named_parameters()]
     if settings.weights is not None:
         _, fresh = load_weights(network, weights_source(settings.weights), settings.weights)
@@ -38,7 +39,9 @@ def build(recipe: Recipe, classes: int) -> tuple[HypothesisNetwork, list[str]]:
 
 def trained(job: Job) -> HypothesisNetwork:
     """The trained network, for scoring."""
-    network = HypothesisNetwork(job.recipe.hcp.backbone, len(job.classes), job.recipe.hcp.pooling)
+    hcp = job.recipe.hcp
+    reduced = dims(job.recipe, hcp_reads(job.recipe))
+    network = HypothesisNetwork(hcp.backbone, len(job.classes), hcp.pooling, reduced)
     state = restore(job.run, FOLDER, "network.pt")
     assert state is not None  # the stage that trains it is done
     network.load_state_dict(state)

@@ -11,6 +11,7 @@ from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.network import SegmentationNetwork
 from wsseg_ray.segmentation.networks import NETWORKS, START, Network, unrefined
+from wsseg_ray.stages.stored import dims, segmenters_read
 
 WEIGHTS = "network.pt"
 
@@ -111,7 +112,8 @@ def create(recipe: Recipe, classes: int) -> SegmentationNetwork:
     """The network of a recipe, at random. Raises RecipeError where the head does not fit the backbone."""
     settings = recipe.segmentation
     try:
-        return SegmentationNetwork(settings.backbone, settings.head, classes + 1)
+        reduced = dims(recipe, segmenters_read(recipe))
+        return SegmentationNetwork(settings.backbone, settings.head, classes + 1, reduced)
     except ValueError as error:
         raise RecipeError(f"segmentation.head: {error}") from error
 

@@ -6,6 +6,7 @@ read what it stored, where their backbone is that one.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.engine.stage import Job
 from wsseg_ray.hcp.pooling import POOLINGS
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.heads import HEADS
@@ -21,6 +23,7 @@ from wsseg_ray.tables import FEATURES, SEGMENTER_FEATURES, FeatureRow, Table
 T = TypeVar("T", torch.Tensor, np.ndarray)
 
 STORED = (FEATURES.folder, SEGMENTER_FEATURES.folder)
+PROJECTION = "pca.npz"  # in the folder of a table of features
 PLAIN = (1.0, False)  # the view of a photo as it is: its scale, and whether it is mirrored
 
 
@@ -65,6 +68,19 @@ def segmenters_read(recipe: Recipe) -> Table[FeatureRow] | None:
         return None
     same = segmentation.backbone == recipe.hcp.backbone and segmentation.weights in (None, recipe.hcp.weights)
     return FEATURES if same and hcp_reads(recipe) else SEGMENTER_FEATURES
+
+
+def dims(recipe: Recipe, table: Table[FeatureRow] | None) -> int | None:
+    """To how many dimensions the cells of a table of features are reduced; None: they are not."""
+    return recipe.features.dims if table else None
+
+
+def read_projection(job: Job, table: Table[FeatureRow]) -> dict[str, torch.Tensor]:
+    """The state of the `Projection` that the features of a table went through; empty where they are not reduced."""
+    if not job.recipe.features.dims:
+        return {}
+    with np.load(io.BytesIO(job.run.read_bytes(table.folder, PROJECTION))) as kept:
+        return {name: torch.from_numpy(kept[name]) for name in ("mean", "components")}
 
 
 def levels_stored(recipe: Recipe, table: Table[FeatureRow]) -> list[str]:

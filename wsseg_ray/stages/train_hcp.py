@@ -34,10 +34,10 @@ from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
 from wsseg_ray.stages.hcp import FOLDER, backbone_problems, build, cautions, colours_of, loss_of, read_log
 from wsseg_ray.stages.rows import regions_of
-from wsseg_ray.stages.stored import Kept, hcp_reads, map_of
+from wsseg_ray.stages.stored import Kept, hcp_reads, map_of, read_projection
 from wsseg_ray.storage import read_bytes
 from wsseg_ray.supervision.maps import localization_maps
-from wsseg_ray.tables import IMAGES, PROPOSALS
+from wsseg_ray.tables import FEATURES, IMAGES, PROPOSALS
 
 KEPT_BYTES = 2**30  # of pooled features, per worker
 
@@ -82,6 +82,8 @@ def phases(settings: HcpSection) -> list[Phase]:
 def _loop(worker: Worker) -> None:
     job = worker.job
     network, fresh = build(job.recipe, len(job.classes))
+    if network.reduce is not None:
+        network.reduce.load_state_dict(read_projection(job, FEATURES))
     network.to(worker.device)
     run = _Training(worker, network, fresh, training.chosen(worker.photos))
     state = restore(job.run, FOLDER, "state.pt")

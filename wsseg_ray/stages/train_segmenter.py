@@ -45,7 +45,7 @@ from wsseg_ray.stages.segmenters import (
     of_round,
     read_log,
 )
-from wsseg_ray.stages.stored import STORED, segmenters_read
+from wsseg_ray.stages.stored import STORED, read_projection, segmenters_read
 from wsseg_ray.tables import SUPERVISION
 
 KEPT_BYTES = 2 * 2**30  # of a frozen backbone's feature maps, per worker
@@ -150,6 +150,8 @@ class _Training:
         if round_ == 0 and begins_with_start(job.recipe, network):
             start = restore(job.run, folder(0), START.name, WEIGHTS)
         self._network, fresh = build(job.recipe, len(job.classes), state, start)
+        if (table := segmenters_read(job.recipe)) and self._network.reduce is not None:
+            self._network.reduce.load_state_dict(read_projection(job, table))
         self._network.to(worker.device).train()
         groups = parameter_groups(self._network, learning_rate(job.recipe, network), fresh, settings.weight_decay)
         self._optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
