@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.photos import normalise, whole_cells
 
 
 def test_normalise():
@@ -26,3 +26,16 @@ def test_a_backbone_may_have_a_mean_and_deviation_of_its_own():
 def test_normalise_refuses(photo):
     with pytest.raises(ValueError, match="uint8"):
         normalise(photo)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "whole"),
+    [
+        ((300, 400), 16, (304, 400)),
+        ((301, 397), 14, (308, 392)),
+        ((3, 5), 16, (16, 16)),
+        ((6000, 8000), 16, (1248, 1680)),
+    ],
+)
+def test_whole_cells_near_a_photos_size(size, stride, whole):
+    assert whole_cells(*size, stride) == whole

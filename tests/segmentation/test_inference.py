@@ -138,3 +138,33 @@ def test_upsample_puts_cells_where_targets_take_them():
     assert target[1, 0, 1] == pytest.approx(0.5)
     maps = torch.arange(3.0).reshape(1, 1, 1, 3).expand(1, 1, 3, 3)
     assert upsample(maps, 9, 9)[0, 0, 4].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+
+
+class SideBySide(nn.Module):
+    """Each cell says where its middle lies, in pixels of the photo that it is given; cells cover any photo."""
+
+    stride, centred = 4, False
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        sides = [max(1, round(side / self.stride)) for side in photos.shape[2:]]
+        middles = [
+            (torch.arange(cells) + 0.5) * side / cells - 0.5
+            for cells, side in zip(sides, photos.shape[2:], strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*middles, indexing="ij"))[None]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (41, 57), (10, 7), (1, 4)])
+def test_cells_side_by_side_are_read_off_where_they_lie(height, width):
+    (views,) = photo_views([SideBySide()], torch.zeros(1, 3, height, width), mirror=True)
+    assert [view.stride for view in views] == [0, 0] and views[0].size == (height, width)
+    inside = [slice(min(3, side // 2), max(side - 3, side // 2 + 1)) for side in (height, width)]  # past outer middles
+    for view in views:
+        rows, columns = at_pixels([view], height, width)
+        wanted = torch.arange(width).float()
+        wanted = wanted.flip(0) if view.mirrored else wanted
+        torch.testing.assert_close(
+            columns[inside[0], inside[1]], wanted[inside[1]].expand_as(columns[inside[0], inside[1]]), rtol=0, atol=1e-3
+        )
+        if height > 8:
+            torch.testing.assert_close(rows[inside[0], 0], torch.arange(height).float()[inside[0]], rtol=0, atol=1e-3)

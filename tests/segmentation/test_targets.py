@@ -119,3 +119,15 @@ def test_the_same_generator_gives_the_same_crop():
     photo = np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8)
     first, second = (crop_and_mirror(np.random.default_rng(5), photo, [], 8)[0] for _ in range(2))
     assert (first == second).all()
+
+
+def test_cells_side_by_side_share_the_photo():
+    superpixels, valid = np.arange(6)[None], np.ones((1, 6), bool)
+    maps = np.array([[1.0, 1.0, 0.0, 0.0, 1.0, 0.0]])
+    target = soft_target(superpixels, valid, maps, [0], 1, 1, 3, centred=False)
+    np.testing.assert_allclose(target[1, 0], [1, 0, 0.5])
+    target = soft_target(superpixels, valid, maps, [0], 1, 1, 4, centred=False)
+    np.testing.assert_allclose(target[1, 0], [1, 0.5 / 1.5, 0.5 / 1.5, 0.5 / 1.5])  # each cell: one and a half pixels
+    labels = np.arange(6, dtype=np.uint8)
+    assert hard_target(labels, superpixels, valid, 1, 2, centred=False).tolist() == [[1, 4]]
+    assert hard_target(labels, superpixels, valid, 1, 6, centred=False).tolist() == [[0, 1, 2, 3, 4, 5]]

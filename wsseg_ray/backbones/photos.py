@@ -9,6 +9,15 @@ import torch
 
 from wsseg_ray.backbones import MEAN, STD
 
+MAX_PIXELS = 2**21  # that a backbone looks at, where cells lie side by side: bounds its memory and its stored features
+
+
+def whole_cells(height: int, width: int, stride: int) -> tuple[int, int]:
+    """The size nearest to a photo's that has whole cells of `stride` pixels, at least one, and at most MAX_PIXELS."""
+    shrink = max(1.0, (height * width / MAX_PIXELS) ** 0.5)
+    rows, columns = (max(1, round(side / shrink / stride)) * stride for side in (height, width))
+    return rows, columns
+
 
 def normalise(
     photos: np.ndarray | torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD

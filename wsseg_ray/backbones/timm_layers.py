@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.backbones.base import BaseBackbone, keep_statistics
+from wsseg_ray.backbones.photos import whole_cells
 
 if TYPE_CHECKING:
     from wsseg_ray.backbones.timm import Levels
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 class TimmBackbone(BaseBackbone):
     """Levels of a model of timm, whose cells lie side by side and cover the photo, whatever its size.
 
-    A photo is resized to the nearest whole number of cells. Then it is framed so that cells lie where they should:
+    A photo is resized to the nearest whole number of cells, and shrunk where it is very large. Then it is framed so that
+    cells lie where they should:
 
     - Models of patches (ViT, Swin, ConvNeXt): their cells lie side by side. The photo is filled up to the largest
       stride, and the cells of the filling are cut off.
@@ -100,9 +102,9 @@ class TimmBackbone(BaseBackbone):
 
 
 def fitted(photos: torch.Tensor, stride: int) -> torch.Tensor:
-    """Photos (B, 3, H, W), resized to the nearest whole number of cells in height and width; at least one."""
-    size = [max(1, round(side / stride)) * stride for side in photos.shape[2:]]
-    if list(photos.shape[2:]) == size:
+    """Photos (B, 3, H, W), resized to `whole_cells`."""
+    size = whole_cells(photos.shape[2], photos.shape[3], stride)
+    if tuple(photos.shape[2:]) == size:
         return photos
     return functional.interpolate(photos, size, mode="bilinear", antialias=True)
 

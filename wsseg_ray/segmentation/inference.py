@@ -119,32 +119,23 @@ def _between_cells(pixels: int, view_pixels: int, cells: int, stride: int, mirro
     return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp(min=0).float()
 
 
-def _whole_cells(photo: torch.Tensor, stride: int) -> torch.Tensor:
-    """A photo of side-by-side cells, resized to whole ones, so that each of its tiles has whole cells."""
-    size = [max(1, round(side / stride)) * stride for side in photo.shape[2:]]
-    return functional.interpolate(photo, size, mode="bilinear", antialias=True)
-
-
 @torch.no_grad()
 def tiled_logits(network: CellNetwork, photo: torch.Tensor, tile: int = TILE, halo: int = HALO) -> torch.Tensor:
     """The network's logits for a photo of any size, in memory limited by the tile.
 
+    A network whose cells lie side by side gets the whole photo: its backbone limits what it looks at.
     If a cell depends on no pixels beyond the halo, as in DeepLab, the logits equal those of the whole photo. Cells of
     torchvision's networks depend on more pixels, and features pooled over the photo are then pooled over the tile.
 
     Arguments:
         photo: (1, 3, H, W), normalised.
-        tile, halo: pixels, rounded down to multiples of twice the network's stride, the stride of its coarsest level.
+        tile, halo: pixels, multiples of the network's stride.
     Returns (1, C, h, w).
     """
     height, width = photo.shape[2:]
-    if max(height, width) <= tile + 1:
+    if not network.centred or max(height, width) <= tile + 1:
         return network(photo)
     stride, rows = network.stride, []
-    tile, halo = (side // (2 * stride) * 2 * stride for side in (tile, halo))
-    if not network.centred:
-        photo = _whole_cells(photo, 2 * stride)
-        height, width = photo.shape[2:]
     for top, bottom in _tiles(height, tile):
         row = []
         for left, right in _tiles(width, tile):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.base import BaseBackbone, Projection
-from wsseg_ray.backbones.photos import normalise
+from wsseg_ray.backbones.photos import normalise, whole_cells
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.backbones.weights import Bare, load_weights
 from wsseg_ray.engine.checkpoints import restore, weights_source
@@ -103,10 +103,10 @@ def _section(recipe: Recipe, table: Table[FeatureRow]) -> Any:
 
 
 def _whole_cells(table: Table[FeatureRow], job: Job, row: PhotoRow) -> CellsRow:
-    """The photo, resized to the nearest whole number of cells: so more photos have the same size."""
+    """The photo, resized to whole cells: so more photos have the same size."""
     photo = add_photo(job, row).photo
     stride = BACKBONES.get(_section(job.recipe, table).backbone).stride or 1
-    rows, columns = (max(1, round(side / stride)) * stride for side in photo.shape[:2])
+    rows, columns = whole_cells(*photo.shape[:2], stride)
     whole = photo
     if photo.shape[:2] != (rows, columns):
         whole = np.asarray(Image.fromarray(photo).resize((columns, rows), Image.Resampling.BILINEAR))
