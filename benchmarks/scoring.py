@@ -260,11 +260,11 @@ def stage(data: Path, photos: int, use_gpu: bool) -> dict[str, dict[str, float]]
     settings = [*STAGE, f"dataset.root={data}", f"dataset.limit={photos}", f"runtime.use_gpu={str(use_gpu).lower()}"]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        pipeline.run(recipe.load("voc12-best", settings), f"{folder}/before", "train_hcp")
+        pipeline.run(recipe.load("paper-voc12", settings), f"{folder}/before", "train_hcp")
         for engine in ("ray", "local"):
             run = RunDirectory.at(f"{folder}/{engine}")
             shutil.copytree(f"{folder}/before", run.root)
-            chosen = recipe.load("voc12-best", [*settings, f"runtime.engine={engine}"])
+            chosen = recipe.load("paper-voc12", [*settings, f"runtime.engine={engine}"])
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 process.submit(pipeline.run, chosen, run.root, "score").result()
             found[engine] = _stage_times(run)

@@ -9,7 +9,7 @@ from wsseg_ray.errors import RecipeError
 
 
 def test_every_shipped_recipe_is_valid_and_described():
-    assert set(recipe.shipped()) == {"demo", "paper-voc12", "voc12-best"}
+    assert set(recipe.shipped()) == {"best", "demo", "paper-voc12", "voc12-best"}
     for name, description in recipe.shipped().items():
         recipe.check_variants(recipe.load(name))
         assert len(description) > 10
@@ -171,3 +171,11 @@ def test_the_papers_recipe_states_every_setting_with_the_papers_value():
 def test_the_papers_recipe_gives_a_reason_for_every_setting():
     lines = (resources.files("wsseg_ray") / "recipes" / "paper-voc12.yaml").read_text().splitlines()
     assert [line for line in lines if line.startswith(" ") and " # " not in line] == []
+
+
+def test_voc12_best_follows_best():
+    """Apart from the data set and its networks."""
+    best, voc = (recipe.load(name).model_dump() for name in ("best", "voc12-best"))
+    for found in (best, voc):
+        del found["dataset"], found["segmentation"]["networks"]
+    assert best == voc

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from wsseg_ray import datasets
 from wsseg_ray.backbones.named import is_downloaded, is_reachable
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.recipe import AUTO, Recipe
+from wsseg_ray.recipe import AUTO, Recipe, validate
 
 LARGE = "timm:vit_small_patch14_dinov2"  # where there is a GPU, and its weights can be had
 LARGE_HUB = "timm/vit_small_patch14_dinov2.lvd142m"
@@ -35,7 +35,8 @@ def settle(recipe: Recipe, kept: dict[str, Any] | None = None) -> tuple[Recipe, 
 
     Arguments:
         kept: the choices that a run made before, by key; they are taken again.
-    Raises DatasetError where the data set must be known and cannot be read.
+    Raises DatasetError where the data set must be known and cannot be read, RecipeError where a choice does not fit the
+    other settings.
     """
     found: list[Choice] = []
     for key, choose in CHOICES.items():
@@ -44,7 +45,7 @@ def settle(recipe: Recipe, kept: dict[str, Any] | None = None) -> tuple[Recipe, 
         value, reason = (kept[key], "as before") if kept and key in kept else choose(recipe)
         recipe = _with(recipe, key, value)
         found.append(Choice(key, value, reason))
-    return recipe, found
+    return (validate(recipe.model_dump()) if found else recipe), found
 
 
 def _layout(recipe: Recipe) -> tuple[str, str]:

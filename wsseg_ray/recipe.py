@@ -313,7 +313,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
-        if self.segmentation.weights is None and self.segmentation.backbone != self.hcp.backbone:
+        backbones = {self.segmentation.backbone, self.hcp.backbone}
+        if self.segmentation.weights is None and len(backbones) > 1 and AUTO not in backbones:
             raise ValueError(
                 "segmentation.weights: null takes HCP's backbone, but segmentation.backbone is "
                 f"'{self.segmentation.backbone}' and hcp.backbone is '{self.hcp.backbone}'; give `auto`, a file or "

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class TimmBackbone(BaseBackbone):
     """Levels of a model of timm, whose cells lie side by side and cover the photo, whatever its size.
 
-    A photo is resized to the nearest whole number of cells, and shrunk where it is very large. Then it is framed so that
-    cells lie where they should:
+    A photo is resized to the nearest whole number of cells, and shrunk where it is very large. Then it is framed so
+    that cells lie where they should:
 
     - Models of patches (ViT, Swin, ConvNeXt): their cells lie side by side. The photo is filled up to the largest
       stride, and the cells of the filling are cut off.

@@ -106,7 +106,7 @@ def _whole_cells(table: Table[FeatureRow], job: Job, row: PhotoRow) -> CellsRow:
     """The photo, resized to whole cells: so more photos have the same size."""
     photo = add_photo(job, row).photo
     stride = BACKBONES.get(_section(job.recipe, table).backbone).stride or 1
-    rows, columns = whole_cells(*photo.shape[:2], stride)
+    rows, columns = whole_cells(photo.shape[0], photo.shape[1], stride)
     whole = photo
     if photo.shape[:2] != (rows, columns):
         whole = np.asarray(Image.fromarray(photo).resize((columns, rows), Image.Resampling.BILINEAR))
