@@ -126,3 +126,42 @@ def test_where_all_photos_fail_none_is_at_fault():
     refuse_all_failed("score", 3, 2, False, "no GPU")
     refuse_all_failed("score", 3, 3, True, "no GPU")  # others were good before
     refuse_all_failed("score", 0, 0, False, "")
+
+
+class Many:
+    """A kernel that can take rows together."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[int] = []
+        self._error = error
+
+    def __call__(self, row: Row) -> ImageRow:
+        self.calls.append(1)
+        return upper(row)
+
+    def many(self, rows: list[Row]) -> list[ImageRow]:
+        self.calls.append(len(rows))
+        if self._error:
+            raise self._error
+        return [upper(row) for row in rows]
+
+
+def test_rows_are_taken_together_where_the_kernel_can(tmp_path):
+    kernel = Many()
+    rows, _ = each(empty_job(tmp_path), PLACE, kernel, ImageRow, [Row("a"), Row("b")])
+    assert kernel.calls == [2] and [(row.image_id, row.uri) for row in rows] == [("a", "A"), ("b", "B")]
+
+
+@pytest.mark.parametrize("given", [[Row("a"), Row("b")], [Row("a"), Row("b", "broken")]])
+def test_rows_are_taken_one_by_one_where_together_they_cannot(tmp_path, given):
+    kernel = Many(MemoryError("no memory for both"))
+    rows, _ = each(empty_job(tmp_path), PLACE, kernel, ImageRow, given)
+    assert [row.uri for row in rows if not row.error] == [row.image_id.upper() for row in given if not row.error]
+    assert kernel.calls[-1] == 1 and [row.error for row in rows] == [row.error for row in given]
+
+
+def test_a_suspect_shard_is_taken_one_by_one(tmp_path):
+    job, kernel = empty_job(tmp_path), Many()
+    job.run.write_json({"at": "", "died": {}}, *NOTE)
+    each(job, PLACE, kernel, ImageRow, [Row("a"), Row("b")])
+    assert kernel.calls == [1, 1]
