@@ -1,11 +1,14 @@
 """Stage `features`: a frozen backbone looks once. Whole runs with tiny random models of timm, of three families."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from tests.runs import copy
 from wsseg_ray import pipeline, recipe
+from wsseg_ray.doctor import examine
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.stages import features, segmenters
@@ -167,3 +170,15 @@ def test_a_photo_on_which_the_backbone_fails_is_told_and_the_others_go_on(tiny, 
     assert "no memory for this photo" in failure["error"]
     scored = [row.image_id for row in RunDirectory.at(str(tmp_path)).rows(SCORES, ["image_id"])]
     assert len(scored) == 23 and failure["image_id"] not in scored
+
+
+@pytest.mark.slow
+def test_a_whole_run_with_timms_own_file_of_weights(tiny, tmp_path):
+    file = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite2.safetensors"
+    if not file.is_file():
+        pytest.skip(f"needs {file.name} beside the project")
+    own = settings(tiny, "tf_efficientnet_lite2", f"hcp.weights={file}")
+    done = run(tmp_path, own)
+    assert done.read_json("metrics.json")["networks"]["FULL"]["val"]["miou"] > 0
+    findings = {finding.text for finding in examine(recipe.load("demo", own))}
+    assert any(str(file.name) in text and "(25 MB)" in text for text in findings)

@@ -40,6 +40,7 @@ def weights_finding(
     weights: str | None,
     build: Callable[[], tuple[Any, list[str]]],
     named: Mapping[str, NamedWeights] | None = None,
+    has_fc: bool = True,
 ) -> Finding:
     """Whether a network can begin with its weights, where they come from, and how large they are.
 
@@ -47,6 +48,7 @@ def weights_finding(
         weights: a file, a name, None or `random`: at random, or `hcp`: those of this run's HCP.
         build: makes the network, and returns the names of the parameters that start at random, too.
         named: the weights of the backbone that have names.
+        has_fc: whether a file could hold fc6 and fc7, so that it is worth a note if it does not.
     """
     try:
         _, fresh = build()
@@ -62,7 +64,7 @@ def weights_finding(
     if not layers:
         return Finding("weights", True, text)
     random = f"{', '.join(layers)} start at random"
-    note = f"{shown(weights)} holds the conv layers alone: of {name} {random}" if "fc6" in layers else ""
+    note = f"{shown(weights)} holds the conv layers alone: of {name} {random}" if "fc6" in layers and has_fc else ""
     return Finding("weights", True, f"{text}; {random}", note=note)
 
 

@@ -44,6 +44,7 @@ from wsseg_ray.tables import MAX_SHARD_ROWS, Row, decode, encode
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
 PROGRESS = "progress.json"  # in a training's folder: how far worker 0 is
 TELL_EVERY = 1.0  # seconds
+REPORT_EVERY = 20.0  # seconds, to Ray Train, by a worker that is alone
 MAX_FAILURES = 5  # machines that a training may lose; then the run stops, and goes on when it is run again
 SPAN = 8192  # training steps of one Dataset: bounds what a worker plans ahead
 STEPS_A_TASK = 16  # training steps that a task reads: they share the shards that they need
@@ -405,7 +406,7 @@ class _RayWorker:
         context = ray.train.get_context()
         self.job, self.threads = config["job"], config["threads"]
         self.photos = ray.get(config["photos"])
-        self._stage, self._folder, self._told = config["stage"], config["folder"], -math.inf
+        self._stage, self._folder, self._told, self._reported = config["stage"], config["folder"], -math.inf, -math.inf
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
 
@@ -416,7 +417,10 @@ class _RayWorker:
             self.job.run.write_json(state, self._folder, PROGRESS)
 
     def report(self, metrics: dict[str, Any]) -> None:
-        ray.train.report(metrics)
+        # Alone there is nobody to wait for, and a report takes a second: longer than an epoch of a small head.
+        if self.world > 1 or time.monotonic() - self._reported > REPORT_EVERY:
+            self._reported = time.monotonic()
+            ray.train.report(metrics)
 
     def stream(
         self, steps: Iterator[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]

@@ -328,8 +328,8 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
         )
     if problems:
         return [Finding("hcp", False, problem, RecipeError(problem)) for problem in problems]
-    named = BACKBONES.get(settings.backbone).weights
-    return [weights_finding("HCP", settings.weights, lambda: build(recipe, 1), named)]
+    variant = BACKBONES.get(settings.backbone)
+    return [weights_finding("HCP", settings.weights, lambda: build(recipe, 1), variant.weights, variant.has_fc)]
 
 
 STAGE = Stage(

@@ -335,8 +335,9 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
     if problems:
         return [Finding("segmentation", False, problem, RecipeError(problem)) for problem in problems]
     try:
-        named = BACKBONES.get(settings.backbone).weights
-        return [weights_finding(settings.head, settings.weights or "hcp", lambda: build(recipe, 1, None), named)]
+        variant, weights = BACKBONES.get(settings.backbone), settings.weights or "hcp"
+        begin = partial(build, recipe, 1, None)
+        return [weights_finding(settings.head, weights, begin, variant.weights, variant.has_fc)]
     except RecipeError as error:
         return [Finding("segmentation", False, str(error), error)]
 
