@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.datasets.pixels import read_photo
@@ -250,7 +251,5 @@ class StoredFeed:
 def together(maps: Sequence[torch.Tensor], outside: float = 0) -> torch.Tensor:
     """Maps (C, h, w) of unlike sizes as one tensor, filled up at the bottom and on the right."""
     height, width = (max(own.shape[axis] for own in maps) for axis in (1, 2))
-    found = maps[0].new_full((len(maps), maps[0].shape[0], height, width), outside)
-    for out, own in zip(found, maps, strict=True):
-        out[:, : own.shape[1], : own.shape[2]] = own
-    return found
+    filled = [functional.pad(own, (0, width - own.shape[2], 0, height - own.shape[1]), value=outside) for own in maps]
+    return torch.stack(filled)
