@@ -19,7 +19,7 @@ import torch
 from wsseg_ray import pipeline
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.stage import Job, open_run
-from wsseg_ray.recipe import load
+from wsseg_ray.recipe import AUTO, Recipe, load, validate
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, PREDICTIONS, PROPOSALS, REFINED, SCORES, SUPERVISION, Row, Table, schema
 
@@ -104,3 +104,17 @@ def kill_driver(
             with suppress(subprocess.TimeoutExpired):  # a loop that never waits would take a core from the run
                 raise AssertionError(f"the run ended by itself, with exit code {driver.wait(0.1)}")
         driver.send_signal(how)
+
+
+def settled(name: str) -> Recipe:
+    """A shipped recipe as it is on a machine without a GPU; nothing is looked for."""
+    lite = "timm:tf_efficientnet_lite2"
+    chosen = {
+        "dataset": {"layout": "voc", "train_split": "train_aug", "max_side": 400},
+        "hcp": {"backbone": lite},
+        "segmentation": {"backbone": lite, "epochs": 15},
+    }
+    data = load(name).model_dump()
+    for section, keys in chosen.items():
+        data[section] |= {key: value for key, value in keys.items() if data[section][key] == AUTO}
+    return validate(data)

@@ -25,7 +25,7 @@ def test_all_is_there(tiny):
     assert found["data"][0].text.startswith("12 training and 12 val photos, 24 with masks, 6 classes")
     assert [finding.text for finding in found["weights"]] == [
         "HCP: none; all layers start at random",
-        "largefov: hcp",
+        "largefov: the backbone of this run's HCP",
     ]
 
 

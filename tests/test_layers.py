@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "wsseg_ray"
 LAYERS = [
     ["__main__", "cli", "api", "networks", "doctor", "plan", "proposal_page", "replay", "status"],
-    ["pipeline", "summary"],
+    ["pipeline", "summary", "choices"],
     ["stages"],
     ["engine"],
     ["segmentation", "hcp", "refinement", "supervision", "evaluation", "backbones", "proposals"],

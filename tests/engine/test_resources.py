@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from tests.runs import settled
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.engine import resources
 from wsseg_ray.engine.resources import GB, Needs, Node, check, needs
@@ -68,7 +69,7 @@ def test_a_training_shrinks_only_where_it_is_allowed_to():
 @pytest.mark.parametrize("nodes", [LAPTOP, SERVER, WORKSTATION, CLOUD, [Node(1000, 8, 0)], [Node(2, 0, GB, 500)]])
 def test_the_defaults_fit_everywhere(nodes):
     for name in recipe.shipped():
-        loaded = recipe.load(name)
+        loaded = settled(name)
         check(loaded, stages(loaded), nodes)
 
 

@@ -154,7 +154,7 @@ class SideBySide(nn.Module):
         return torch.stack(torch.meshgrid(*middles, indexing="ij"))[None]
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 64), (41, 57), (10, 7), (1, 4)])
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (41, 57), (10, 9)])
 def test_cells_side_by_side_are_read_off_where_they_lie(height, width):
     (views,) = photo_views([SideBySide()], torch.zeros(1, 3, height, width), mirror=True)
     assert [view.stride for view in views] == [0, 0] and views[0].size == (height, width)

@@ -112,7 +112,8 @@ def test_a_changed_backbone_is_a_new_look(lite, tmp_path):
     before = again.read_json("stages", "features.json")["fingerprint"]
     run(again.root, [*own, "hcp.image_epochs=2"], "features")
     assert again.read_json("stages", "features.json")["fingerprint"] == before
-    run(again.root, [*own, "hcp.backbone=timm:test_vit", "segmentation.head=linear"], "features")
+    other = ["hcp.backbone=timm:test_vit", "segmentation.backbone=timm:test_vit", "segmentation.head=linear"]
+    run(again.root, [*own, *other], "features")
     assert again.read_json("stages", "features.json")["fingerprint"] != before
 
 

@@ -16,8 +16,8 @@ from wsseg_ray.datasets import demo
 from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.segmentation.inference import View, photo_views
 from wsseg_ray.segmentation.networks import NETWORKS
-from wsseg_ray.stages.predictor import Predictor, RememberingBackbone, ViewsRow, packed, unpacked
-from wsseg_ray.stages.rows import add_photo, photo_rows
+from wsseg_ray.stages.predictor import Predictor, RememberingBackbone, ViewsRow, packed, seen_rows, unpacked
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.stages.segmenters import trained
 from wsseg_ray.tables import IMAGES, decode, encode
 
@@ -36,7 +36,7 @@ def test_a_shared_backbone_looks_once_at_a_photo():
 def test_every_network_says_of_a_photo_what_it_says_alone(tiny_local):
     """With several views, of which some are other tensors and some are not."""
     job = open_run(tiny_local[1])
-    row = add_photo(job, photo_rows(job, job.run.shards("images", "val")[0])[0])
+    row = add_photo(job, seen_rows(job, job.run.shards("images", "val")[0])[0])
     views = {"scales": [1.0, 0.5], "mirror": True}
     for freeze in ("none", "all"):
         segmentation = job.recipe.segmentation.model_dump() | {"freeze": freeze}

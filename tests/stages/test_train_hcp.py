@@ -128,7 +128,13 @@ def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
     """Its pooled features are kept until the next phase; where it is trained, a photo is mirrored every other time."""
     job = open_run(tiny_local[1])
     frozen = replace(
-        job, recipe=job.recipe.model_copy(update={"hcp": job.recipe.hcp.model_copy(update={"freeze": "all"})})
+        job,
+        recipe=job.recipe.model_copy(
+            update={
+                "hcp": job.recipe.hcp.model_copy(update={"freeze": "all"}),
+                "features": job.recipe.features.model_copy(update={"stored": False}),
+            }
+        ),
     )
     (shard, ids), *_ = training.chosen(training.index(job, PROPOSALS))
     batch, calls, real = [(shard, image_id) for image_id in ids[:3]], [], train_hcp.pool_photos

@@ -167,7 +167,7 @@ def test_gradients_of_two_workers_add_up_to_those_of_one(name):
         objective = SegmentationObjective(network, about, 0, KeptFeatures())
         whole = counted(about.target, targets)
         for part in parts:
-            batch = Batch(photos[part], targets[part], part)
+            batch = Batch(photos[part], None, targets[part], part)
             weight = counted(about.target, batch.targets) / whole
             (objective(Shown(batch, part)) * weight).backward()
         return {key: parameter.grad for key, parameter in network.named_parameters()}
@@ -184,13 +184,13 @@ def test_a_frozen_backbone_looks_at_a_crop_once():
     network.backbone.register_forward_hook(lambda module, given, found: seen.append(len(given[0])))
     photos = torch.randint(0, 256, (3, 33, 33, 3), dtype=torch.uint8)
     kept = KeptFeatures()
-    first = kept.features(network, Batch(photos, photos, [7, 8, 9]))
-    again = kept.features(network, Batch(photos[[2, 0]], photos, [9, 7]))
+    first = kept.features(network, Batch(photos, None, photos, [7, 8, 9]))
+    again = kept.features(network, Batch(photos[[2, 0]], None, photos, [9, 7]))
     assert seen == [3] and torch.equal(again["out"], first["out"][[2, 0]])
-    kept.features(network, Batch(photos[:2], photos, [7, 10]))
+    kept.features(network, Batch(photos[:2], None, photos, [7, 10]))
     assert seen == [3, 1], "the new one alone"
     network.freeze("none")
-    kept.features(network, Batch(photos, photos, [7, 8, 9]))
+    kept.features(network, Batch(photos, None, photos, [7, 8, 9]))
     assert seen == [3, 1, 3]
 
 
