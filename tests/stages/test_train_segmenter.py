@@ -275,7 +275,7 @@ def test_the_rivals_are_networks_like_others(tiny_local, tiny, tmp_path, monkeyp
 
 def in_rounds(*more: str) -> list[str]:
     """Rounds of a torchvision network whose backbone is frozen."""
-    keys = {"backbone": "'torchvision:mobilenet_v3_large'", "head": "lraspp", "weights": "null", "freeze": "all"}
+    keys = {"backbone": "'torchvision:mobilenet_v3_large'", "head": "lraspp", "weights": "random", "freeze": "all"}
     chosen = ["segmentation.networks=[SN_B, CAM, FULL]", "segmentation.rounds=1", "crf.iterations=1"]
     return [*chosen, *(f"segmentation.{key}={value}" for key, value in keys.items()), *more]
 

@@ -171,7 +171,7 @@ def _sample(job: Job, step: SgdStep, row: dict[str, Any], image_id: str) -> tupl
     mean = np.rint(255 * np.array(BACKBONES.get(job.recipe.segmentation.backbone).mean)).astype(np.uint8)
     photo, (over,), valid = crop_and_mirror(rng, row["photo"], [row["over"]], _crop(job), mean)
     number = int.from_bytes(blake2b(photo.tobytes(), digest_size=8).digest(), "big") >> 2
-    cells = _cells(job, job.recipe.segmentation.crop)
+    cells = _cells(job, _crop(job))
     return photo, _target(job, step, row, over, valid, (cells, cells)), number
 
 
