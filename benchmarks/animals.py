@@ -62,7 +62,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
     return {**found, **{f"seconds: {name}": value for name, value in seconds.items()}, "seconds": sum(seconds.values())}
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--voc", type=Path, default=DATA)
     parser.add_argument("--networks", default="[AN_B, FULL]")
     parser.add_argument("--set", dest="settings", action="append", default=[])
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     if not (args.voc / "JPEGImages").is_dir():
         sys.exit(f"skipped: {args.voc} has no JPEGImages; give --voc")
     root = view(args.voc, (args.runs / f"voc-{args.photos}").resolve(), args.photos)
@@ -87,4 +87,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

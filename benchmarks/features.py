@@ -80,12 +80,12 @@ def bare(run: RunDirectory) -> float:
     return (time.perf_counter() - start) / LOOP
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, nargs=2, default=[200, 800])
     parser.add_argument("--engine", default="ray", choices=["ray", "local"])
     parser.add_argument("--voc", type=Path, default=DATA)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     if not (args.voc / "JPEGImages").is_dir():
         sys.exit(f"skipped: {args.voc} has no JPEGImages; give --voc")
     seconds, memory, counts, loops = [], [], [], []
@@ -110,4 +110,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,6 +2,7 @@
 
 import pytest
 
+import wsseg_ray
 from wsseg_ray import choices
 from wsseg_ray.choices import LARGE, SMALL, settle
 from wsseg_ray.errors import DatasetError, RecipeError
@@ -82,3 +83,17 @@ def test_the_folder_must_be_given():
 def test_auto_is_not_a_value_of_every_key():
     with pytest.raises(RecipeError, match=r"hcp\.pooling"):
         load("best", ["hcp.pooling=auto"])
+
+
+@pytest.mark.run
+def test_own_photos_with_one_command(tiny, tmp_path, capsys):
+    """`wsseg run FOLDER`: the recipe best, its backbone from the installed package, on 24 drawn photos."""
+    root = next(setting for setting in tiny if setting.startswith("dataset.root=")).removeprefix("dataset.root=")
+    short = ["runtime.engine=local", "proposals.count=60", "segmentation.epochs=2"]
+    outcome = wsseg_ray.run(root, tmp_path / "run", [*short, "hcp.image_epochs=2", "hcp.hypothesis_epochs=1"])
+    assert outcome.failed == {}
+    printed = capsys.readouterr().out
+    assert f"hcp.backbone: {SMALL} (no GPU)" in printed and "dataset.layout: voc" in printed
+    assert wsseg_ray.load(tmp_path / "run", "AN_B").predict(f"{root}/JPEGImages/demo_val_00000.jpg").ndim == 2
+    again = wsseg_ray.run(root, tmp_path / "run", [*short, "hcp.image_epochs=2", "hcp.hypothesis_epochs=1"])
+    assert again.failed == {} and f"hcp.backbone: {SMALL} (as before)" in capsys.readouterr().out
