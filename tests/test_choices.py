@@ -3,7 +3,7 @@
 import pytest
 
 import wsseg_ray
-from wsseg_ray import choices
+from wsseg_ray import choices, networks
 from wsseg_ray.choices import LARGE, SMALL, settle
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.recipe import load
@@ -95,5 +95,7 @@ def test_own_photos_with_one_command(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"hcp.backbone: {SMALL} (no GPU)" in printed and "dataset.layout: voc" in printed
     assert wsseg_ray.load(tmp_path / "run", "AN_B").predict(f"{root}/JPEGImages/demo_val_00000.jpg").ndim == 2
+    with pytest.raises(RecipeError, match="there is state_dict"):
+        networks.export(str(tmp_path / "run"), "AN_B", "torchscript", tmp_path / "net.ts")
     again = wsseg_ray.run(root, tmp_path / "run", [*short, "hcp.image_epochs=2", "hcp.hypothesis_epochs=1"])
     assert again.failed == {} and f"hcp.backbone: {SMALL} (as before)" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tests.runs import settled
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.engine import ray_runner
 from wsseg_ray.engine.resources import Node, check
@@ -42,7 +43,7 @@ def test_every_recipe_fits_on_the_cluster(cluster_yaml):
     kinds = [kind for kind in cluster_yaml["available_node_types"].values() if "max_workers" in kind]
     nodes = [Node(kind["resources"]["CPU"], kind["resources"].get("GPU", 0), 0, kind["max_workers"]) for kind in kinds]
     for name in recipe.shipped():
-        loaded = recipe.load(name)
+        loaded = settled(name)
         check(loaded, pipeline.stages_of(loaded), nodes)
 
 

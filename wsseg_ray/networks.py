@@ -126,7 +126,8 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         form: `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with `backbone`,
             `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program for photos of any size.
         out: the file to write.
-    Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with.
+    Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with, or where
+    the network's cells lie side by side: there is `state_dict` alone.
     """
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: there are {', '.join(FORMATS)}")
@@ -137,6 +138,11 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         torch.save({**about, "state_dict": network.state_dict()}, out)
         return
     example = torch.rand(2, 3, 129, 161)  # a batch of 1 would be taken for a constant
+    if not network.centred:
+        raise RecipeError(
+            f"--format {form}: the backbone '{job.recipe.segmentation.backbone}' resizes photos to whole cells, which "
+            "a program for photos of any size cannot hold; there is state_dict, and `wsseg predict`"
+        )
     if form == "torchscript":
         torch.jit.save(torch.jit.trace(ExportedNetwork(network).eval(), example), out)
         return

@@ -64,7 +64,9 @@ class OrAuto:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_wrap_validator_function(
-            lambda value, validate: value if value == AUTO else validate(value), handler(source)
+            lambda value, validate: value if value == AUTO else validate(value),
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
         )
 
 
