@@ -92,10 +92,10 @@ def test_own_photos_with_one_command(tiny, tmp_path, capsys):
     short = ["runtime.engine=local", "proposals.count=60", "segmentation.epochs=2"]
     outcome = wsseg_ray.run(root, tmp_path / "run", [*short, "hcp.image_epochs=2", "hcp.hypothesis_epochs=1"])
     assert outcome.failed == {}
-    printed = capsys.readouterr().out
+    printed = "".join(capsys.readouterr())
     assert f"hcp.backbone: {SMALL} (no GPU)" in printed and "dataset.layout: voc" in printed
     assert wsseg_ray.load(tmp_path / "run", "AN_B").predict(f"{root}/JPEGImages/demo_val_00000.jpg").ndim == 2
     with pytest.raises(RecipeError, match="there is state_dict"):
         networks.export(str(tmp_path / "run"), "AN_B", "torchscript", tmp_path / "net.ts")
     again = wsseg_ray.run(root, tmp_path / "run", [*short, "hcp.image_epochs=2", "hcp.hypothesis_epochs=1"])
-    assert again.failed == {} and f"hcp.backbone: {SMALL} (as before)" in capsys.readouterr().out
+    assert again.failed == {} and f"hcp.backbone: {SMALL} (as before)" in "".join(capsys.readouterr())

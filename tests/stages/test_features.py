@@ -17,6 +17,7 @@ from wsseg_ray.stages.stored import map_of, maps_of
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import FEATURES, IMAGES, SCORES, SEGMENTER_FEATURES
 
+pytestmark = pytest.mark.run  # whole runs
 FAMILIES = ["test_efficientnet", "test_vit", "pvt_v2_b0"]  # a CNN, a plain ViT, a ViT with several strides
 
 
@@ -42,7 +43,6 @@ def run(place, settings: list[str], until: str | None = None) -> RunDirectory:
     return RunDirectory.at(str(place))
 
 
-@pytest.mark.run
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_run_with_each_family(family, tiny, tmp_path):
     done = run(tmp_path, settings(tiny, family))
@@ -117,7 +117,6 @@ def test_a_changed_backbone_is_a_new_look(lite, tmp_path):
     assert again.read_json("stages", "features.json")["fingerprint"] != before
 
 
-@pytest.mark.run
 def test_segmenters_of_another_backbone_have_features_of_their_own(tiny, tmp_path):
     segmentation = "backbone: 'timm:test_vit', freeze: all, weights: random, head: mlp, networks: [AN_B], epochs: 1"
     done = run(tmp_path, settings(tiny, "test_efficientnet", f"segmentation={{{segmentation}, batch_size: 4}}"))
@@ -147,7 +146,6 @@ def test_more_dimensions_than_features_are_refused(tiny, tmp_path):
         run(tmp_path, settings(tiny, "test_efficientnet", "features.dims=113"), "features")
 
 
-@pytest.mark.run
 def test_a_timm_backbone_can_be_trained_too(tiny, tmp_path):
     done = run(tmp_path, settings(tiny, "test_efficientnet", "hcp.freeze=none", "segmentation.freeze=none"))
     assert not done.shards("features") and "AN_A" in done.read_json("metrics.json")["networks"]
