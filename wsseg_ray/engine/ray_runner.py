@@ -417,7 +417,7 @@ class _RayWorker:
             self.job.run.write_json(state, self._folder, PROGRESS)
 
     def report(self, metrics: dict[str, Any]) -> None:
-        # Alone there is nobody to wait for, and a report takes a second: longer than an epoch of a small head.
+        # A report is a barrier; alone there is nobody to wait for, and epochs of a small head are short.
         if self.world > 1 or time.monotonic() - self._reported > REPORT_EVERY:
             self._reported = time.monotonic()
             ray.train.report(metrics)

@@ -146,17 +146,18 @@ class Member(NamedTuple):
 Index = list[tuple[str, list[Member]]]  # the photos of each shard
 
 
-def index(job: Job, *tables: Table[Any]) -> Index:
-    """The training photos of tables, or of those in their place, that did not fail in any, shard by shard.
+def index(job: Job, table: Table[Any], other: Table[Any] | None = None) -> Index:
+    """The training photos of a table, or of the one in its place, that did not fail, shard by shard.
 
     It reads the names in these tables, so a stage makes it once, on the driver, and hands it to its workers:
     `Runner.fit`.
 
     Arguments:
-        tables: the first one has the shards.
+        table: has the shards.
+        other: a table in which the photos must not have failed either; None: there is none.
     """
-    found = []
-    for shard in job.shards(tables[0], "train"):
+    found, tables = [], [own for own in (table, other) if own]
+    for shard in job.shards(table, "train"):
         images = job.run.read_good(job.table(IMAGES), shard, ["labels", "mask_uri"])
         good = sorted(set(images).intersection(*(job.run.read_good(job.table(own), shard, []) for own in tables)))
         members = [Member(i, len(images[i].labels), bool(images[i].mask_uri)) for i in good]

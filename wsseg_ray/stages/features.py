@@ -46,7 +46,7 @@ from wsseg_ray.stages.stored import (
 from wsseg_ray.tables import FEATURES, IMAGES, SEGMENTER_FEATURES, FeatureRow, Table, array, number
 
 SAMPLE, SAMPLE_CELLS = 256, 64  # photos, and cells of each, on which PCA is fitted: 16 for each of 1,024 dimensions
-MANY = 2**23  # photo pixels that pass a GPU together: 64 photos of 400x300
+MANY = 2**23  # photo pixels that pass a GPU together: about 70 photos of 400x300
 
 
 @dataclass

@@ -139,7 +139,7 @@ class Scorer:
 
 def _fit_pca(job: Job) -> None:
     settings = job.recipe.refinement
-    index = training.index(job, PROPOSALS, *([features] if (features := hcp_reads(job.recipe)) else []))
+    index = training.index(job, PROPOSALS, hcp_reads(job.recipe))
     photos = [(shard, i) for shard, ids in training.chosen(index) for i in ids]
     wanted = {photos[i * len(photos) // settings.pca_photos] for i in range(settings.pca_photos)}
     scorer, sample = Scorer(job), []

@@ -63,7 +63,7 @@ def _run(job: Job, runner: Runner) -> int:
     """Train the network into `hcp/`, unless it is there; returns the photos seen over all epochs."""
     if job.run.exists(FOLDER, "log.json"):  # what a training that is done writes last
         return 0
-    photos = training.index(job, PROPOSALS, *([features] if (features := hcp_reads(job.recipe)) else []))
+    photos = training.index(job, PROPOSALS, hcp_reads(job.recipe))
     total = sum(len(members) for _, members in photos) * sum(phase.epochs for phase in phases(job.recipe.hcp))
     runner.fit(job, STAGE, _loop, total, photos)
     return total

@@ -56,7 +56,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
     todo = [network for network in of_round(job.recipe, round_) if not is_trained(job, network, round_)]
     if not todo:
         return 0
-    photos = training.index(job, SUPERVISION, *([features] if (features := segmenters_read(job.recipe)) else []))
+    photos = training.index(job, SUPERVISION, segmenters_read(job.recipe))
     if idle := [network.name for network in todo if not members(photos, network)]:
         raise RuntimeError(f"{idle[0]}: no training photo for it; leave it out of segmentation.networks")
     twins = _twins(job, todo) if round_ == 0 else {}
