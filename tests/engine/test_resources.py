@@ -51,6 +51,22 @@ def test_two_workers_on_a_laptop_share_its_cores():
     assert asked("train_hcp", LAPTOP, "runtime.num_workers=2") == Needs(0.5, 0, 0, 2, 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("stage", "kinds", "nodes", "settings", "expected"),
+    [
+        ("score", 2, LAPTOP, [], 0.75),
+        ("score", 2, LAPTOP, ["runtime.num_workers=2"], 0.5),
+        ("score", 3, LAPTOP, [], 0.5),
+        ("score", 2, SERVER, [], 1),
+        ("score", 2, CLOUD, [], 1),
+        # 32 actors would hold every CPU: then what the fewest actors leave
+        ("score", 2, LAPTOP, ["runtime.stages.score.max_workers=32"], 0.75),
+    ],
+)
+def test_every_kind_of_task_runs_beside_the_actors(stage, kinds, nodes, settings, expected):
+    assert resources.task_cpus(asked(stage, nodes, *settings), kinds, nodes) == expected
+
+
 def test_what_the_recipe_says_goes():
     settings = ["score.gpus=0.5", "score.cpus=2", "score.memory_gb=3", "score.min_workers=2", "score.max_workers=6"]
     found = asked("score", CLOUD, *(f"runtime.stages.{setting}" for setting in settings))

@@ -58,6 +58,7 @@ def test_superpixel_counts_by_hand():
     counts = superpixel_counts(superpixels, truth, 2)
     assert counts.tolist() == [[1, 1], [0, 2], [0, 0]]
     assert superpixel_confusion(np.array([1, 1, 0], np.uint8), counts).tolist() == [[0, 1], [0, 3]]
+    assert superpixel_confusion(np.array([1, 255, 0], np.uint8), counts).sum() == counts[[0, 2]].sum(), "255: unknown"
     with pytest.raises(ValueError):
         superpixel_counts(superpixels, truth[:1], 2)
 

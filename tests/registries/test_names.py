@@ -8,7 +8,7 @@ from wsseg_ray.refinement import KEEPS, METRICS, distance, selection
 from wsseg_ray.registry import Registry
 from wsseg_ray.segmentation.networks import NETWORKS, Network
 from wsseg_ray.segmentation.objectives import OBJECTIVES, SMOOTHERS, cam, ccnn, em_adapt, ilp, mil_fcn
-from wsseg_ray.supervision import RANKINGS, REFINERS, maps
+from wsseg_ray.supervision import MASKS, RANKINGS, READINGS, REFINERS, maps, readings
 from wsseg_ray.supervision import masks as rough_masks
 
 RESOLVED = [
@@ -34,6 +34,8 @@ RESOLVED = [
             "random": selection.random,
         },
     ),
+    (READINGS, {"votes": readings.votes, "mean_score": readings.mean_score}),
+    (MASKS, {"regions": rough_masks.best_regions, "sure": rough_masks.sure_superpixels}),
     (REFINERS, {"max": maps.divide_by_max}),
     (RANKINGS, {"sum": rough_masks.score_and_map, "map_iou": rough_masks.iou_with_map}),
     (

@@ -102,6 +102,12 @@ def fake_metrics() -> dict:
                 for keep in ("none", "nearest", "farthest", "norm", "score", "random")
             },
             "keep": "farthest",
+            "readings": {
+                reading: {f"{kind}_miou": float(rng.uniform(1, 99)) for kind in kinds}
+                for reading in ("votes", "mean_score")
+            },
+            "reading": "votes",
+            "rough_mask_unknown": 12.5,
         },
         "networks": {name: network(name, **scores(rng)) for name in networks},
     }
@@ -211,6 +217,9 @@ def test_only_a_large_gap_is_called_loose(best, warned):
 def test_the_ablation_marks_what_is_in_use():
     rows = Page(page()).section("supervision").rows
     assert list(rows)[-6:] == ["none", "nearest", "farthest in use", "norm", "score", "random"]
+    assert {"votes in use", "mean score"} <= set(rows)
+    assert "Rough masks leave 12.5 % of the pixels open" in page()
+    assert "How the scores are read" not in page(metrics={"supervision": {"ablation": {}}})
 
 
 def test_nothing_is_loaded_and_every_picture_decodes():

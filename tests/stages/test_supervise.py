@@ -42,6 +42,7 @@ def evidence(**more) -> EvidenceRow:
     )
     row.candidate, row.candidate_label = np.array([3, 1, 0]), np.array([4, 4, 4])
     row.distance = row.norm = row.area = np.ones(3)
+    row.objectness = np.ones(4)
     for name, value in more.items():
         setattr(row, name, np.asarray(value))
     return row
@@ -67,14 +68,32 @@ def test_refiners_are_applied_in_their_order(tmp_path, monkeypatch):
 
 
 def test_what_is_measured_of_a_photo_with_a_true_mask(tiny_local):
-    """Of the supervision in use, of all candidates, and of every way to keep them; each counts every pixel once."""
+    """Of the supervision in use, of all candidates, of every way to keep them and every reading of the scores.
+
+    Each counts every pixel once.
+    """
     job = open_run(tiny_local[1])
     classes = len(job.classes) + 1
     for row in job.run.rows(SUPERVISION):
         quality = row.quality.reshape(-1, 2 + len(iou.THRESHOLDS), classes, classes)
-        assert len(quality) == 2 + 6 and len(row.candidate_iou) == len(row.labels)
+        assert len(quality) == 2 + 6 + 2 and len(row.candidate_iou) == len(row.labels)
         assert (
             len(np.unique(quality.sum(axis=(2, 3)))) == 1
             and ((row.candidate_iou >= 0) & (row.candidate_iou <= 100)).all()
         )
         assert (quality[0] == quality[2]).all(), "the demo keeps the nearest, which is the first of the ways"
+        assert (quality[0] == quality[2 + 6]).all(), (
+            "the demo's reading is the paper's, which is the first of the readings"
+        )
+
+
+def test_a_reading_and_a_mask_of_what_is_sure(tmp_path):
+    """The dropped proposal 0 has no weight: superpixel 0 has the score of proposal 3 alone."""
+    settings = "supervision={reading: mean_score, mask: sure, background_below: 0.25, object_from: 0.5}"
+    row = evidence(kept=[True, True, False], scores=[[0.9, 0.0, 0.1, 0.3]])
+    found = supervised(empty_job(tmp_path, settings, classes="abcde"), row)
+    weight = np.sqrt(0.5)  # of proposal 3, which is two pixels large
+    np.testing.assert_allclose(found.maps, [[0.3, 0.3 * weight / (1 + weight), 0.1]], rtol=2e-3)
+    assert found.mask.tolist() == [255, 0, 0]
+    np.testing.assert_allclose(found.maps_unrefined[0, 0], (0.9 + 0.3 * weight) / (1 + weight), rtol=2e-3)
+    assert found.mask_unrefined.tolist() == [5, 0, 0]

@@ -6,7 +6,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from wsseg_ray.proposals.regions import RegionProposals, from_masks
-from wsseg_ray.supervision.masks import rough_mask
+from wsseg_ray.recipe import SupervisionSection
+from wsseg_ray.supervision import Evidence
+from wsseg_ray.supervision.masks import rough_mask, sure_superpixels
 
 # four superpixels of 1, 2, 1 and 4 pixels
 SUPERPIXELS = np.array([[0, 1, 1, 2], [3, 3, 3, 3]])
@@ -136,3 +138,18 @@ def test_equals_dense_pixels(masks, seed, count, min_area, ranking, limited):
     expected = brute(masks, dense, scores, [6, 1], count, min_area, ranking, 0.5, pools or everything)
     found = rough_mask(regions, maps, scores, [6, 1], count, min_area, ranking, 0.5, pools)
     assert (found[regions.superpixels] == expected).all()
+
+
+def test_what_is_sure_by_hand():
+    """At each of the two limits; of equal maps the first label wins."""
+    maps = np.array([[0.5, 0.49, 0.25, 0.24, 0.6, 0.1], [0.1, 0.1, 0.1, 0.1, 0.6, 0.7]])
+    found = Evidence(None, [7, 2], None, None, [], [], maps, lambda: None)
+    settings = SupervisionSection(background_below=0.25, object_from=0.5)
+    assert sure_superpixels(found, settings).tolist() == [8, 255, 255, 0, 8, 3]
+    same = SupervisionSection(background_below=0.5, object_from=0.5)
+    assert sure_superpixels(found, same).tolist() == [8, 0, 0, 0, 8, 3], "nothing is unknown"
+
+
+def test_background_reaches_no_further_than_the_objects():
+    with pytest.raises(ValueError, match=r"background_below 0\.6 is more than object_from 0\.5"):
+        SupervisionSection(background_below=0.6, object_from=0.5)

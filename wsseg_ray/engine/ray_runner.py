@@ -231,6 +231,8 @@ def _dataset(
     dataset.set_name(stage.name)
     dataset.context.execution_no_progress_timeout_s = 60 * job.recipe.runtime.no_progress_minutes
     last = work.steps[-1]
+    alone = len(work.steps) == 1
+    beside = _beside_actors(job, work, wanted)
     for place, step in enumerate(work.steps):
         ends = step is last and not step.actor
         options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -248,17 +250,26 @@ def _dataset(
         else:
             read = work.read if place == 0 and row is None else None
             task = partial(_task, job, stage.name, work, step, row, read, ends)
-            alone = len(work.steps) == 1
             name = stage.name if alone else f"{stage.name}_{shards.step_name(step, ends)}"
-            more: dict[str, Any] = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else {}
+            more = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else beside
             dataset = dataset.map_batches(_named(name, task), **options, **more)
         row = step.row
     if last.actor:
         write = partial(_task, job, stage.name, work, None, row, None, True)
         dataset = dataset.map_batches(
-            _named(f"{stage.name}_write", write), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+            _named(f"{stage.name}_write", write),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            **beside,
         )
     return dataset
+
+
+def _beside_actors(job: Job, work: Work[Any], wanted: Needs) -> dict[str, Any]:
+    """Ray's options of tasks that work beside actors."""
+    kinds = sum(not step.actor for step in work.steps) + work.steps[-1].actor  # after an actor, a task writes
+    return {"num_cpus": resources.task_cpus(wanted, kinds, cluster(job.recipe))}
 
 
 def _input(missing: dict[str, Sequence[Row] | None], photos: int) -> ray.data.Dataset:

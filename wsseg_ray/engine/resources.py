@@ -106,6 +106,23 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
     return Needs(cpus, gpus, memory, min(least, most), max(least, most), max(1, threads))
 
 
+def task_cpus(wanted: Needs, kinds: int, nodes: Sequence[Node]) -> float:
+    """CPUs of a task that works beside the actors of a stage: so few that a task of each kind can always run.
+
+    A task that reads keeps its CPU while it waits for a place for its output. With a whole CPU each on two cores,
+    such a task would leave none for the task that writes: nothing would be written before everything was read.
+
+    Arguments:
+        wanted: what the actors ask for.
+        kinds: how many kinds of tasks the stage has.
+        nodes: of the cluster.
+    """
+    cpus = sum(node.cpus * node.count for node in nodes)
+    most = (wanted.most or wanted.least) * wanted.cpus
+    held = most if most < cpus else wanted.least * wanted.cpus
+    return min(FEED_CPUS, (cpus - held) / kinds)
+
+
 def check_names(recipe: Recipe, known: Sequence[str]) -> None:
     """Raise RecipeError where the recipe gives resources to a stage that is not known."""
     for name in recipe.runtime.stages:

@@ -46,12 +46,13 @@ def superpixel_confusion(assigned: np.ndarray, counts: np.ndarray) -> np.ndarray
     """`confusion` of a photo whose prediction is constant on every superpixel.
 
     Arguments:
-        assigned: (S,) integers in 0..classes-1, the predicted class of each superpixel.
+        assigned: (S,) integers in 0..classes-1, the predicted class of each superpixel; 255: it does not count.
         counts: (S, classes) of `superpixel_counts`.
     Returns (classes, classes) int64. Costs S classes.
     """
     matrix = np.zeros((counts.shape[1], counts.shape[1]), np.int64)
-    np.add.at(matrix, assigned, counts)
+    known = assigned != IGNORED
+    np.add.at(matrix, assigned[known], counts[known])
     return matrix.T
 
 

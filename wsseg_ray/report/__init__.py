@@ -90,7 +90,8 @@ def render(
         refinement=_refinement(metrics),
         rivals=_rivals(metrics, classes),
         supervision=_supervision(metrics, classes),
-        ablation=_ablation(metrics),
+        ablation=_ways(metrics, "ablation", _at(metrics, "supervision", "keep")),
+        readings=_ways(metrics, "readings", _at(metrics, "supervision", "reading")),
         candidates=_candidates(metrics, classes),
         hcp=_hcp(metrics),
         losses=_network_losses(metrics),
@@ -314,28 +315,34 @@ def _supervision(metrics: dict[str, Any], classes: list[str]) -> dict[str, Any] 
     return {
         "photos": _at(table, "photos"),
         "threshold": _at(table, "localization_best_threshold"),
+        "unknown": _at(table, "rough_mask_unknown"),
         "rows": rows,
         "gap": gap if gap is not None and gap >= LARGE_GAP else None,
     }
 
 
-def _ablation(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Quality of the supervision for every way to choose the kept candidates, the best of each column marked."""
-    table = _at(metrics, "supervision", "ablation") or {}
+def _ways(metrics: dict[str, Any], name: str, used: str | None) -> list[dict[str, Any]]:
+    """Quality of the supervision for every way of one kind, the best of each column marked.
+
+    Arguments:
+        name: `ablation`, ways to choose the kept candidates, or `readings` of the scores.
+        used: the way that the recipe has.
+    """
+    table = _at(metrics, "supervision", name) or {}
     columns = ("localization_miou", "localization_best_miou", "rough_mask_miou")
-    best = {column: _best([_at(table, keep, column) for keep in table]) for column in columns}
+    best = {column: _best([_at(table, way, column) for way in table]) for column in columns}
     return [
         {
-            "keep": keep,
-            "used": keep == _at(metrics, "supervision", "keep"),
-            "threshold": _at(table, keep, "localization_best_threshold"),
+            "name": way,
+            "used": way == used,
+            "threshold": _at(table, way, "localization_best_threshold"),
             "cells": [
                 {"value": value, "best": _finite(value) is not None and value == best[column]}
                 for column in columns
-                for value in [_at(table, keep, column)]
+                for value in [_at(table, way, column)]
             ],
         }
-        for keep in table
+        for way in table
     ]
 
 

@@ -10,7 +10,7 @@ nothing else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,7 @@ from wsseg_ray.stages.pictures import chosen, truth
 from wsseg_ray.stages.rows import regions_of, truth_of
 from wsseg_ray.stages.selection import kept_candidates
 from wsseg_ray.storage import read_bytes
-from wsseg_ray.supervision import REFINERS, Evidence
-from wsseg_ray.supervision.maps import localization_maps
-from wsseg_ray.supervision.masks import rough_mask
+from wsseg_ray.supervision import MASKS, READINGS, REFINERS, Evidence
 from wsseg_ray.tables import (
     IMAGES,
     PROPOSALS,
@@ -57,6 +55,7 @@ class EvidenceRow(ScoreRow):
     superpixels: np.ndarray = array("uint16", ("height", "width"), "(H, W) superpixel of each pixel")
     indptr: np.ndarray = array("int32", (-1,), "(N + 1,) of M (N, S) as CSR rows")
     indices: np.ndarray = array("int32", (-1,), "(nnz,) of M (N, S)")
+    objectness: np.ndarray = array("float32", (-1,), "(N,) in 0..1")
     distance: np.ndarray = array("float32", ("candidate",), "(n,) Eq. (1)")
     kept: np.ndarray = array("bool", ("candidate",), "(n,) whether the candidate is kept")
 
@@ -67,7 +66,7 @@ def _work(job: Job) -> Work[SupervisionRow]:
 
 def _rows(job: Job, shard: str) -> list[EvidenceRow]:
     images = job.run.read_good(job.table(IMAGES), shard, ["uri", "mask_uri"])
-    columns = ["height", "width", "superpixels", "indptr", "indices"]
+    columns = ["height", "width", "superpixels", "indptr", "indices", "objectness"]
     proposals = job.run.read_good(job.table(PROPOSALS), shard, columns)
     scores, refined = (job.run.read_good(job.table(table), shard) for table in (SCORES, REFINED))
     tables = (images, proposals, scores, refined)
@@ -87,19 +86,28 @@ def _supervise(job: Job, row: EvidenceRow) -> SupervisionRow:
 
 
 def _maps_and_mask(
-    job: Job, row: EvidenceRow, regions: RegionProposals, kept: np.ndarray
+    job: Job, row: EvidenceRow, regions: RegionProposals, kept: np.ndarray, reading: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    settings, labels, scores = job.recipe.supervision, row.labels.tolist(), row.scores.astype(np.float64)
-    maps = localization_maps(regions, _by_label(row, kept))
-    for name in settings.refiners:
-        read = partial(_photo, job, row.uri)
-        maps = REFINERS.get(name)(Evidence(regions, labels, maps, scores, read))
-    # Stage `score` gives every class of a photo at least one candidate, so no class is left without a region.
-    pools = _by_label(row, np.ones(len(kept), bool)) if settings.pool == "candidates" else None
-    mask = rough_mask(
-        regions, maps, scores, labels, settings.regions, settings.min_area, settings.ranking, settings.threshold, pools
+    """Maps (K, S) and rough mask (S,) from the candidates that are kept (n,) bool.
+
+    Arguments:
+        reading: of the scores; "": that of the recipe.
+    """
+    settings, labels = job.recipe.supervision, row.labels.tolist()
+    evidence = Evidence(
+        regions,
+        labels,
+        row.scores.astype(np.float64),
+        row.objectness,
+        _by_label(row, kept),
+        _by_label(row, ~kept),
+        np.zeros((len(labels), len(regions.areas))),
+        partial(_photo, job, row.uri),
     )
-    return maps, mask
+    evidence = replace(evidence, maps=READINGS.get(reading or settings.reading)(evidence))
+    for name in settings.refiners:
+        evidence = replace(evidence, maps=REFINERS.get(name)(evidence))
+    return evidence.maps, MASKS.get(settings.mask)(evidence, settings)
 
 
 def _photo(job: Job, uri: str) -> np.ndarray:
@@ -117,8 +125,8 @@ def _measures(
     """Comparison with the true mask.
 
     Returns `candidate_iou` (K,), the mean IoU in percent of each class's candidates with the class, and `quality`
-    (2 + KEEPS, ASSIGNMENTS, C + 1, C + 1), confusion matrices in pixels: of the supervision in use, of that from all
-    candidates, and of every way to keep candidates.
+    (2 + KEEPS + READINGS, ASSIGNMENTS, C + 1, C + 1), confusion matrices in pixels: of the supervision in use, of that
+    from all candidates, of every way to keep candidates, and of every reading of the scores.
     """
     classes, labels = len(job.classes) + 1, row.labels.tolist()
     counts = iou.superpixel_counts(regions.superpixels, truth_of(job, row), classes)
@@ -131,6 +139,7 @@ def _measures(
             own = row.candidate_label == label
             kept[own] = kept_candidates(job, row, keep, label, row.distance[own])
         variants.append(_maps_and_mask(job, row, regions, kept))
+    variants += [_maps_and_mask(job, row, regions, row.kept, reading) for reading in READINGS.names]
     quality = [
         [iou.superpixel_confusion(assigned, counts) for assigned in _assignments(maps, mask, labels)]
         for maps, mask in variants
@@ -145,7 +154,7 @@ def _assignments(maps: np.ndarray, mask: np.ndarray, labels: list[int]) -> list[
 
 def _metrics(job: Job) -> dict[str, Any]:
     classes, ways = len(job.classes) + 1, [ALL, *KEEPS.names]
-    shape = (1 + len(ways), ASSIGNMENTS, classes, classes)
+    shape = (1 + len(ways) + len(READINGS.names), ASSIGNMENTS, classes, classes)
     total, photos = np.zeros(shape, np.int64), 0
     overlaps: list[list[float]] = [[] for _ in job.classes]
     for row in job.run.rows(SUPERVISION, ["error", "labels", "candidate_iou", "quality"]):
@@ -160,6 +169,7 @@ def _metrics(job: Job) -> dict[str, Any]:
     found = {
         "photos": photos,
         "keep": settings.keep if settings.enabled else ALL,
+        "reading": job.recipe.supervision.reading,
         **_quality(total[0]),
         "candidate_iou": {
             name: float(np.mean(own)) if own else math.nan for name, own in zip(job.classes, overlaps, strict=True)
@@ -170,19 +180,21 @@ def _metrics(job: Job) -> dict[str, Any]:
             "localization_best": iou.by_class(names, total[0, 2 + _best(total[0])]),
             "rough_mask": iou.by_class(names, total[0, 1]),
         },
-        "ablation": {keep: _quality(part) for keep, part in zip(ways, total[1:], strict=True)},
+        "ablation": {keep: _quality(part) for keep, part in zip(ways, total[1:], strict=False)},
+        "readings": {name: _quality(part) for name, part in zip(READINGS.names, total[1 + len(ways) :], strict=True)},
     }
     return {"supervision": found}
 
 
 def _quality(confusions: np.ndarray) -> dict[str, float]:
-    """mIoU of one variant's assignments (argmax, rough mask, thresholds)."""
+    """mIoU of one variant's assignments (argmax, rough mask, thresholds), and the percentage of unknown pixels."""
     best = _best(confusions)
     return {
         "localization_miou": iou.miou(confusions[0]),
         "localization_best_miou": iou.miou(confusions[2 + best]),
         "localization_best_threshold": float(iou.THRESHOLDS[best]),
         "rough_mask_miou": iou.miou(confusions[1]),
+        "rough_mask_unknown": float(100 - 100 * confusions[1].sum() / confusions[0].sum()),
     }
 
 

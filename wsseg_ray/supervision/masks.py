@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.supervision import RANKINGS
+from wsseg_ray.recipe import SupervisionSection
+from wsseg_ray.supervision import RANKINGS, Evidence
 from wsseg_ray.supervision.maps import map_iou
+
+UNKNOWN = 255  # the class of superpixels that no network learns from
 
 
 def score_and_map(regions: RegionProposals, p: np.ndarray, s: np.ndarray, threshold: float) -> np.ndarray:
@@ -19,6 +22,44 @@ def score_and_map(regions: RegionProposals, p: np.ndarray, s: np.ndarray, thresh
 def iou_with_map(regions: RegionProposals, p: np.ndarray, s: np.ndarray, threshold: float) -> np.ndarray:
     """IoU of each region with `p^k >= threshold * max p^k`, (N,)."""
     return map_iou(regions, p, threshold)
+
+
+def best_regions(evidence: Evidence, settings: SupervisionSection) -> np.ndarray:
+    """The paper's rough mask (Sec. 3.3.2): `rough_mask` as the recipe says, (S,) uint8."""
+    # Stage `score` gives every class of a photo at least one candidate, so no class is left without a region.
+    candidates = [np.concatenate(both) for both in zip(evidence.kept, evidence.dropped, strict=True)]
+    return rough_mask(
+        evidence.regions,
+        evidence.maps,
+        evidence.scores,
+        evidence.labels,
+        settings.regions,
+        settings.min_area,
+        settings.ranking,
+        settings.threshold,
+        candidates if settings.pool == "candidates" else None,
+    )
+
+
+def sure_superpixels(evidence: Evidence, settings: SupervisionSection) -> np.ndarray:
+    """A rough mask of what the maps are sure of.
+
+    A superpixel gets the class with the largest map where this map reaches `settings.object_from`; it is background
+    where no map reaches `settings.background_below`; what lies between is unknown, and no network learns from it.
+    So a network decides itself how far an object reaches, between what is surely in it and what is surely not.
+
+    Returns (S,) uint8: 0 is background, label + 1 a class, 255 unknown. Of equal maps, the first in `labels` wins.
+
+    >>> import numpy as np
+    >>> from wsseg_ray.recipe import SupervisionSection
+    >>> found = Evidence(None, [4], None, None, [], [], np.array([[1.0, 0.4, 0.1]]), lambda: None)
+    >>> sure_superpixels(found, SupervisionSection(background_below=0.25, object_from=0.5)).tolist()
+    [5, 255, 0]
+    """
+    best = evidence.maps.max(axis=0)
+    classes = np.array(evidence.labels, np.uint8)[evidence.maps.argmax(axis=0)] + 1
+    between = np.where(best < settings.object_from, UNKNOWN, classes)
+    return np.where(best < settings.background_below, 0, between).astype(np.uint8)
 
 
 def rough_mask(
