@@ -55,6 +55,8 @@ def view(voc: Path, folder: Path, count: int) -> Path:
 def figures(metrics: dict[str, Any]) -> dict[str, float]:
     """What a run is compared by."""
     found = {f"pseudo-labels: {name}": metrics["supervision"][key] for name, key in FIGURES.items()}
+    for round_, labels in metrics.get("own_labels", {}).items():
+        found |= {f"pseudo-labels: own, {round_}, {name}": value for name, value in labels.items()}
     for name, network in metrics["networks"].items():
         found[f"val: {name}"] = network["val"]["miou"]
         found[f"val: {name} + CRF"] = network["val"]["miou_crf"]

@@ -88,6 +88,8 @@ PAPER = {
     "proposals.root": (None, "of source mcg alone"),
     "proposals.count": (2000, "Sec. 3.1: about 2,000"),
     "proposals.weights": ("imagenet", "ours: of our generator alone"),
+    "proposals.sam": (None, "the paper has no masks of another network"),
+    "proposals.sam_points": (8, "of sam alone"),
     "features.stored": (True, "ours: without effect where the backbone is trained"),
     "features.scales": ([], "ours: without effect"),
     "features.mirror": (False, "ours: without effect"),

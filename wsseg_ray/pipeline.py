@@ -32,7 +32,7 @@ from wsseg_ray.stages.segmenters import most_rounds
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import Table
 
-FORMAT = 5  # of the tables; a new one re-runs everything
+FORMAT = 6  # of the tables; a new one re-runs everything
 
 
 @dataclass(frozen=True)

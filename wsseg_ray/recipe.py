@@ -129,6 +129,10 @@ class ProposalsSection(Section):
     count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
     # generate: an ImageNet VGG-16 (a file, or `imagenet`) that finds the contours; null: only colour and texture
     weights: str | None = None
+    # Masks of SAM as further proposals: what the names of its two ONNX files begin with, such as weights/mobile_sam for
+    # weights/mobile_sam_encoder.onnx and weights/mobile_sam_decoder.onnx. SAM has learned from outlines. null: none
+    sam: str | None = None
+    sam_points: int = Field(8, ge=1, le=64)  # points per side of the grid at which SAM is asked
 
 
 class FeaturesSection(Section):

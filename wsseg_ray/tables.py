@@ -103,6 +103,7 @@ class ProposalRow(Row):
     indptr: np.ndarray = array("int32", (-1,), "(N + 1,) of M (N, S) as CSR rows, best proposal first")
     indices: np.ndarray = array("int32", (-1,), "(nnz,) of M (N, S): the superpixels of each proposal")
     objectness: np.ndarray = array("float32", (-1,), "(N,) in 0..1")
+    is_mask: np.ndarray = array("uint8", (-1,), "(N,) 1 where the proposal is a mask of SAM")
     hypotheses: np.ndarray = array("int32", (-1,), "(h,) the proposals that train HCP")
 
 
@@ -148,6 +149,9 @@ class OwnLabelsRow(Row):
 
     networks: list[str] = texts("(n,) names")
     png: list[bytes] = blobs("(n,) palette PNG of each network's labels")
+    confusion: np.ndarray = array(
+        "int64", ("networks", -1), "(n, (C + 1)^2) confusion matrices; empty without true mask"
+    )
 
 
 @dataclass

@@ -69,7 +69,9 @@ def test_a_way_to_keep_candidates(own):
 def test_refiners_one_after_the_other(own):
     regions = RegionProposals(np.array([[0, 1]]), sparse.csr_array(np.eye(2, dtype=np.float32)))
     ones, none = np.ones(2), [np.array([], int)]
-    evidence = Evidence(regions, [0], ones[None], ones, none, none, np.array([[0.5, 0.125]]), read_photo=lambda: None)
+    evidence = Evidence(
+        regions, [0], ones[None], ones, ones, none, none, np.array([[0.5, 0.125]]), read_photo=lambda: None
+    )
     for name in own.supervision.refiners:
         evidence = replace(evidence, maps=REFINERS.get(name)(evidence))
     assert evidence.maps.tolist() == [[1, 0.5]]

@@ -42,7 +42,7 @@ def evidence(**more) -> EvidenceRow:
     )
     row.candidate, row.candidate_label = np.array([3, 1, 0]), np.array([4, 4, 4])
     row.distance = row.norm = row.area = np.ones(3)
-    row.objectness = np.ones(4)
+    row.objectness, row.is_mask = np.ones(4), np.zeros(4)
     for name, value in more.items():
         setattr(row, name, np.asarray(value))
     return row

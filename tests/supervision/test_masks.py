@@ -143,7 +143,7 @@ def test_equals_dense_pixels(masks, seed, count, min_area, ranking, limited):
 def test_what_is_sure_by_hand():
     """At each of the two limits; of equal maps the first label wins."""
     maps = np.array([[0.5, 0.49, 0.25, 0.24, 0.6, 0.1], [0.1, 0.1, 0.1, 0.1, 0.6, 0.7]])
-    found = Evidence(None, [7, 2], None, None, [], [], maps, lambda: None)
+    found = Evidence(None, [7, 2], None, None, None, [], [], maps, lambda: None)
     settings = SupervisionSection(background_below=0.25, object_from=0.5)
     assert sure_superpixels(found, settings).tolist() == [8, 255, 255, 0, 8, 3]
     same = SupervisionSection(background_below=0.5, object_from=0.5)

@@ -9,9 +9,20 @@ from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.supervision import READINGS, Evidence
 
 
-def evidence(regions: RegionProposals, scores, objectness, kept, dropped) -> Evidence:
+def evidence(regions: RegionProposals, scores, objectness, kept, dropped, is_mask=None) -> Evidence:
     labels, maps = list(range(len(scores))), np.zeros((len(scores), len(regions.areas)))
-    return Evidence(regions, labels, np.array(scores), np.array(objectness), kept, dropped, maps, lambda: None)
+    is_mask = np.zeros(len(regions)) if is_mask is None else is_mask
+    return Evidence(
+        regions,
+        labels,
+        np.array(scores),
+        np.array(objectness),
+        np.zeros(len(regions)),
+        kept,
+        dropped,
+        maps,
+        lambda: None,
+    )
 
 
 def test_votes_count_the_kept_candidates_alone():
@@ -24,6 +35,13 @@ def test_no_proposal_with_a_weight_gives_zero():
     regions = RegionProposals(np.array([[0, 1]]), sparse.csr_array([[1.0, 0], [0, 1]]))
     found = READINGS.get("mean_score")(evidence(regions, [[1, 1]], [1, 0], [np.array([], int)], [np.array([0])]))
     assert found.tolist() == [[0, 0]]
+
+
+def test_masks_have_four_tenths_of_a_map_and_say_no_where_none_lies():
+    regions = RegionProposals(np.array([[0, 1, 2]]), sparse.csr_array([[1.0, 1, 1], [1, 0, 0], [0, 1, 0]]))
+    none = [np.array([], int)]
+    known = evidence(regions, [[0.5, 0.2, 0.8]], np.ones(3), none, none, np.array([0, 1, 1]))
+    np.testing.assert_allclose(READINGS.get("mean_score")(known), [[0.6 + 0.4 * 0.25, 0.6 + 0.4, 0.6]], rtol=1e-12)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -1,7 +1,7 @@
 """Stage `proposals`: the candidate regions of every training photo, and the ten that train HCP. CPU tasks.
 
-Where a backbone finds the boundaries, tasks read and decode, actors (one per GPU) find the boundaries, tasks do the
-rest.
+Where networks draw in the photo (a backbone the boundaries, SAM masks), tasks read and decode, actors (one per GPU)
+draw, tasks do the rest.
 """
 
 from __future__ import annotations
@@ -17,24 +17,29 @@ from wsseg_ray.engine.checkpoints import weights_finding, weights_source
 from wsseg_ray.engine.stage import Finding, Job, Stage, Step, Work
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.hypotheses import select_hypotheses
-from wsseg_ray.proposals import SOURCES, ProposalFileError, Source, contours, generate
+from wsseg_ray.proposals import SOURCES, ProposalFileError, Source, contours, generate, sam
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.recipe import Recipe
-from wsseg_ray.stages.rows import BoundaryRow, PhotoRow, add_photo, photo_rows
+from wsseg_ray.recipe import ProposalsSection, Recipe
+from wsseg_ray.stages.rows import DrawnRow, PhotoRow, add_photo, photo_rows
 from wsseg_ray.storage import read_bytes, shown
 from wsseg_ray.tables import PROPOSALS, ProposalRow
 
 
 def _work(job: Job) -> Work[ProposalRow]:
     steps: tuple[Step, ...] = (Step(_propose, ProposalRow),)
-    if _has_backbone(job.recipe):
-        # Always one thread: convolutions on more differ in the last bits, and a watershed follows every bit.
-        steps = (Step(add_photo, PhotoRow), Step(_Boundary, BoundaryRow, actor=True, threads=1), *steps)
+    if _has_network(job.recipe):
+        # One thread for boundaries: convolutions on more differ in the last bits, and a watershed follows every bit.
+        threads = 1 if _has_backbone(job.recipe) else None
+        steps = (Step(add_photo, PhotoRow), Step(_Drawing, DrawnRow, actor=True, threads=threads), *steps)
     return Work(PROPOSALS, photo_rows, steps)
 
 
 def _has_backbone(recipe: Recipe) -> bool:
     return _source(recipe).takes_boundary and recipe.proposals.weights is not None
+
+
+def _has_network(recipe: Recipe) -> bool:
+    return _has_backbone(recipe) or recipe.proposals.sam is not None
 
 
 def _source(recipe: Recipe) -> Source:
@@ -46,20 +51,55 @@ def _trunk(recipe: Recipe) -> VGG:
     return contours.contour_trunk(weights_source(weights), weights)
 
 
-class _Boundary:
-    """The backbone that finds boundaries, on this actor's device."""
+def _sam(settings: ProposalsSection, threads: int) -> sam.Sam:
+    encoder, decoder = (_onnx(f"{settings.sam}{name}") for name in sam.FILES)
+    return sam.load(encoder, decoder, threads)
+
+
+def _onnx(place: str) -> bytes:
+    try:
+        return read_bytes(place)
+    except OSError as error:
+        raise RecipeError(f"proposals.sam: {shown(place)} cannot be read ({error})") from error
+
+
+class _Drawing:
+    """The networks that draw in photos, on this actor's device."""
 
     def __init__(self, job: Job) -> None:
-        self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+        self._settings = job.recipe.proposals
+        self._trunk = self._sam = None
+        if _has_backbone(job.recipe):
+            self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+        if self._settings.sam:
+            self._sam = _sam(self._settings, torch.get_num_threads())
 
-    def __call__(self, row: PhotoRow) -> BoundaryRow:
-        boundary = contours.trunk_boundary(self._trunk, generate.shrink(row.photo))
-        return BoundaryRow(**vars(row), rows=boundary.shape[0], columns=boundary.shape[1], boundary=boundary)
+    def __call__(self, row: PhotoRow) -> DrawnRow:
+        drawn = DrawnRow(**vars(row))
+        if self._trunk:
+            drawn.boundary = contours.trunk_boundary(self._trunk, generate.shrink(row.photo))
+            drawn.rows, drawn.columns = drawn.boundary.shape
+        if self._sam:
+            masks, drawn.quality = sam.find_masks(self._sam, row.photo, self._settings.sam_points)
+            drawn.masks = np.packbits(masks)
+        return drawn
 
 
 def _propose(job: Job, row: PhotoRow) -> ProposalRow:
     hcp = job.recipe.hcp
     regions, objectness = _regions(job, row)
+    hypotheses = select_hypotheses(
+        regions.boxes,
+        objectness,
+        hcp.hypotheses,
+        hcp.min_area,
+        hcp.max_aspect,
+        job.recipe.seed,
+        clustered=hcp.clustered_boxes,
+    )
+    is_mask = np.zeros(len(regions), np.uint8)
+    if isinstance(row, DrawnRow) and len(row.quality):
+        regions, objectness, is_mask = sam.joined(regions, objectness, _masks_of(row), row.quality)
     return ProposalRow(
         height=row.height,
         width=row.width,
@@ -67,16 +107,15 @@ def _propose(job: Job, row: PhotoRow) -> ProposalRow:
         indptr=regions.membership.indptr,
         indices=regions.membership.indices,
         objectness=objectness,
-        hypotheses=select_hypotheses(
-            regions.boxes,
-            objectness,
-            hcp.hypotheses,
-            hcp.min_area,
-            hcp.max_aspect,
-            job.recipe.seed,
-            clustered=hcp.clustered_boxes,
-        ),
+        is_mask=is_mask,
+        hypotheses=hypotheses,
     )
+
+
+def _masks_of(row: DrawnRow) -> np.ndarray:
+    """SAM's masks (n, H, W) bool of a row."""
+    shape = (len(row.quality), row.height, row.width)
+    return np.unpackbits(row.masks, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
 def _regions(job: Job, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
@@ -85,10 +124,13 @@ def _regions(job: Job, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
         return _from_file(job, source, row)
     assert source.from_photo is not None
     if not source.takes_boundary:
-        return source.from_photo(add_photo(job, row).photo, count)
-    if isinstance(row, BoundaryRow):
-        return source.from_photo(row.photo, count, row.boundary)
-    return source.from_photo(add_photo(job, row).photo, count, None)
+        return source.from_photo(_decoded(job, row).photo, count)
+    boundary = row.boundary if isinstance(row, DrawnRow) and len(row.boundary) else None
+    return source.from_photo(_decoded(job, row).photo, count, boundary)
+
+
+def _decoded(job: Job, row: PhotoRow) -> PhotoRow:
+    return row if isinstance(row, DrawnRow) else add_photo(job, row)
 
 
 def _from_file(job: Job, source: Source, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
@@ -119,6 +161,8 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
         return [Finding("proposals", False, text, RecipeError(text))]
     if _has_backbone(recipe):
         found.append(weights_finding("proposals", settings.weights, lambda: (_trunk(recipe), [])))
+    if settings.sam:
+        found.append(_sam_finding(settings))
     if source.from_file is not None and settings.root is not None and "://" not in settings.root:
         names = {path.name for path in Path(settings.root).iterdir()} if Path(settings.root).is_dir() else set()
         train = [photo for photo in listing.photos if photo.split == "train" and not photo.error]
@@ -126,6 +170,16 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
         text = f"{there} of {len(train)} training photos have a file in {shown(settings.root)}"
         found.append(Finding("proposals", there == len(train), text))
     return found
+
+
+def _sam_finding(settings: ProposalsSection) -> Finding:
+    """Whether SAM can be loaded; where it can, the run says that it is no longer one of names alone."""
+    try:
+        _sam(settings, 1)
+    except RecipeError as error:
+        return Finding("weights", False, str(error), error)
+    note = "proposals.sam: SAM has learned from outlines, so these results are not of image-level labels alone"
+    return Finding("weights", True, f"SAM: {shown(settings.sam or '')}", note=note)
 
 
 STAGE = Stage(
@@ -142,7 +196,7 @@ STAGE = Stage(
     ],
     table=PROPOSALS,
     work=_work,
-    workers=lambda recipe: "actors" if _has_backbone(recipe) else "tasks",
+    workers=lambda recipe: "actors" if _has_network(recipe) else "tasks",
     may_have_network=True,
     check=_check,
 )

@@ -1,24 +1,27 @@
 """Stage `relabel`: before each round of training but the first, what networks see in the training photos, as labels.
 
 Only classes that the photo has can be seen (image-level labels forbid the rest), and the CRF draws them along edges.
+Where a photo has a true mask, the labels are compared with it; the true masks serve for nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
 from wsseg_ray.datasets.pixels import encode_mask
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
+from wsseg_ray.evaluation import iou
 from wsseg_ray.segmentation.crf import dense_crf
 from wsseg_ray.segmentation.inference import View, at_pixels
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.objectives.cam import activation_probabilities
 from wsseg_ray.stages.labels import bounded, enlarge, segment
 from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, unpacked
-from wsseg_ray.stages.rows import SeenRow, add_photo
+from wsseg_ray.stages.rows import SeenRow, add_photo, truth_of
 from wsseg_ray.stages.segmenters import folder, is_trained, of_round
 from wsseg_ray.stages.stored import STORED
 from wsseg_ray.tables import SUPERVISION, OwnLabelsRow, own_labels
@@ -50,7 +53,11 @@ def _of_networks(networks: Sequence[Network], round_: int) -> Work[OwnLabelsRow]
 def _finish(networks: Sequence[Network], round_: int, job: Job, row: ViewsRow) -> OwnLabelsRow:
     """A palette PNG for each network."""
     found = labels_of(job, networks, round_, row.photo, unpacked(row), row.labels + 1)
-    return OwnLabelsRow(networks=[network.name for network in networks], png=[encode_mask(own) for own in found])
+    labels = OwnLabelsRow(networks=[network.name for network in networks], png=[encode_mask(own) for own in found])
+    if row.mask_uri:
+        truth = truth_of(job, row)
+        labels.confusion = np.array([iou.confusion(own, truth, len(job.classes) + 1).ravel() for own in found])
+    return labels
 
 
 def labels_of(
@@ -84,6 +91,15 @@ def labels_of(
     return [found[network.name] for network in networks]
 
 
+def _metrics(round_: int, job: Job) -> dict[str, Any]:
+    """mIoU in percent of each network's own labels with the true masks, where photos have any."""
+    side, total = len(job.classes) + 1, dict[str, np.ndarray]()
+    for row in job.run.rows(own_labels(round_), ["error", "networks", "confusion"]):
+        for name, confusion in zip(row.networks, row.confusion, strict=False):
+            total[name] = total.get(name, 0) + confusion.reshape(side, side)
+    return {"own_labels": {f"round {round_}": {name: iou.miou(every) for name, every in total.items()}}}
+
+
 @cache
 def stage(round_: int) -> Stage:
     """The stage of a round, counted from 1."""
@@ -97,6 +113,7 @@ def stage(round_: int) -> Stage:
         table=own_labels(round_),
         work=lambda job: _of_networks(of_round(job.recipe, round_), round_),
         workers=lambda recipe: "actors",
+        metrics=partial(_metrics, round_),
         again=stage,
         first_round=1,
     )

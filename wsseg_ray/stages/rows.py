@@ -39,12 +39,14 @@ class RegionsRow(ProposalRow, FeatureRow):
 
 
 @dataclass
-class BoundaryRow(PhotoRow):
-    """A photo with the boundaries that a backbone finds in it, at the working size of the proposals."""
+class DrawnRow(PhotoRow):
+    """A photo with what networks draw in it: boundaries, at the working size of the proposals, and SAM's masks."""
 
     rows: int = number("int32", "pixels")
     columns: int = number("int32", "pixels")
-    boundary: np.ndarray = array("float32", ("rows", "columns"), "(h, w) in 0..1")
+    boundary: np.ndarray = array("float32", ("rows", "columns"), "(h, w) in 0..1; empty without proposals.weights")
+    quality: np.ndarray = array("float32", (-1,), "(n,) of each of SAM's masks, in 0..1")
+    masks: np.ndarray = array("uint8", (-1,), "(n H W / 8,) SAM's masks as bits")
 
 
 class HasRegions(Protocol):

@@ -56,6 +56,7 @@ class EvidenceRow(ScoreRow):
     indptr: np.ndarray = array("int32", (-1,), "(N + 1,) of M (N, S) as CSR rows")
     indices: np.ndarray = array("int32", (-1,), "(nnz,) of M (N, S)")
     objectness: np.ndarray = array("float32", (-1,), "(N,) in 0..1")
+    is_mask: np.ndarray = array("uint8", (-1,), "(N,) 1 where the proposal is a mask of SAM")
     distance: np.ndarray = array("float32", ("candidate",), "(n,) Eq. (1)")
     kept: np.ndarray = array("bool", ("candidate",), "(n,) whether the candidate is kept")
 
@@ -66,7 +67,7 @@ def _work(job: Job) -> Work[SupervisionRow]:
 
 def _rows(job: Job, shard: str) -> list[EvidenceRow]:
     images = job.run.read_good(job.table(IMAGES), shard, ["uri", "mask_uri"])
-    columns = ["height", "width", "superpixels", "indptr", "indices", "objectness"]
+    columns = ["height", "width", "superpixels", "indptr", "indices", "objectness", "is_mask"]
     proposals = job.run.read_good(job.table(PROPOSALS), shard, columns)
     scores, refined = (job.run.read_good(job.table(table), shard) for table in (SCORES, REFINED))
     tables = (images, proposals, scores, refined)
@@ -99,6 +100,7 @@ def _maps_and_mask(
         labels,
         row.scores.astype(np.float64),
         row.objectness,
+        row.is_mask,
         _by_label(row, kept),
         _by_label(row, ~kept),
         np.zeros((len(labels), len(regions.areas))),

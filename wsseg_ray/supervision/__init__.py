@@ -24,6 +24,7 @@ class Evidence:
         labels: the photo's K classes.
         scores: (K, N) HCP scores of all proposals for these classes.
         objectness: (N,) in 0..1.
+        is_mask: (N,) 1 where the proposal is a mask of SAM.
         kept: per class, the indices of the candidates that the refinement keeps.
         dropped: per class, the indices of the candidates that it drops.
         maps: (K, S) localization maps in 0..1, as far as they are made: a reading is given zeros.
@@ -34,6 +35,7 @@ class Evidence:
     labels: list[int]
     scores: np.ndarray
     objectness: np.ndarray
+    is_mask: np.ndarray
     kept: list[np.ndarray]
     dropped: list[np.ndarray]
     maps: np.ndarray

@@ -52,7 +52,7 @@ def sure_superpixels(evidence: Evidence, settings: SupervisionSection) -> np.nda
 
     >>> import numpy as np
     >>> from wsseg_ray.recipe import SupervisionSection
-    >>> found = Evidence(None, [4], None, None, [], [], np.array([[1.0, 0.4, 0.1]]), lambda: None)
+    >>> found = Evidence(None, [4], None, None, None, [], [], np.array([[1.0, 0.4, 0.1]]), lambda: None)
     >>> sure_superpixels(found, SupervisionSection(background_below=0.25, object_from=0.5)).tolist()
     [5, 255, 0]
     """
