@@ -149,9 +149,7 @@ class OwnLabelsRow(Row):
 
     networks: list[str] = texts("(n,) names")
     png: list[bytes] = blobs("(n,) palette PNG of each network's labels")
-    confusion: np.ndarray = array(
-        "int64", ("networks", -1), "(n, (C + 1)^2) confusion matrices; empty without true mask"
-    )
+    confusion: np.ndarray = array("int64", ("networks", -1), "(n, (C + 1)^2) pixels by true and own class, if known")
 
 
 @dataclass
