@@ -162,7 +162,12 @@ class RunDirectory:
 
     def write_shard(self, table: Table[R], shard: str, rows: Sequence[R]) -> None:
         sink = pa.BufferOutputStream()
-        pq.write_table(encode(table.row, rows), sink, compression="zstd")
+        arrow = encode(table.row, rows)
+        # A dictionary of numbers that hardly repeat costs twice the time to write and to read; a float's bytes that
+        # lie apart, first bytes with first bytes, take less space.
+        pq.write_table(
+            arrow, sink, compression="zstd", use_dictionary=_texts(arrow), use_byte_stream_split=_floats(arrow)
+        )
         self.write_bytes(sink.getvalue().to_pybytes(), table.folder, f"{shard}.parquet")
 
     def read_shard(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> list[R]:
@@ -182,6 +187,17 @@ class RunDirectory:
         """All rows of a table in the order of its shards. One shard is in memory at a time."""
         for shard in self.shards(table.folder):
             yield from self.read_shard(table, shard, columns)
+
+
+def _texts(table: pa.Table) -> list[str]:
+    """The columns of strings, as Parquet names them."""
+    return [column.name for column in table.schema if pa.types.is_string(column.type)]
+
+
+def _floats(table: pa.Table) -> list[str]:
+    """The columns of lists of floats, as Parquet names them."""
+    lists = [column for column in table.schema if pa.types.is_large_list(column.type)]
+    return [f"{column.name}.list.element" for column in lists if pa.types.is_floating(column.type.value_type)]
 
 
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
