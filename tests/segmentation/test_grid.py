@@ -2,7 +2,7 @@
 
 import pytest
 
-from wsseg_ray.segmentation.grid import cell_stride, grid_size, is_centred, whole_cells
+from wsseg_ray.segmentation.grid import cell_stride, grid_size, is_centred, whole_crop
 
 VIT = "timm:test_vit"
 CNN = "timm:test_efficientnet"
@@ -20,7 +20,7 @@ CNN = "timm:test_efficientnet"
 )
 def test_whole_cells(backbone, head, stride, crop, whole, cells):
     assert cell_stride(backbone, head) == stride
-    assert whole_cells(backbone, head, crop) == whole
+    assert whole_crop(backbone, head, crop) == whole
     assert grid_size(backbone, head, whole) == cells
 
 

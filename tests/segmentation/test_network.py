@@ -8,7 +8,7 @@ from torch import nn
 from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.errors import WeightsError
 from wsseg_ray.hcp.dropout import PhotoDropout
-from wsseg_ray.segmentation.grid import cell_stride, grid_size, whole_cells
+from wsseg_ray.segmentation.grid import cell_stride, grid_size, whole_crop
 from wsseg_ray.segmentation.heads import HEADS
 from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
 
@@ -43,7 +43,7 @@ def test_any_backbone_with_any_head_keeps_the_contract(backbone, head, stride):
         assert tuple(levels) == HEADS.get(head).levels
         assert network.head(levels).shape[2:] == (grid_size(backbone, head, 65),) * 2
     assert network.stride == cell_stride(backbone, head) == stride
-    assert (whole_cells(backbone, head, 320) - 1) % stride == 0
+    assert (whole_crop(backbone, head, 320) - 1) % stride == 0
     assert parameter_groups(network, 0.1, [])[2]["params"]  # the last layer learns fast
     assert not any(type(layer) is nn.Dropout for layer in network.modules())
 

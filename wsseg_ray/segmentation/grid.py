@@ -43,7 +43,7 @@ def grid_size(backbone: str, head: str, pixels: int) -> int:
     return max(1, round(pixels / variant.dense_stride)) * variant.dense_stride // stride
 
 
-def whole_cells(backbone: str, head: str, pixels: int) -> int:
+def whole_crop(backbone: str, head: str, pixels: int) -> int:
     """`pixels` rounded up to whole cells: stride k + 1, where the outer cells lie on the outer pixels, or stride k."""
     variant = BACKBONES.get(backbone)
     if variant.centred:

@@ -24,7 +24,7 @@ from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine import training
 from wsseg_ray.engine.stage import Job, Worker, photo_number
 from wsseg_ray.hcp.dropout import mixed
-from wsseg_ray.segmentation.grid import grid_size, is_centred, whole_cells
+from wsseg_ray.segmentation.grid import grid_size, is_centred, whole_crop
 from wsseg_ray.segmentation.heads import HEADS
 from wsseg_ray.segmentation.losses import IGNORE
 from wsseg_ray.segmentation.networks import Network
@@ -118,7 +118,7 @@ def _one(arrays: list[Any], shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 def _crop(job: Job) -> int:
     settings = job.recipe.segmentation
-    return whole_cells(settings.backbone, settings.head, settings.crop)
+    return whole_crop(settings.backbone, settings.head, settings.crop)
 
 
 def _cells(job: Job, pixels: int) -> int:
