@@ -1,5 +1,7 @@
 """Which regions the rough mask ranks, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -97,3 +99,14 @@ def test_a_reading_and_a_mask_of_what_is_sure(tmp_path):
     assert found.mask.tolist() == [255, 0, 0]
     np.testing.assert_allclose(found.maps_unrefined[0, 0], (0.9 + 0.3 * weight) / (1 + weight), rtol=2e-3)
     assert found.mask_unrefined.tolist() == [5, 0, 0]
+
+
+def test_the_papers_maps_stand_beside_those_of_another_reading(tiny_local):
+    job = open_run(tiny_local[1])
+    (plain,) = {len(strip.maps) / len(strip.labels) for strip in STAGE.strips(job)}
+    section = job.recipe.supervision.model_copy(update={"reading": "mean_score"})
+    strips = STAGE.strips(replace(job, recipe=job.recipe.model_copy(update={"supervision": section})))
+    assert plain == 1 and strips
+    for strip in strips:
+        assert [name for name, _ in strip.maps] == [n for label in strip.labels for n in (label, f"{label}, votes")]
+        assert all(p.shape == strip.photo.shape[:2] and p.max() <= 1 for _, p in strip.maps)

@@ -42,6 +42,7 @@ from wsseg_ray.tables import (
 
 ASSIGNMENTS = 2 + len(iou.THRESHOLDS)  # the argmax of the maps, the rough mask, and the maps at each threshold
 ALL = "none"  # the ablation's name for keeping all candidates
+PAPERS = "votes"  # the paper's reading of the scores
 
 
 @dataclass
@@ -205,22 +206,31 @@ def _best(confusions: np.ndarray) -> int:
 
 
 def _strips(job: Job) -> list[Strip]:
+    """Photos with their maps and rough mask; where the maps are not the paper's, the paper's stand beside them."""
     strips = []
     for shard, image, row in chosen(job, SUPERVISION, "train"):
-        superpixels = job.run.read_good(job.table(PROPOSALS), shard, ["superpixels"])[row.image_id].superpixels
-        labels = [job.classes[label] for label in row.labels]
+        (evidence,) = (one for one in _rows(job, shard) if one.image_id == row.image_id)
+        superpixels, labels = evidence.superpixels, [job.classes[label] for label in row.labels]
+        maps = list(zip(labels, row.maps, strict=True))
+        if job.recipe.supervision.reading != PAPERS:
+            votes, _ = _maps_and_mask(job, evidence, regions_of(evidence), evidence.kept, PAPERS)
+            maps = [pair for both in zip(maps, _named(labels, votes), strict=True) for pair in both]
         strips.append(
             Strip(
                 row.image_id,
                 "train",
                 _photo(job, image.uri),
                 labels,
-                maps=[(name, p[superpixels]) for name, p in zip(labels, row.maps.astype(np.float32), strict=True)],
+                maps=[(name, p.astype(np.float32)[superpixels]) for name, p in maps],
                 rough=row.mask[superpixels],
                 truth=truth(job, image),
             )
         )
     return strips
+
+
+def _named(labels: list[str], votes: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    return [(f"{label}, {PAPERS}", p) for label, p in zip(labels, votes, strict=True)]
 
 
 STAGE = Stage(
