@@ -55,11 +55,21 @@ def test_a_network_that_is_not_there(tiny_local):
 
 
 @pytest.mark.parametrize(
-    ("files", "layout"), [(["labels.csv"], "folder"), (["labels.json"], "folder"), (["JPEGImages/a.jpg"], "voc")]
+    ("files", "layout"),
+    [
+        (["labels.csv"], "folder"),
+        (["labels.json", "cats/a.jpg"], "folder"),
+        (["train/metadata.jsonl", "train/a.jpg"], "folder"),
+        (["JPEGImages/a.jpg"], "voc"),
+        (["annotations/instances_val2017.json", "val2017/a.jpg"], "coco"),
+        (["train/_annotations.coco.json", "train/a.jpg"], "coco"),
+        (["cats/a.jpg"], "classes"),
+        (["train/cats/a.jpg", "val/cats/b.jpg"], "classes"),
+    ],
 )
 def test_the_layout_of_a_folder_is_seen(tmp_path, files, layout):
     for file in files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     found, choices = settle(recipe.load(str(tmp_path), ["segmentation.epochs=1", "hcp.backbone=small"]))
     assert (found.dataset.layout, found.dataset.root) == (layout, str(tmp_path))
@@ -67,7 +77,7 @@ def test_the_layout_of_a_folder_is_seen(tmp_path, files, layout):
 
 
 def test_a_folder_without_labels(tmp_path):
-    with pytest.raises(DatasetError, match="neither labels"):
+    with pytest.raises(DatasetError, match="neither a file of labels"):
         wsseg_ray.run(tmp_path, tmp_path / "run")
 
 

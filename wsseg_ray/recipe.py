@@ -107,7 +107,7 @@ class Section(BaseModel):
 
 class DatasetSection(Section):
     layout: Annotated[Layout, OrAuto()] = "voc"  # auto: by what lies in the root
-    root: str | None = None  # voc: the folder with JPEGImages; folder: photos + labels.csv or labels.json
+    root: str | None = None  # the data set's folder; each layout's file in datasets/ says what lies in it
     classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or all labels
     train_split: str = "train_aug"  # auto: train_aug where VOC's layout has it, otherwise train
     val_split: str = "val"

@@ -29,6 +29,12 @@ def errors(listing) -> dict[str, str]:
     [
         ("labels.csv", CSV),
         ("labels.csv", "\ufeff" + CSV.replace("\n", "\r\n")),
+        ("metadata.csv", CSV.replace("file,labels", "file_name,label")),
+        (
+            "labels.jsonl",
+            '{"file": "a.jpg", "labels": ["cat", "dog"], "split": "train"}\n'
+            '{"image": "sub/b.PNG", "label": "cat", "split": "val"}\n\n',
+        ),
         (
             "labels.json",
             json.dumps(
@@ -123,6 +129,8 @@ def test_bad_json_entries_are_error_rows(tmp_path, item, message):
         ("labels.csv", "labels,file\ncat\n", "line 2: no file name"),
         ("labels.csv", "file,labels\na.jpg,\n", "has 0 different labels"),
         ("labels.csv", "file,labels,split\na.jpg,cat,val\n", "no photo of split 'train'; it has val"),
+        ("labels.jsonl", '{"file": "a.jpg", "labels": ["cat"]}\n{', r"labels\.jsonl line 2 is not JSON"),
+        ("labels.jsonl", "3\n", r'labels\.jsonl line 1: needs a "file"'),
         ("labels.json", "{", "not JSON: .*line 1"),
         ("labels.json", "[" * 100_000, "not JSON"),
         ("labels.json", "3", "needs"),
@@ -157,3 +165,16 @@ def test_two_photos_with_one_id_are_refused(tmp_path, second):
     (tmp_path / second).touch()
     with pytest.raises(DatasetError, match="occurs twice"):
         list_photos(section)
+
+
+def test_files_in_the_folders_of_splits(tmp_path):
+    """As Hugging Face's imagefolder has them."""
+    for split, name in (("train", "a.jpg"), ("validation", "b.jpg")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / name).touch()
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": name, "label": "cat"}))
+    photos = read(DatasetSection(layout="folder", root=str(tmp_path), train_split="train")).photos
+    assert photos == [
+        Photo("train__a", f"{tmp_path}/train/a.jpg", (0,), "train"),
+        Photo("validation__b", f"{tmp_path}/validation/b.jpg", (0,), "val"),
+    ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wsseg_ray.datasets import LAYOUTS, Layout, demo, folder, voc
+from wsseg_ray.datasets import LAYOUTS, Layout, classes, coco, demo, folder, voc
 from wsseg_ray.proposals import SOURCES, Source, generate, masks, mcg
 from wsseg_ray.refinement import KEEPS, METRICS, distance, selection
 from wsseg_ray.registry import Registry
@@ -12,7 +12,16 @@ from wsseg_ray.supervision import MASKS, RANKINGS, READINGS, REFINERS, maps, rea
 from wsseg_ray.supervision import masks as rough_masks
 
 RESOLVED = [
-    (LAYOUTS, {"voc": voc.LAYOUT, "folder": folder.LAYOUT, "demo": demo.LAYOUT}),
+    (
+        LAYOUTS,
+        {
+            "folder": folder.LAYOUT,
+            "voc": voc.LAYOUT,
+            "coco": coco.LAYOUT,
+            "classes": classes.LAYOUT,
+            "demo": demo.LAYOUT,
+        },
+    ),
     (SOURCES, {"generate": generate.SOURCE, "mcg": mcg.SOURCE, "masks": masks.SOURCE}),
     (
         METRICS,

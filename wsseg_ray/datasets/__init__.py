@@ -62,17 +62,21 @@ class Layout:
             `dataset`. Raises DatasetError if the whole data set cannot be read; a photo that cannot be used has an
             `error`.
         draws: whether it draws its photos, into the folder `section.root`, which the run sets.
+        recognises: whether a folder is of this layout, seen from what lies in it.
     """
 
     read: Callable[[DatasetSection, int], Listing]
     draws: bool = False
+    recognises: Callable[[Path], bool] = lambda root: False
 
 
 LAYOUTS: Registry[Layout] = Registry(
     "data set layout",
     {
-        "voc": "wsseg_ray.datasets.voc:LAYOUT",
         "folder": "wsseg_ray.datasets.folder:LAYOUT",
+        "voc": "wsseg_ray.datasets.voc:LAYOUT",
+        "coco": "wsseg_ray.datasets.coco:LAYOUT",
+        "classes": "wsseg_ray.datasets.classes:LAYOUT",
         "demo": "wsseg_ray.datasets.demo:LAYOUT",
     },
     contract=Layout,
@@ -80,15 +84,17 @@ LAYOUTS: Registry[Layout] = Registry(
 
 
 def layout_of(folder: Path) -> str:
-    """The layout of a folder of photos, seen from what lies in it.
+    """The layout of a folder of photos, seen from what lies in it: the first that recognises it.
 
-    Raises DatasetError where there are neither labels nor VOC's folders.
+    Raises DatasetError where none does.
     """
-    if any((folder / name).is_file() for name in ("labels.csv", "labels.json")):
-        return "folder"
-    if (folder / "JPEGImages").is_dir():
-        return "voc"
-    raise DatasetError(f"{folder}: holds neither labels.csv or labels.json nor VOC's JPEGImages")
+    for name in LAYOUTS.names:
+        if LAYOUTS.get(name).recognises(folder):
+            return name
+    raise DatasetError(
+        f"{folder}: holds neither a file of labels (labels.csv, labels.json, metadata.jsonl), nor VOC's JPEGImages, "
+        "nor COCO's annotations, nor a folder with photos for each class"
+    )
 
 
 def list_photos(section: DatasetSection, own_folder: str | None = None, seed: int = 0) -> Listing:

@@ -171,4 +171,4 @@ def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
 
 
-LAYOUT = Layout(read)
+LAYOUT = Layout(read, recognises=lambda root: (root / "JPEGImages").is_dir())

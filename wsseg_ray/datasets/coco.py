@@ -1,0 +1,67 @@
+"""The layout of COCO: photos, and JSON files that list objects. A photo's labels are the categories of its objects.
+
+    annotations/instances_train2017.json, train2017/a.jpg   as COCO has it; photos may also lie in `images`
+    train/_annotations.coco.json, train/a.jpg               as Roboflow writes it; also `valid`
+    classes.txt, masks/train2017/a.png                      optional, see the layout `folder`
+
+The split is in the name of the file or of its folder; without one, a fifth of the photos is kept for val. Outlines and
+boxes are not read: this method learns from names alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsseg_ray.datasets import Layout, Listing, names_in, read_text, root_of
+from wsseg_ray.datasets.labelled import Row, listing_of, split_in
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.recipe import DatasetSection
+
+ROBOFLOW = "_annotations.coco.json"
+
+
+def read(section: DatasetSection, seed: int = 0) -> Listing:
+    """All photos that the JSON files list. Raises DatasetError where one of them is not COCO's."""
+    root = root_of(section)
+    files = list(_files(root))
+    if not files:
+        raise DatasetError(f"dataset.root: {root} has no annotations/instances_*.json and no {ROBOFLOW}")
+    return listing_of(root, files[0], [row for file in files for row in _rows(root, file)], section)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    yield from sorted((root / "annotations").glob("instances_*.json"))
+    yield from sorted([*root.glob(ROBOFLOW), *root.glob(f"*/{ROBOFLOW}")])
+
+
+def _rows(root: Path, file: Path) -> Iterator[Row]:
+    try:
+        data = json.loads(read_text(file))
+        names = {one["id"]: str(one["name"]) for one in data["categories"]}
+        labels: dict[Any, dict[str, None]] = {one["id"]: {} for one in data["images"]}
+        for one in data["annotations"]:
+            labels[one["image_id"]][names[one["category_id"]]] = None
+        photos = [(str(one["file_name"]), list(labels[one["id"]])) for one in data["images"]]
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{file} is not JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{file} is not COCO's: no {error}; it needs images, annotations and categories") from error
+    split = split_in(file.parent.name if file.name == ROBOFLOW else file.stem)
+    folder = _folder(root, file, [name for name, _ in photos])
+    yield from (Row((folder / name).as_posix(), own, split) for name, own in photos)
+
+
+def _folder(root: Path, file: Path, names: list[str]) -> Path:
+    """The folder of a file's photos, inside the data set's."""
+    split = file.stem.partition("instances_")[2]
+    tried = [Path(file.parent.name)] if file.name == ROBOFLOW and file.parent != root else []
+    tried += [Path(split), Path("images") / split, Path("images"), Path()]
+    first = Path(names[0]) if names else Path("a.jpg")
+    here = (folder for folder in tried if first.name in names_in(root / folder / first.parent))
+    return next(here, tried[0])
+
+
+LAYOUT = Layout(read, recognises=lambda root: any(_files(root)))

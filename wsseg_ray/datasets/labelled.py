@@ -1,0 +1,126 @@
+"""Rows of a file and its labels, as layouts for people's own photos read them, made into a listing.
+
+Photos are jpg, jpeg, png, webp or bmp. The classes come from classes.txt, otherwise from `dataset.classes`, otherwise
+they are all labels in alphabetical order. A photo's id is its path without suffix, with `__` for `/`. If no row has a
+split, a hash of the id puts one photo in five into `val`, so that new photos do not change the split of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.recipe import DatasetSection
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+VAL_ONE_IN = 5
+TRAIN = ("train", "training")  # names of folders and files of a split
+VAL = ("val", "validation", "valid", "test")
+
+
+class Row(NamedTuple):
+    """What a data set says of a photo.
+
+    Arguments:
+        file: path inside the data set's folder.
+        split: name of its split; None or "": not said.
+        error: why the row cannot be used, or "".
+    """
+
+    file: str
+    labels: list[str]
+    split: str | None
+    error: str = ""
+
+
+def listing_of(root: Path, source: Path, rows: list[Row], section: DatasetSection) -> Listing:
+    """The photos that rows name.
+
+    Arguments:
+        root: the data set's folder.
+        source: where the rows are from, for messages.
+    Raises DatasetError where there are no labels, more than 254, or no photo of a split that the recipe names.
+    """
+    known = read_classes(root) or section.classes or sorted({label for row in rows for label in row.labels})
+    if not 1 <= len(known) <= 254:
+        reason = next((f": {row.error}" for row in rows if row.error), "")
+        raise DatasetError(f"{source}: has {len(known)} different labels; needs 1 to 254{reason}")
+    classes, mask_values = choose_classes(known, section.classes)
+    splits = _splits(source, rows, section)
+    scan = functools.cache(names_in)
+    photos = [_photo(root, row, known, classes, splits, scan) for row in rows if _wanted(row, splits)]
+    return Listing(classes, mask_values, photos)
+
+
+def split_in(name: str) -> str:
+    """The split that the name of a folder or file tells, `train` or `val`; "": none."""
+    words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
+    return "train" if set(words) & set(TRAIN) else "val" if set(words) & set(VAL) else ""
+
+
+def _splits(path: Path, rows: list[Row], section: DatasetSection) -> dict[str, str]:
+    """Which of the file's splits is "train" and which "val"; empty if the file has no splits."""
+    named = {row.split for row in rows if row.split}
+    if not named:
+        return {}
+    for key in ("train_split", "val_split"):
+        if getattr(section, key) not in named:
+            raise DatasetError(
+                f"dataset.{key}: {path} has no photo of split {getattr(section, key)!r}; "
+                f"it has {', '.join(sorted(named))}"
+            )
+    return {section.train_split: "train", section.val_split: "val"}
+
+
+def _wanted(row: Row, splits: dict[str, str]) -> bool:
+    return not splits or not row.split or row.split in splits
+
+
+def _photo(
+    root: Path,
+    row: Row,
+    known: list[str],
+    classes: list[str],
+    splits: dict[str, str],
+    scan: Callable[[Path], set[str]],
+) -> Photo:
+    path = PurePosixPath(row.file)
+    image_id = str(path.parent / path.stem).replace("/", "__")
+    split = splits.get(row.split or "", "train") if splits else _hashed_split(image_id)
+    if path.is_absolute() or ".." in path.parts:
+        problem = f"{row.file!r} is outside the data set's folder; write a path inside it"
+        return Photo(image_id, "", (), split, error=problem)
+    problem = id_problem(image_id) or _problem(row, path, splits)
+    if not problem and path.name not in scan(root / path.parent):
+        problem = f"the photo {root / path} is missing"
+    if problem := problem or _label_problem(row, known):
+        return Photo(image_id, str(root / path), (), split, error=problem)
+    labels = tuple(index for index, label in enumerate(classes) if label in row.labels)
+    mask = root / "masks" / path.with_suffix(".png")
+    return Photo(image_id, str(root / path), labels, split, str(mask) if mask.name in scan(mask.parent) else "")
+
+
+def _problem(row: Row, path: PurePosixPath, splits: dict[str, str]) -> str:
+    """What is wrong with a row and its file's name, or ""."""
+    if row.error:
+        return row.error
+    if splits and not row.split:
+        return f"{row.file} has no split, but other rows have one"
+    if path.suffix.lower() not in PHOTO_SUFFIXES:
+        return f"{row.file} is not a photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
+    return ""
+
+
+def _label_problem(row: Row, known: list[str]) -> str:
+    unknown = [label for label in row.labels if label not in known]
+    return f"{row.file}: {', '.join(unknown)} is not among the classes {', '.join(known)}" if unknown else ""
+
+
+def _hashed_split(image_id: str) -> str:
+    digest = hashlib.sha256(image_id.encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") % VAL_ONE_IN == 0 else "train"
