@@ -51,7 +51,7 @@ def test_exit_codes(monkeypatch, outcome, code, capsys):
         (["report", "nowhere"], "no run"),
         (["status", "nowhere"], "no run"),
         (["replay", "nowhere", "score"], "no run"),
-        (["predict", "nowhere", "SN_B", ".", "--out", "out"], "no photo"),
+        (["predict", "nowhere", ".", "--out", "out"], "no photo"),
         (["export", "nowhere", "SN_B", "--out", "net"], "no run"),
         (["plan", "demo", "--photos", "1e6", "--cpus", "0"], "--cpus"),
         (["download", "cityscapes"], "voc2012"),
@@ -140,7 +140,7 @@ def test_a_run_is_looked_at_from_the_command_line(monkeypatch, tiny_local, tmp_p
     assert "labels: " in printed and "supervise: 1 of 1 photos are equal to what the run has" in printed
     photo = tmp_path / "new.png"
     Image.fromarray(np.zeros((37, 90, 3), np.uint8)).save(photo)
-    assert exit_code(monkeypatch, "predict", run, "SN_B", str(photo), "--out", str(tmp_path / "out")) == 0
+    assert exit_code(monkeypatch, "predict", run, str(photo), "--network", "SN_B", "--out", str(tmp_path / "out")) == 0
     assert (tmp_path / "out" / "new.png").exists()
     net = tmp_path / "net.pt"
     assert exit_code(monkeypatch, "export", run, "SN_B", "--format", "state_dict", "--out", str(net)) == 0
@@ -149,7 +149,7 @@ def test_a_run_is_looked_at_from_the_command_line(monkeypatch, tiny_local, tmp_p
 
 def test_a_photo_that_fails_is_exit_code_3(monkeypatch, tiny_local, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no photo")
-    words = ["predict", tiny_local[1].root, "SN_B", str(tmp_path), "--out", str(tmp_path / "out")]
+    words = ["predict", tiny_local[1].root, str(tmp_path), "--out", str(tmp_path / "out")]
     assert exit_code(monkeypatch, *words) == 3
 
 

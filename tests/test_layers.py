@@ -14,6 +14,7 @@ LAYERS = [
     ["stages"],
     ["engine"],
     ["segmentation", "hcp", "refinement", "supervision", "evaluation", "backbones", "proposals"],
+    ["outputs"],
     ["datasets", "report"],
     ["storage", "console"],
     ["tables", "recipe"],

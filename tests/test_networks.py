@@ -1,5 +1,6 @@
 """Trained networks without Ray: the same labels as the stage `predict`, and programs that say what the network says."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,26 @@ def photos(tiny_local, tmp_path):
 def test_new_photos_get_what_the_stage_gives(tiny_local, photos, tmp_path):
     folder, expected = photos
     told = []
-    assert networks.predict(tiny_local[1].root, "SN_B", folder, tmp_path / "out" / "deep", told.append) == 0
+    assert networks.predict(tiny_local[1].root, folder, tmp_path / "out" / "deep", told.append, "SN_B") == 0
     found = {file.stem: file.read_bytes() for file in (tmp_path / "out" / "deep").iterdir()}
     assert found == expected and len(told) == len(expected)
+
+
+def test_without_a_name_the_best_on_val_is_taken(tiny_local):
+    run = tiny_local[1]
+    vals = {name: own["val"]["miou_crf"] for name, own in run.read_json("metrics.json")["networks"].items()}
+    assert vals[networks.open_network(run.root)[1].name] == max(vals.values()) and len(vals) > 1
+
+
+def test_one_file_for_all_photos(tiny_local, photos, tmp_path):
+    folder, expected = photos
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    told = []
+    assert networks.predict(tiny_local[1].root, folder, tmp_path / "out", told.append, "SN_B", "coco") == 1
+    (file,) = (tmp_path / "out").iterdir()
+    images = json.loads(file.read_bytes())["images"]
+    assert [image["file_name"] for image in images] == sorted(f"{name}.jpg" for name in expected)
+    assert told[-1] == f"{file}: {len(expected)} photos"
 
 
 def test_a_photo_that_cannot_be_read_costs_no_other(tiny_local, photos, tmp_path):
@@ -42,14 +60,14 @@ def test_a_photo_that_cannot_be_read_costs_no_other(tiny_local, photos, tmp_path
     (folder / "broken.jpg").write_bytes(b"no photo")
     (folder / "notes.txt").write_text("not even meant")
     told = []
-    assert networks.predict(tiny_local[1].root, "AN_A", folder, tmp_path / "out", told.append) == 1
+    assert networks.predict(tiny_local[1].root, folder, tmp_path / "out", told.append, "AN_A") == 1
     assert len(list((tmp_path / "out").iterdir())) == len(expected)
     assert "broken.jpg" in told[0] and len(told) == len(expected) + 1
 
 
 def test_one_photo_of_another_size(tiny_local, tmp_path):
     Image.fromarray(np.zeros((37, 90, 3), np.uint8)).save(tmp_path / "dark.png")
-    networks.predict(tiny_local[1].root, "SN_B", tmp_path / "dark.png", tmp_path / "out", print)
+    networks.predict(tiny_local[1].root, tmp_path / "dark.png", tmp_path / "out", print)
     with Image.open(tmp_path / "out" / "dark.png") as labels:
         assert labels.mode == "P" and labels.size == (90, 37)
 
@@ -61,13 +79,15 @@ def test_mistakes_are_named(tiny_local, tmp_path):
     with pytest.raises(RecipeError, match="is no run"):
         networks.open_network(str(tmp_path), "SN_B")
     with pytest.raises(DatasetError, match="no such photo"):
-        networks.predict(run, "SN_B", tmp_path / "nowhere", tmp_path / "out", print)
+        networks.predict(run, tmp_path / "nowhere", tmp_path / "out", print)
     with pytest.raises(DatasetError, match="holds no photo"):
-        networks.predict(run, "SN_B", tmp_path, tmp_path / "out", print)
+        networks.predict(run, tmp_path, tmp_path / "out", print)
     for name in ("a.jpg", "a.png"):
         (tmp_path / name).touch()
     with pytest.raises(DatasetError, match="more than one photo is called a"):
-        networks.predict(run, "SN_B", tmp_path, tmp_path / "out", print)
+        networks.predict(run, tmp_path, tmp_path / "out", print)
+    with pytest.raises(RecipeError, match="no form of labels 'tiff'; there are png, overlay, coco"):
+        networks.predict(run, tmp_path, tmp_path / "out", print, form="tiff")
     with pytest.raises(RecipeError, match="torchscript"):
         networks.export(run, "SN_B", "caffe", tmp_path / "net")
 
@@ -125,7 +145,7 @@ def test_prediction_needs_no_ray(tiny_local, photos, tmp_path):
         "import sys; sys.modules['ray'] = None\n"
         "from pathlib import Path\n"
         "from wsseg_ray import networks\n"
-        "networks.predict(sys.argv[1], 'SN_B', Path(sys.argv[2]), Path(sys.argv[3]), print)"
+        "networks.predict(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), print, 'SN_B')"
     )
     folder, expected = photos
     subprocess.run([sys.executable, "-c", code, tiny_local[1].root, folder, tmp_path / "out"], check=True)

@@ -187,14 +187,15 @@ def proposals(
 @app.command()
 def predict(
     run: RunArgument,
-    network: NetworkName,
     photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="a photo, or a folder of photos")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write palette PNGs to")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write to")],
+    network: Annotated[str | None, typer.Option(metavar="NAME", help="default: the best on val")] = None,
+    form: Annotated[str, typer.Option("--format", help="png, overlay or coco")] = "png",
 ) -> None:
     """Label every pixel of new photos with a trained network, without Ray."""
     from wsseg_ray import networks
 
-    if networks.predict(run, network, photos, out, print):
+    if networks.predict(run, photos, out, print, network, form):
         raise typer.Exit(3)
 
 

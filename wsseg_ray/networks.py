@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.backbones.photos import normalise
-from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_photo
+from wsseg_ray.datasets.pixels import photo_size, read_photo
 from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.outputs import OUTPUTS, Labelled
 from wsseg_ray.segmentation.inference import fill_cells, photo_views, upsample
 from wsseg_ray.segmentation.network import SegmentationNetwork
 from wsseg_ray.segmentation.networks import Network
@@ -24,9 +25,11 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("state_dict", "torchscript", "onnx")
 
 
-def open_network(run: str, name: str) -> tuple[Job, Network, SegmentationNetwork]:
+def open_network(run: str, name: str | None = None) -> tuple[Job, Network, SegmentationNetwork]:
     """A run, and one of its networks, as it is described and as it is trained, on the CPU.
 
+    Arguments:
+        name: None: the network with the best mIoU on val, or the first one where val has no masks.
     Raises RecipeError where the run or the network is not there.
     """
     job = open_run(run)
@@ -35,14 +38,25 @@ def open_network(run: str, name: str) -> tuple[Job, Network, SegmentationNetwork
         for network in segmenters.networks(job.recipe)
         if segmenters.is_trained(job, network, segmenters.rounds(job.recipe, network))
     }
+    if name is None and trained:
+        name = max(trained, key=lambda one: _val(job, one))
     if name not in trained:
         have = f"it has {', '.join(trained)}" if trained else "none is trained yet"
-        raise RecipeError(f"{run} has no network '{name}'; {have}")
+        raise RecipeError(f"{run} has no network{f' {name!r}' if name else ''}; {have}")
     return job, trained[name], segmenters.trained(job, trained[name])
 
 
-def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], None]) -> int:
-    """Label every pixel of new photos: a palette PNG each, 0 background, i + 1 the run's class i, named like the photo.
+def _val(job: Job, name: str) -> float:
+    """mIoU of a network on val, in percent, after the CRF if there is one; 0 where it is not known."""
+    metrics = job.run.read_json("metrics.json") or {}
+    val = metrics.get("networks", {}).get(name, {}).get("val", {})
+    return val.get("miou_crf") or val.get("miou") or 0.0
+
+
+def predict(
+    run: str, photos: Path, out: Path, tell: Callable[[str], None], name: str | None = None, form: str = "png"
+) -> int:
+    """Label every pixel of new photos.
 
     A photo is shrunk as the run's were, goes through the network (`inference.photo_views`), then through the CRF if
     the run has one, and its labels are enlarged to the photo's size. A photo that cannot be read is told of, and the
@@ -52,24 +66,39 @@ def predict(run: str, name: str, photos: Path, out: Path, tell: Callable[[str], 
         photos: a photo, or a folder, whose photos are taken, without those of its folders.
         out: the folder to write to; it is made.
         tell: is given one line per photo.
+        name: of the network, see `open_network`.
+        form: a name of `outputs.OUTPUTS`: `png` is a palette PNG per photo, named like the photo.
     Returns the number of photos that failed.
-    Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network.
+    Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network or
+    the form.
     """
+    try:
+        output = OUTPUTS.get(form)
+    except ValueError as error:
+        raise RecipeError(f"--format: {error}") from error
     files = _photos(photos)
     job, about, network = open_network(run, name)
     out.mkdir(parents=True, exist_ok=True)
-    failed = 0
+    failed, parts = 0, []
     for file in files:
-        target = out / f"{file.stem}.png"
         try:
-            labels = predict_photo(job, about, network, file.read_bytes())
+            data = file.read_bytes()
+            labels = predict_photo(job, about, network, data)
         except (ValueError, OSError) as error:
             tell(f"{file}: {error}")
             failed += 1
             continue
-        target.write_bytes(encode_mask(labels))
+        encoded = output.encode(Labelled(file.name, data, labels, job.classes))
+        target = out / (output.file or f"{file.stem}{output.suffix}")
+        if output.file:
+            parts.append(encoded)
+        else:
+            target.write_bytes(encoded)
         seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
-        tell(f"{target}: {', '.join(seen) or 'background alone'}")
+        tell(f"{file if output.file else target}: {', '.join(seen) or 'background alone'}")
+    if output.join:
+        (out / output.file).write_bytes(output.join(parts, job.classes))
+        tell(f"{out / output.file}: {len(parts)} photos")
     return failed
 
 
