@@ -29,7 +29,7 @@ def test_a_picture_has_the_background_darker_and_each_class_in_its_colour():
     with Image.open(io.BytesIO(OUTPUTS.get("overlay").encode(labelled()))) as found:
         picture = np.asarray(found).astype(int)
     assert found.format == "JPEG" and picture.shape == (8, 8, 3)
-    assert abs(picture[6:, 3:] - 110).max() < 12, "200 under 45 % of black"
+    assert abs(picture[6:, 3:] - 110).max() < 20, "200 under 45 % of black; JPEG blurs an edge"
     assert picture[0, 0, 1] > picture[0, 0, 2] + 40, "VOC's second colour is green"
 
 
