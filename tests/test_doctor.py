@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from wsseg_ray import doctor, recipe
 from wsseg_ray.engine.stage import Finding
@@ -20,7 +22,7 @@ def examined(*settings: str) -> dict[str, list[Finding]]:
 
 def test_all_is_there(tiny):
     found = examined(*tiny)
-    assert list(found) == ["data", "disk", "weights", "faiss", "gpu"]
+    assert list(found) == ["data", "disk", "classes", "alike", "weights", "faiss", "gpu"]
     assert all(finding.good for own in found.values() for finding in own)
     assert found["data"][0].text.startswith("12 training and 12 val photos, 24 with masks, 6 classes")
     assert [finding.text for finding in found["weights"]] == [
@@ -72,3 +74,19 @@ def test_a_stage_of_ones_own_says_what_it_needs(tiny, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (found,) = examined(*tiny, "extra_stages=[own_needs:STAGE]")["licence"]
     assert found.text == "24 photos need one"
+
+
+def test_classes_with_few_photos_and_photos_in_both_splits_are_told(tmp_path):
+    """A copy of another size and quality is seen; another photo is not taken for it."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
+    noise.save(tmp_path / "a.jpg", quality=95)
+    noise.resize((400, 300)).save(tmp_path / "b.jpg", quality=60)
+    noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "c.jpg")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "labels.csv").write_text("file,labels,split\na.jpg,cat,train\nb.jpg,cat,val\nc.jpg,cat,val\n")
+    found = examined("dataset.layout=folder", f"dataset.root={tmp_path}", "dataset.train_split=train")
+    ((classes,), (alike,)) = found["classes"], found["alike"]
+    assert not classes.good and "cat 1, dog 0; under 20 are hardly learned: add photos of cat" in classes.text
+    assert "no training photo at all: dog" in classes.text
+    assert not alike.good and alike.text.startswith("1 val photos look like a training photo, first b and a:")
