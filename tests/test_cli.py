@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.runs import copy
-from wsseg_ray import cli, pipeline
+from wsseg_ray import cli, pipeline, recipe
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.pipeline import Outcome
 from wsseg_ray.tables import REFINED
@@ -55,6 +55,8 @@ def test_exit_codes(monkeypatch, outcome, code, capsys):
         (["export", "nowhere", "SN_B", "--out", "net"], "no run"),
         (["plan", "demo", "--photos", "1e6", "--cpus", "0"], "--cpus"),
         (["download", "cityscapes"], "voc2012"),
+        (["init", "nowhere"], "no such folder"),
+        (["init", "."], "neither a file of labels"),
         (["run"], "RECIPE"),
     ],
 )
@@ -68,6 +70,17 @@ def test_a_job_needs_an_absolute_run_dir(monkeypatch, capsys):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert exit_code(monkeypatch, "run", "demo", "--run-dir", "runs/demo") == 2
     assert "absolute" in capsys.readouterr().err
+
+
+def test_a_recipe_for_a_folder_is_the_recipe_best(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / 'my "cats": a # b'
+    (folder / "cats").mkdir(parents=True)
+    (folder / "cats/a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(monkeypatch, "init", str(folder)) == 0
+    assert "layout classes; run it by: wsseg run recipe.yaml" in capsys.readouterr().out
+    assert recipe.load("recipe.yaml") == recipe.load(str(folder))
+    assert exit_code(monkeypatch, "init", str(folder)) == 2 and "is there already" in capsys.readouterr().err
 
 
 def test_recipes_are_listed(monkeypatch, capsys):

@@ -353,6 +353,13 @@ def shipped() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
 
 
+def best_for(folder: Path) -> str:
+    """The recipe `best` for a folder of photos, as YAML with its comments."""
+    text = (resources.files("wsseg_ray") / "recipes" / f"{BEST}.yaml").read_text()
+    place = json.dumps(str(folder.resolve()), ensure_ascii=False)  # a quoted string of JSON is one of YAML
+    return "\n".join(f"  root: {place}" if line.startswith("  root: null") else line for line in text.split("\n"))
+
+
 def load(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name or a YAML file, apply overrides, validate.
 
