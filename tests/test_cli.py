@@ -56,6 +56,7 @@ def test_exit_codes(monkeypatch, outcome, code, capsys):
         (["plan", "demo", "--photos", "1e6", "--cpus", "0"], "--cpus"),
         (["download", "cityscapes"], "voc2012"),
         (["init", "nowhere"], "no such folder"),
+        (["export", "nowhere", "SN_B", "--out", "net", "--size", "300"], "--size 300: needs height and width"),
         (["init", "."], "neither a file of labels"),
         (["run"], "RECIPE"),
     ],

@@ -132,6 +132,25 @@ def test_onnx_takes_photos_of_any_size(tiny_local, tmp_path):
         np.testing.assert_allclose(found, own(photos).numpy(), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+@torch.no_grad()
+def test_a_backbone_of_timm_is_a_program_for_photos_of_one_size(tmp_path, form):
+    """The size has no whole cells, so the program resizes the photo, and its labels have the photo's size."""
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        onnxruntime = pytest.importorskip("onnxruntime")
+    network = SegmentationNetwork("timm:test_efficientnet", "linear", 3).eval()
+    networks.program(network, form, tmp_path / "net", (70, 90))
+    photos = torch.rand(3, 3, 70, 90)
+    if form == "onnx":
+        (found,) = onnxruntime.InferenceSession(tmp_path / "net").run(None, {"photos": photos.numpy()})
+    else:
+        found = torch.jit.load(tmp_path / "net")(photos).numpy()
+    assert found.shape == (3, 3, 70, 90)
+    np.testing.assert_allclose(found, networks.ExportedNetwork(network).eval()(photos).numpy(), atol=1e-5)
+
+
 def test_onnx_says_what_it_needs(tiny_local, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(RecipeError, match="onnxscript"):

@@ -223,12 +223,20 @@ def export(
     network: NetworkName,
     out: Annotated[Path, typer.Option(metavar="FILE", help="the file to write")],
     form: Annotated[str, typer.Option("--format", help="state_dict, torchscript or onnx")] = "torchscript",
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="of the photos, as 300x400; default: any")] = None,
 ) -> None:
     """Write a trained network for other programs."""
     from wsseg_ray import networks
 
-    networks.export(run, network, form, out)
+    networks.export(run, network, form, out, _size(size) if size else None)
     print(f"{form}: {out}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
+        raise RecipeError(f"--size {text}: needs height and width in pixels, as 300x400")
+    return int(height), int(width)
 
 
 @app.command("recipes")

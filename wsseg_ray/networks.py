@@ -148,15 +148,16 @@ class ExportedNetwork(nn.Module):
         return functional.softmax(logits[:, :, :height, :width], dim=1)
 
 
-def export(run: str, name: str, form: str, out: Path) -> None:
+def export(run: str, name: str, form: str, out: Path, size: tuple[int, int] | None = None) -> None:
     """Write a network for other programs, without the CRF.
 
     Arguments:
         form: `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with `backbone`,
-            `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program for photos of any size.
+            `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program.
         out: the file to write.
+        size: height and width of the photos that the program takes; None: any size.
     Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with, or where
-    the network's cells lie side by side: there is `state_dict` alone.
+    the network's cells lie side by side and no size is given.
     """
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: there are {', '.join(FORMATS)}")
@@ -166,12 +167,17 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         about = {"backbone": settings.backbone, "head": settings.head, "classes": job.classes}
         torch.save({**about, "state_dict": network.state_dict()}, out)
         return
-    example = torch.rand(2, 3, 129, 161)  # a batch of 1 would be taken for a constant
-    if not network.centred:
+    if size is None and not network.centred:
         raise RecipeError(
             f"--format {form}: the backbone '{job.recipe.segmentation.backbone}' resizes photos to whole cells, which "
-            "a program for photos of any size cannot hold; there is state_dict, and `wsseg predict`"
+            "a program for photos of any size cannot hold; say a size, as --size 300x400 (height x width)"
         )
+    program(network, form, out, size)
+
+
+def program(network: SegmentationNetwork, form: str, out: Path, size: tuple[int, int] | None) -> None:
+    """Write a network as a program, `torchscript` or `onnx`, for batches of photos; see `export`."""
+    example = torch.rand(2, 3, *(size or (129, 161)))  # a batch of 1 would be taken for a constant
     if form == "torchscript":
         torch.jit.save(torch.jit.trace(ExportedNetwork(network).eval(), example), out)
         return
@@ -185,7 +191,7 @@ def export(run: str, name: str, form: str, out: Path) -> None:
         str(out),
         input_names=["photos"],
         output_names=["probabilities"],
-        dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),),
+        dynamic_shapes=(dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC),),
         dynamo=True,
         external_data=False,
         verbose=False,

@@ -69,12 +69,11 @@ class TimmBackbone(BaseBackbone):
 
     def _framed(self, photos: torch.Tensor) -> torch.Tensor:
         """The photos with a border of the mean colour, see the class."""
-        before = 0 if self._has_patches else self.stride // 2
+        before, behind, more = (0, 0, 0) if self._has_patches else (self.stride // 2, self.stride, 1)
         sides = []
-        for side in reversed(photos.shape[2:]):
+        for side in map(int, reversed(photos.shape[2:])):
             # What the last cell needs behind it, and then whole cells of the largest stride.
-            needed = side if self._has_patches else side + self.stride
-            size = -(-needed // self._largest) * self._largest + (not self._has_patches)
+            size = -(-(side + behind) // self._largest) * self._largest + more
             sides += [before, size - before - side]
         return functional.pad(photos, sides) if any(sides) else photos
 
@@ -103,8 +102,9 @@ class TimmBackbone(BaseBackbone):
 
 def fitted(photos: torch.Tensor, stride: int) -> torch.Tensor:
     """Photos (B, 3, H, W), resized to `whole_cells`."""
-    size = whole_cells(photos.shape[2], photos.shape[3], stride)
-    if tuple(photos.shape[2:]) == size:
+    height, width = (int(side) for side in photos.shape[2:])  # an exported program takes photos of one size
+    size = whole_cells(height, width, stride)
+    if (height, width) == size:
         return photos
     return functional.interpolate(photos, size, mode="bilinear", antialias=True)
 
