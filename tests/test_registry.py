@@ -157,7 +157,7 @@ def test_every_registered_name_is_there():
     import wsseg_ray
 
     marks = {mark for _, mark in variant_fields(recipe.Recipe)}
-    assert len(marks) == 12
+    assert len(marks) == 14
     for path in marks:
         found = registry(path)
         assert all(found.check(name) == name for name in found.names if not name.endswith(":"))
