@@ -17,7 +17,7 @@ def evidence(regions: RegionProposals, scores, objectness, kept, dropped, is_mas
         labels,
         np.array(scores),
         np.array(objectness),
-        np.zeros(len(regions)),
+        is_mask,
         kept,
         dropped,
         maps,
