@@ -71,7 +71,9 @@ def test_the_layout_of_a_folder_is_seen(tmp_path, files, layout):
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    found, choices = settle(recipe.load(str(tmp_path), ["segmentation.epochs=1", "hcp.backbone=small"]))
+    found, choices = settle(
+        recipe.load(str(tmp_path), ["segmentation.epochs=1", "segmentation.rounds=0", "hcp.backbone=small"])
+    )
     assert (found.dataset.layout, found.dataset.root) == (layout, str(tmp_path))
     assert found.dataset.train_split == "train" and choices[0].key == "dataset.layout"
 

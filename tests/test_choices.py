@@ -36,6 +36,7 @@ def test_a_folder_without_a_gpu(photos):
         "hcp.backbone": SMALL,
         "segmentation.backbone": SMALL,
         "segmentation.epochs": 30,  # of 30 photos; more photos are seen less often
+        "segmentation.rounds": 1,
     }
 
 
@@ -54,9 +55,16 @@ def test_with_a_gpu_the_backbone_is_the_best_one_whose_weights_can_be_had(
 
 
 def test_what_is_given_is_not_chosen(photos):
-    recipe, found = settle(load(str(photos), ["hcp.backbone=small", "segmentation.epochs=3", "dataset.max_side=200"]))
+    given = ["hcp.backbone=small", "segmentation.epochs=3", "segmentation.rounds=0", "dataset.max_side=200"]
+    recipe, found = settle(load(str(photos), given))
     assert (recipe.hcp.backbone, recipe.segmentation.backbone, recipe.segmentation.epochs) == ("small", "small", 3)
     assert [choice.key for choice in found] == ["dataset.layout", "dataset.train_split", "segmentation.backbone"]
+
+
+@pytest.mark.parametrize(("count", "rounds"), [(1000, 1), (1001, 0)])
+def test_few_photos_are_learned_from_twice(photos, monkeypatch, count, rounds):
+    monkeypatch.setattr(choices, "_train_photos", lambda recipe: count)
+    assert as_found(load(str(photos)))["segmentation.rounds"] == rounds
 
 
 def test_a_run_keeps_its_choices(photos):
@@ -71,7 +79,7 @@ def test_the_training_split_of_vocs_layout(tmp_path, split, wanted):
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt").touch()
-    recipe = load(str(tmp_path), ["segmentation.epochs=1"])
+    recipe = load(str(tmp_path), ["segmentation.epochs=1", "segmentation.rounds=0"])
     assert settle(recipe)[0].dataset.train_split == wanted
 
 

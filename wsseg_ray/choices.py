@@ -19,6 +19,7 @@ from wsseg_ray.recipe import AUTO, Recipe, validate
 LARGE = "timm:vit_small_patch14_dinov2"  # where there is a GPU, and its weights can be had
 LARGE_HUB = "timm/vit_small_patch14_dinov2.lvd142m"
 SMALL = "timm:tf_efficientnet_lite2"  # 0.1 s per photo on two cores; its weights come with the installation
+FEW = 1000  # training photos up to which a second training, on a network's own labels, is worth its time
 SEEN = 9000  # photos that a segmentation network learns from, over all epochs: fewer epochs for more photos
 
 
@@ -92,10 +93,19 @@ def _max_side(recipe: Recipe) -> tuple[int | None, str]:
     return (500, "a GPU") if _has_gpu(recipe) else (400, "no GPU")
 
 
-def _epochs(recipe: Recipe) -> tuple[int, str]:
+def _train_photos(recipe: Recipe) -> int:
     photos = datasets.list_photos(recipe.dataset, seed=recipe.seed).photos
-    count = sum(photo.split == "train" and not photo.error for photo in photos)
+    return sum(photo.split == "train" and not photo.error for photo in photos)
+
+
+def _epochs(recipe: Recipe) -> tuple[int, str]:
+    count = _train_photos(recipe)
     return min(30, max(6, round(SEEN / count))), f"{count} training photos"
+
+
+def _rounds(recipe: Recipe) -> tuple[int, str]:
+    count = _train_photos(recipe)
+    return int(count <= FEW), f"{count} training photos"
 
 
 # In this order: later choices may depend on earlier ones.
@@ -106,6 +116,7 @@ CHOICES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "hcp.backbone": _backbone,
     "segmentation.backbone": _same_backbone,
     "segmentation.epochs": _epochs,
+    "segmentation.rounds": _rounds,
 }
 
 
