@@ -112,7 +112,7 @@ def settled(name: str) -> Recipe:
     chosen = {
         "dataset": {"layout": "voc", "train_split": "train_aug", "max_side": 400},
         "hcp": {"backbone": lite},
-        "segmentation": {"backbone": lite, "epochs": 15},
+        "segmentation": {"backbone": lite, "epochs": 15, "rounds": 1},
     }
     data = load(name).model_dump()
     for section, keys in chosen.items():
