@@ -111,7 +111,13 @@ def settled(name: str) -> Recipe:
     lite = "timm:tf_efficientnet_lite2"
     chosen = {
         "dataset": {"layout": "voc", "train_split": "train_aug", "max_side": 400},
-        "hcp": {"backbone": lite},
+        "hcp": {
+            "backbone": lite,
+            "image_epochs": 15,
+            "hypothesis_epochs": 15,
+            "region_epochs": 4,
+            "decay_every": 10,
+        },
         "segmentation": {"backbone": lite, "epochs": 15, "rounds": 1},
     }
     data = load(name).model_dump()

@@ -54,6 +54,9 @@ def test_a_network_that_is_not_there(tiny_local):
         wsseg_ray.load(tiny_local[1].root, "SN_C")
 
 
+GIVEN = ["hcp.image_epochs=1", "hcp.hypothesis_epochs=1", "hcp.region_epochs=1", "hcp.decay_every=1"]
+
+
 @pytest.mark.parametrize(
     ("files", "layout"),
     [
@@ -72,7 +75,7 @@ def test_the_layout_of_a_folder_is_seen(tmp_path, files, layout):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     found, choices = settle(
-        recipe.load(str(tmp_path), ["segmentation.epochs=1", "segmentation.rounds=0", "hcp.backbone=small"])
+        recipe.load(str(tmp_path), [*GIVEN, "segmentation.epochs=1", "segmentation.rounds=0", "hcp.backbone=small"])
     )
     assert (found.dataset.layout, found.dataset.root) == (layout, str(tmp_path))
     assert found.dataset.train_split == "train" and choices[0].key == "dataset.layout"

@@ -10,6 +10,8 @@ from wsseg_ray.recipe import load
 
 LABELS = "file,labels,split\n" + "".join(f"{i}.jpg,cat,train\n" for i in range(30)) + "v.jpg,cat,val\n"
 
+GIVEN = ["hcp.image_epochs=1", "hcp.hypothesis_epochs=1", "hcp.region_epochs=1", "hcp.decay_every=1"]
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -34,6 +36,10 @@ def test_a_folder_without_a_gpu(photos):
         "dataset.train_split": "train",
         "dataset.max_side": 400,
         "hcp.backbone": SMALL,
+        "hcp.image_epochs": 15,
+        "hcp.hypothesis_epochs": 15,
+        "hcp.region_epochs": 4,
+        "hcp.decay_every": 10,
         "segmentation.backbone": SMALL,
         "segmentation.epochs": 30,  # of 30 photos; more photos are seen less often
         "segmentation.rounds": 1,
@@ -58,7 +64,17 @@ def test_what_is_given_is_not_chosen(photos):
     given = ["hcp.backbone=small", "segmentation.epochs=3", "segmentation.rounds=0", "dataset.max_side=200"]
     recipe, found = settle(load(str(photos), given))
     assert (recipe.hcp.backbone, recipe.segmentation.backbone, recipe.segmentation.epochs) == ("small", "small", 3)
-    assert [choice.key for choice in found] == ["dataset.layout", "dataset.train_split", "segmentation.backbone"]
+    epochs = [f"hcp.{name}" for name in ("image_epochs", "hypothesis_epochs", "region_epochs", "decay_every")]
+    before = ["dataset.layout", "dataset.train_split"]
+    assert [choice.key for choice in found] == [*before, *epochs, "segmentation.backbone"]
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(100, [15, 15, 4, 10]), (600, [15, 15, 4, 10]), (3131, [3, 3, 1, 2])])
+def test_hcp_takes_as_many_steps_for_more_photos(photos, monkeypatch, count, epochs):
+    monkeypatch.setattr(choices, "_train_photos", lambda recipe: count)
+    found = as_found(load(str(photos)))
+    names = ("image_epochs", "hypothesis_epochs", "region_epochs", "decay_every")
+    assert [found[f"hcp.{name}"] for name in names] == epochs
 
 
 @pytest.mark.parametrize(("count", "rounds"), [(1000, 1), (1001, 0)])
@@ -79,7 +95,7 @@ def test_the_training_split_of_vocs_layout(tmp_path, split, wanted):
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt").touch()
-    recipe = load(str(tmp_path), ["segmentation.epochs=1", "segmentation.rounds=0"])
+    recipe = load(str(tmp_path), [*GIVEN, "segmentation.epochs=1", "segmentation.rounds=0"])
     assert settle(recipe)[0].dataset.train_split == wanted
 
 

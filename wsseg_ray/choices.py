@@ -20,7 +20,8 @@ LARGE = "timm:vit_small_patch14_dinov2"  # where there is a GPU, and its weights
 LARGE_HUB = "timm/vit_small_patch14_dinov2.lvd142m"
 SMALL = "timm:tf_efficientnet_lite2"  # 0.1 s per photo on two cores; its weights come with the installation
 FEW = 1000  # training photos up to which a second training, on a network's own labels, is worth its time
-SEEN = 9000  # photos that a segmentation network learns from, over all epochs: fewer epochs for more photos
+REGIONS_SEEN = 2400  # photos whose regions HCP learns from, in each round
+SEEN = 9000  # photos that HCP, in each phase, and a segmentation network learn from: fewer epochs for more photos
 
 
 class Choice(NamedTuple):
@@ -103,6 +104,20 @@ def _epochs(recipe: Recipe) -> tuple[int, str]:
     return min(30, max(6, round(SEEN / count))), f"{count} training photos"
 
 
+def _hcp_epochs(recipe: Recipe) -> tuple[int, str]:
+    count = _train_photos(recipe)
+    return min(15, max(3, round(SEEN / count))), f"{count} training photos"
+
+
+def _decay(recipe: Recipe) -> tuple[int, str]:
+    return max(1, round(recipe.hcp.image_epochs * 2 / 3)), "two thirds of its epochs"
+
+
+def _region_epochs(recipe: Recipe) -> tuple[int, str]:
+    count = _train_photos(recipe)
+    return min(4, max(1, round(REGIONS_SEEN / count))), f"{count} training photos"
+
+
 def _rounds(recipe: Recipe) -> tuple[int, str]:
     count = _train_photos(recipe)
     return int(count <= FEW), f"{count} training photos"
@@ -114,6 +129,10 @@ CHOICES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "dataset.train_split": _train_split,
     "dataset.max_side": _max_side,
     "hcp.backbone": _backbone,
+    "hcp.image_epochs": _hcp_epochs,
+    "hcp.hypothesis_epochs": _hcp_epochs,
+    "hcp.region_epochs": _region_epochs,
+    "hcp.decay_every": _decay,
     "segmentation.backbone": _same_backbone,
     "segmentation.epochs": _epochs,
     "segmentation.rounds": _rounds,

@@ -157,10 +157,11 @@ class HcpSection(Section):
     freeze: Literal["none", "all"] | NonNegativeInt = (
         "none"  # how many conv layers are not trained, counted from the photo
     )
-    image_epochs: int = Field(15, ge=0)  # Sec. 4.2: about 30 epochs in all
-    hypothesis_epochs: int = Field(15, ge=0)
+    # Sec. 4.2: about 30 epochs in all. auto, of these and the next two: fewer for more photos
+    image_epochs: Annotated[int, Field(ge=0), OrAuto()] = 15
+    hypothesis_epochs: Annotated[int, Field(ge=0), OrAuto()] = 15
     region_rounds: int = Field(0, ge=0)  # trainings on regions with targets from the last round's maps; the paper: 0
-    region_epochs: int = Field(4, ge=1)  # per round
+    region_epochs: Annotated[int, Field(ge=1), OrAuto()] = 4  # per round
     hypotheses: int = Field(10, ge=1)  # Sec. 3.1: "only 10 specific proposals are selected"
     # Number of best-ranked boxes that normalized cut clusters: 300 take 0.03 s per photo, 2,000 take 3 s
     clustered_boxes: int = Field(300, ge=1)
@@ -170,7 +171,7 @@ class HcpSection(Section):
     learning_rate: float = Field(1e-4, gt=0)  # Sec. 4.2, all layers but the last
     image_last_learning_rate: float = Field(1e-2, gt=0)  # Sec. 4.2, image-fine-tuning
     hypothesis_last_learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2, hypothesis-fine-tuning
-    decay_every: int = Field(10, ge=1)  # Sec. 4.2: x 0.1 every 10 epochs
+    decay_every: Annotated[int, Field(ge=1), OrAuto()] = 10  # Sec. 4.2: x 0.1 every 10 epochs
     momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
     weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2
     # HCP [30]: squared loss on the softmax. binary_cross_entropy: independent classes, so a region may show no class
