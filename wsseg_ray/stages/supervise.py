@@ -183,7 +183,7 @@ def _metrics(job: Job) -> dict[str, Any]:
             "localization_best": iou.by_class(names, total[0, 2 + _best(total[0])]),
             "rough_mask": iou.by_class(names, total[0, 1]),
         },
-        "ablation": {keep: _quality(part) for keep, part in zip(ways, total[1:], strict=False)},
+        "ablation": {keep: _quality(part) for keep, part in zip(ways, total[1 : 1 + len(ways)], strict=True)},
         "readings": {name: _quality(part) for name, part in zip(READINGS.names, total[1 + len(ways) :], strict=True)},
     }
     return {"supervision": found}
