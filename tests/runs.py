@@ -108,7 +108,7 @@ def kill_driver(
 
 def settled(name: str) -> Recipe:
     """A shipped recipe as it is on a machine without a GPU; nothing is looked for."""
-    lite = "timm:tf_efficientnet_lite2"
+    lite = "timm:tf_efficientnet_lite2*1,1.5"
     chosen = {
         "dataset": {"layout": "voc", "train_split": "train_aug", "max_side": 400},
         "hcp": {

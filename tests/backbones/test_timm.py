@@ -10,7 +10,7 @@ from wsseg_ray.backbones.weights import Bare, load_weights
 from wsseg_ray.errors import WeightsError
 
 CNN, PLAIN, HIERARCHICAL = "test_efficientnet", "test_vit", "pvt_v2_b0"
-FAMILIES = [CNN, PLAIN, HIERARCHICAL, "test_convnext", "test_resnet", "swin_tiny_patch4_window7_224"]
+FAMILIES = [CNN, PLAIN, HIERARCHICAL, "test_convnext", "test_resnet", "swin_tiny_patch4_window7_224", f"{CNN}*1,1.5"]
 
 
 def built(name: str):
@@ -102,9 +102,27 @@ def test_levels_can_be_named():
     assert built(PLAIN)[1].channels == {"out": 64}
 
 
+def test_scales_are_joined_in_the_cells_of_the_photo():
+    from torch.nn import functional
+
+    _, plain = built(CNN)
+    _, joined = built(f"{CNN}*1,2")
+    photo = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        both, small = joined(photo), plain(photo)
+        large = plain(functional.interpolate(photo, (128, 192), mode="bilinear"))
+    means = functional.avg_pool2d(large["out"], 2)  # half as large, bilinear: the mean of two by two cells
+    torch.testing.assert_close(both["out"], torch.cat([small["out"], means], dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both["low"], small["low"])
+    assert joined.channels == {"low": 32, "out": 2 * 112} and BACKBONES.get(f"timm:{CNN}@-1*0.5").stride == 32
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        (f"{CNN}*1,big", r"timm:test_efficientnet\*1,big: scales are different numbers above 0 and up to 4"),
+        (f"{CNN}*1,1", "scales are different numbers"),
+        (f"{CNN}*0", "scales are different numbers"),
         ("no_such_model", "timm has no model 'no_such_model'"),
         (f"{CNN}@9", r"timm:test_efficientnet@9: levels are numbers from 0 to 4.*2, 4, 8, 16, 32"),
         (f"{CNN}@a", "levels are numbers"),

@@ -2,6 +2,7 @@
 
 `timm:NAME` takes the last level of a plain ViT, and the last two levels of a network whose levels have several strides.
 `timm:NAME@2,3,4` takes the levels that it names, counted as timm counts them; -1 is the last.
+`timm:NAME*1,1.5` looks at the photo at each of these scales and joins what it sees; `timm:NAME@2,3*1,1.5` has both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ PACKAGED = "tf_efficientnet_lite2"  # the model whose weights come as a Python p
 HIDDEN = 512  # of the classifier of regions: 1,024 took twice as long and gave maps no better
 DENSE_HIDDEN = 128  # of segmentation heads
 FIELD = 96  # photo pixels that `largefov`'s fc6 is dilated by, as on VGG-16
+LARGEST_SCALE = 4
 # Arguments that let a model take photos of any size; a model that knows none of them takes any size as it is.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
@@ -41,21 +43,23 @@ class Levels(NamedTuple):
 
 @cache
 def backbone(name: str) -> Backbone:
-    """The variant by timm's name of the model, and the levels that are joined. Imports timm.
+    """The variant by timm's name of the model, the levels and the scales that are joined. Imports timm.
 
-    Raises ValueError where timm is not installed, has no such model, or the model has no such levels.
+    Raises ValueError where timm is not installed, has no such model, or the model has no such levels or scales.
     """
-    model, _, asked = name.partition("@")
+    place, _, factors = name.partition("*")
+    model, _, asked = place.partition("@")
+    scales = scales_of(model, factors)
     made = _on_meta(model)
     levels = levels_of(model, made, asked)
     weights = _weights(model, made)  # before the layers behind the last level are cut off
-    _check_sizes(model, made, levels)
+    _check_sizes(model, made, levels, scales)
     stride = min(level.stride for level in levels.joined)
     low = {"low": levels.low.stride} if levels.low else {}
     config = made.pretrained_cfg
     return Backbone(
         name=f"timm:{name}",
-        build=partial(_build, model, levels),
+        build=partial(_build, model, levels, scales),
         stride=stride,
         dense_strides={**low, "out": stride},
         centred=False,
@@ -92,6 +96,20 @@ def levels_of(model: str, made: Any, asked: str = "") -> Levels:
     stride = min(level.stride for level in joined)
     low = next((level for level in every if 2 * level.stride == stride), None)
     return Levels(joined, low, is_plain)
+
+
+def scales_of(model: str, asked: str = "") -> tuple[float, ...]:
+    """The scales at which a backbone sees a photo, from numbers such as "1,1.5"; "": 1 alone.
+
+    Raises ValueError where they are no different numbers above 0 and up to 4.
+    """
+    try:
+        scales = tuple(float(part) for part in asked.split(",")) if asked else (1.0,)
+    except ValueError:
+        scales = ()
+    if not scales or len(set(scales)) < len(scales) or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+        raise ValueError(f"timm:{model}*{asked}: scales are different numbers above 0 and up to {LARGEST_SCALE}")
+    return scales
 
 
 def create(model: str, **options: Any) -> Any:
@@ -136,7 +154,7 @@ def _weights(model: str, made: Any) -> dict[str, NamedWeights]:
     return found
 
 
-def _check_sizes(model: str, made: Any, levels: Levels) -> None:
+def _check_sizes(model: str, made: Any, levels: Levels, scales: tuple[float, ...]) -> None:
     """Raise ValueError where a model takes no photos of unusual sizes. Tensors on `meta` compute nothing."""
     import torch
 
@@ -144,12 +162,12 @@ def _check_sizes(model: str, made: Any, levels: Levels) -> None:
 
     try:
         with torch.device("meta"):
-            TimmBackbone(made, levels)(torch.empty(1, 3, 167, 245))
+            TimmBackbone(made, levels, scales)(torch.empty(1, 3, 167, 245))
     except Exception as error:  # each family has its own way to say that a size does not suit it
         raise ValueError(f"timm's model '{model}' does not take photos of any size: {error}") from error
 
 
-def _build(model: str, levels: Levels, dense: bool) -> TimmBackbone:
+def _build(model: str, levels: Levels, scales: tuple[float, ...], dense: bool) -> TimmBackbone:
     from wsseg_ray.backbones.timm_layers import TimmBackbone
 
-    return TimmBackbone(create(model), levels)
+    return TimmBackbone(create(model), levels, scales)

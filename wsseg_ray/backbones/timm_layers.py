@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,13 +32,19 @@ class TimmBackbone(BaseBackbone):
     square in each cell (the L2 norm, times the root of their number), so that no level outweighs another. BatchNorm
     keeps the statistics of its weights in training, as is usual for batches of a few photos.
 
+    With several scales the photo is seen at each, and `out` joins what is seen, in the cells of the photo itself. Small
+    objects are seen better at a large scale, and the surroundings of a cell at a small one. Costs the sum of the
+    squared scales.
+
     Arguments:
         model: of timm, whole; layers behind the last level are cut off.
         levels: that it gives.
+        scales: factors of the photo's sides; `low` is of the first.
     """
 
-    def __init__(self, model: Any, levels: Levels) -> None:
+    def __init__(self, model: Any, levels: Levels, scales: Sequence[float] = (1.0,)) -> None:
         super().__init__()
+        self._scales = tuple(scales)
         self.model: Any = model.to(memory_format=torch.channels_last)
         self._levels = levels
         self._ordered = [*([levels.low] if levels.low else []), *levels.joined]
@@ -45,12 +52,22 @@ class TimmBackbone(BaseBackbone):
         self.stride = min(level.stride for level in levels.joined)
         self._largest = max(level.stride for level in levels.joined)
         low = {"low": levels.low.channels} if levels.low else {}
-        self.channels = {**low, "out": sum(level.channels for level in levels.joined)}
+        self.channels = {**low, "out": len(self._scales) * sum(level.channels for level in levels.joined)}
         model.prune_intermediate_layers([level.number for level in levels.joined], prune_norm=not levels.is_plain)
 
     def forward(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), by level; h is H / stride, rounded."""
-        photos = fitted(photos, self.stride)
+        height, width = (int(side) for side in photos.shape[2:])  # an exported program takes photos of one size
+        rows, columns = (side // self.stride for side in whole_cells(height, width, self.stride))
+        seen = [self._at_scale(photos, scale) for scale in self._scales]
+        found = {"out": torch.cat([resized(maps["out"], rows, columns) for maps in seen], dim=1)}
+        if self._levels.low:
+            found["low"] = resized(seen[0]["low"], 2 * rows, 2 * columns)
+        return found
+
+    def _at_scale(self, photos: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
+        """The levels of the photos at one scale, in the cells of that scale."""
+        photos = fitted(photos, self.stride, scale)
         rows, columns = (side // self.stride for side in photos.shape[2:])
         more = {"norm": True} if self._levels.is_plain else {}
         indices = [level.number for level in self._ordered]
@@ -100,13 +117,19 @@ class TimmBackbone(BaseBackbone):
         return self
 
 
-def fitted(photos: torch.Tensor, stride: int) -> torch.Tensor:
-    """Photos (B, 3, H, W), resized to `whole_cells`."""
-    height, width = (int(side) for side in photos.shape[2:])  # an exported program takes photos of one size
-    size = whole_cells(height, width, stride)
-    if (height, width) == size:
-        return photos
-    return functional.interpolate(photos, size, mode="bilinear", antialias=True)
+def fitted(photos: torch.Tensor, stride: int, scale: float = 1) -> torch.Tensor:
+    """Photos (B, 3, H, W), their sides times a scale and resized to `whole_cells`."""
+    height, width = (int(side) for side in photos.shape[2:])
+    rows, columns = whole_cells(max(1, round(scale * height)), max(1, round(scale * width)), stride)
+    smaller = rows < height or columns < width
+    return resized(photos, rows, columns, antialias=smaller)
+
+
+def resized(maps: torch.Tensor, rows: int, columns: int, antialias: bool = False) -> torch.Tensor:
+    """Maps or photos (B, C, H, W) with so many rows and columns."""
+    if maps.shape[2:] == (rows, columns):
+        return maps
+    return functional.interpolate(maps, (rows, columns), mode="bilinear", antialias=antialias)
 
 
 def unit_mean_square(maps: torch.Tensor) -> torch.Tensor:
