@@ -130,6 +130,8 @@ def test_onnx_takes_photos_of_any_size(tiny_local, tmp_path):
         photos = torch.rand(batch, 3, height, width)
         (found,) = session.run(None, {"photos": photos.numpy()})
         np.testing.assert_allclose(found, own(photos).numpy(), atol=1e-5)
+    kept = session.get_modelmeta().custom_metadata_map
+    assert json.loads(kept["classes"]) == ["background", *CLASSES]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -141,7 +143,7 @@ def test_a_backbone_of_timm_is_a_program_for_photos_of_one_size(tmp_path, form):
         pytest.importorskip("onnxscript")
         onnxruntime = pytest.importorskip("onnxruntime")
     network = SegmentationNetwork("timm:test_efficientnet", "linear", 3).eval()
-    networks.program(network, form, tmp_path / "net", (70, 90))
+    networks.program(network, form, tmp_path / "net", (70, 90), ["cat", "dog"])
     photos = torch.rand(3, 3, 70, 90)
     if form == "onnx":
         (found,) = onnxruntime.InferenceSession(tmp_path / "net").run(None, {"photos": photos.numpy()})

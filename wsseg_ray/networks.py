@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,8 @@ def export(run: str, name: str, form: str, out: Path, size: tuple[int, int] | No
 
     Arguments:
         form: `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with `backbone`,
-            `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program.
+            `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program. ONNX's metadata has the
+            names of the output's channels as JSON, under `classes`.
         out: the file to write.
         size: height and width of the photos that the program takes; None: any size.
     Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with, or where
@@ -172,10 +174,12 @@ def export(run: str, name: str, form: str, out: Path, size: tuple[int, int] | No
             f"--format {form}: the backbone '{job.recipe.segmentation.backbone}' resizes photos to whole cells, which "
             "a program for photos of any size cannot hold; say a size, as --size 300x400 (height x width)"
         )
-    program(network, form, out, size)
+    program(network, form, out, size, job.classes)
 
 
-def program(network: SegmentationNetwork, form: str, out: Path, size: tuple[int, int] | None) -> None:
+def program(
+    network: SegmentationNetwork, form: str, out: Path, size: tuple[int, int] | None, classes: Sequence[str]
+) -> None:
     """Write a network as a program, `torchscript` or `onnx`, for batches of photos; see `export`."""
     example = torch.rand(2, 3, *(size or (129, 161)))  # a batch of 1 would be taken for a constant
     if form == "torchscript":
@@ -185,14 +189,15 @@ def program(network: SegmentationNetwork, form: str, out: Path, size: tuple[int,
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RecipeError("ONNX needs onnxscript: pip install '.[onnx]'") from error
-    torch.onnx.export(
+    made = torch.onnx.export(
         ExportedNetwork(network).eval(),
         (example,),
-        str(out),
         input_names=["photos"],
         output_names=["probabilities"],
         dynamic_shapes=(dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC),),
         dynamo=True,
-        external_data=False,
         verbose=False,
     )
+    assert made is not None  # it is, with `dynamo`
+    made.model.metadata_props["classes"] = json.dumps(["background", *classes])
+    made.save(out, external_data=False)
