@@ -34,6 +34,18 @@ def test_regions_of_two_classes(regions):
     assert found.tolist() == [[1, 0], [1, 0], [0, -1], [0, 1], [-1, 0]]
 
 
+def test_a_superpixel_is_in_the_core_of_one_class(regions):
+    """Both maps reach half of their maximum in the second superpixel; the first map's share is larger."""
+    maps = np.array([[1.0, 0.9, 0, 0, 0], [0, 0.1, 0.1, 0.2, 0.1]])
+    found = region_targets(regions, maps, [0, 1], 2)
+    assert found.tolist() == [[1, 0], [1, 0], [0, 1], [0, -1], [-1, 1]]  # the cores are 1-2 and 3-5
+
+
+def test_a_class_without_a_superpixel_of_its_own_is_unknown(regions):
+    maps = np.array([[1.0, 1.0, 1.0, 0, 0], [0, 0.2, 0, 0, 0]])  # of equal shares, the first class has the superpixel
+    assert (region_targets(regions, maps, [0, 1], 2)[:, 1] == -1).all()
+
+
 def test_sample_holds_both_kinds():
     targets = np.array([[1, 0], [0, 0], [-1, 0], [1, -1], [0, 0], [0, 1]], np.int8)
     assert sample_regions(targets, np.random.default_rng(0)).tolist() == [0, 1, 3, 4, 5]  # the third is not known

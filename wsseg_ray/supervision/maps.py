@@ -63,6 +63,11 @@ def map_iou(regions: RegionProposals, p: np.ndarray, threshold: float) -> np.nda
         threshold: a share of the map's maximum, above 0.
     Returns (N,) float64; zeros for a map of zeros. Costs nnz(M).
     """
-    inside = regions.areas * ((p >= threshold * p.max()) & (p > 0))
-    intersection = regions.membership @ inside.astype(np.float64)
+    return iou_with(regions, (p >= threshold * p.max()) & (p > 0))
+
+
+def iou_with(regions: RegionProposals, chosen: np.ndarray) -> np.ndarray:
+    """IoU in pixels of every region with the chosen superpixels (S,) bool, (N,) float64. Costs nnz(M)."""
+    inside = (regions.areas * chosen).astype(np.float64)
+    intersection = regions.membership @ inside
     return intersection / (regions.region_areas + inside.sum() - intersection)
