@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import math
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +107,27 @@ def test_what_stands_still_stops_with_a_word(cluster, tmp_path):
     with pytest.raises(RuntimeError, match=r"images: nothing was done for 0\.05 minutes"):
         RayRunner().map_shards(job, TASKS, replace(IN_TASKS, read=stuck), TODO)
     job.run.write_bytes(b"", "release")
+
+
+PRETENDED_GPU = """
+import ray, sys
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+from wsseg_ray import pipeline, recipe
+pipeline.run(recipe.load("demo", sys.argv[2:]), sys.argv[1])
+"""
+
+
+def test_actors_take_gpus(tiny, tiny_local, tmp_path):
+    """Ray is told of a GPU that is not there: the actors ask for it and compute on the CPU, so the numbers are equal.
+
+    Trainings would look for it, so they do without.
+    """
+    place, trainings = tmp_path / "run", ("train_hcp", "train_segmenter")
+    settings = [*tiny, *(f"runtime.stages.{stage}.gpus=0" for stage in trainings)]
+    subprocess.run([sys.executable, "-c", PRETENDED_GPU, place, *settings], check=True, cwd=ROOT, timeout=500)
+    expected = tiny_local[1].read_json("metrics.json")
+    for name in ("networks", "hcp"):
+        assert json.loads((place / "metrics.json").read_text())[name] == expected[name]
 
 
 def test_several_shards_in_a_task_and_several_workers(cluster, tmp_path):

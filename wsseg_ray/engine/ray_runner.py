@@ -235,12 +235,14 @@ def _dataset(
     beside = _beside_actors(job, work, wanted)
     for place, step in enumerate(work.steps):
         ends = step is last and not step.actor
+        # A batch is a block, that is, a shard. `map_batches` refuses that for actors with GPUs; this method does not.
+        apply = dataset.map_batches_internal
         options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
         if step.actor:
             pool = ActorPoolStrategy(
                 min_size=min(wanted.least, len(missing)), max_size=min(wanted.most or 1, len(missing))
             )
-            dataset = dataset.map_batches(
+            dataset = apply(
                 type(stage.name, (_Actor,), {}),
                 fn_constructor_args=(job, stage.name, step, row, wanted.threads),
                 compute=pool,
@@ -252,7 +254,7 @@ def _dataset(
             task = partial(_task, job, stage.name, work, step, row, read, ends)
             name = stage.name if alone else f"{stage.name}_{shards.step_name(step, ends)}"
             more = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else beside
-            dataset = dataset.map_batches(_named(name, task), **options, **more)
+            dataset = apply(_named(name, task), **options, **more)
         row = step.row
     if last.actor:
         write = partial(_task, job, stage.name, work, None, row, None, True)
