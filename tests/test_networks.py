@@ -41,7 +41,7 @@ def test_new_photos_get_what_the_stage_gives(tiny_local, photos, tmp_path):
 def test_without_a_name_the_best_on_val_is_taken(tiny_local):
     run = tiny_local[1]
     vals = {name: own["val"]["miou_crf"] for name, own in run.read_json("metrics.json")["networks"].items()}
-    assert vals[networks.open_network(run.root)[1].name] == max(vals.values()) and len(vals) > 1
+    assert vals[networks.open_network(run.root).about.name] == max(vals.values()) and len(vals) > 1
 
 
 def test_one_file_for_all_photos(tiny_local, photos, tmp_path):
@@ -98,13 +98,13 @@ def test_a_state_dict_is_all_one_needs(tiny_local, tmp_path):
     assert kept["classes"] == list(CLASSES)
     again = SegmentationNetwork(kept["backbone"], kept["head"], len(kept["classes"]) + 1).eval()
     again.load_state_dict(kept["state_dict"])
-    network = networks.open_network(tiny_local[1].root, "SN_B")[2]
+    network = networks.open_network(tiny_local[1].root, "SN_B").network
     photo = torch.rand(1, 3, 40, 50)
     assert torch.equal(again(photo), network(photo))
 
 
 def segmenter(run: str) -> networks.ExportedNetwork:
-    return networks.ExportedNetwork(networks.open_network(run, "SN_B")[2]).eval()
+    return networks.ExportedNetwork(networks.open_network(run, "SN_B").network).eval()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,7 +5,7 @@ The method is "Learning to Segment with Image-level Annotations" (Wei et al., Pa
 The Python interface; each name is imported when it is first used:
 
     run(recipe, run_dir)        run a recipe, a YAML file, or the photos of a folder, as `wsseg run` does
-    load(run, network)          a trained network of a run; its `predict(photo)` labels every pixel
+    load(place, network)        a trained network of a run or a file; its `predict(photo)` labels every pixel
     generate_proposals          candidate regions of a photo
     RegionProposals             regions as superpixels and a sparse matrix: areas, boxes, IoUs without dense masks
     refine_distances            Eq. (1): how far candidates are from those of other photos

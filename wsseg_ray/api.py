@@ -15,14 +15,14 @@ from wsseg_ray.recipe import load as load_recipe
 
 
 class TrainedNetwork:
-    """A network of a run that labels photos.
+    """A trained network that labels photos.
 
     Attributes: `name`, and `classes`, the names of the classes 1..C; 0 is background.
     """
 
-    def __init__(self, run: str, name: str) -> None:
-        self._job, self._about, self._network = networks.open_network(run, name)
-        self.name, self.classes = name, self._job.classes
+    def __init__(self, place: str, name: str | None = None) -> None:
+        self._trained = networks.open_network(place, name)
+        self.name, self.classes = self._trained.about.name, self._trained.classes
 
     def predict(self, photo: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         """Label every pixel of a photo.
@@ -41,15 +41,15 @@ class TrainedNetwork:
             image, buffer = photo if isinstance(photo, Image.Image) else Image.fromarray(photo), io.BytesIO()
             image.save(buffer, "png")
             data = buffer.getvalue()
-        return networks.predict_photo(self._job, self._about, self._network, data)
+        return networks.predict_photo(self._trained, data)
 
 
-def load(run: str | Path, network: str) -> TrainedNetwork:
-    """A trained network of a run, on the CPU, without Ray.
+def load(place: str | Path, network: str | None = None) -> TrainedNetwork:
+    """A trained network of a run or of a file, on the CPU, without Ray.
 
     Arguments:
-        run: a run directory, or its URI.
-        network: such as "SN_B".
+        place: a run directory, its URI, or a file that `wsseg export --format safetensors` wrote.
+        network: such as "SN_B"; None: the network with the best mIoU on val, or the one of the file.
     Raises RecipeError where the run or the network is not there; it says which networks the run has.
 
     >>> import tempfile, wsseg_ray
@@ -60,7 +60,7 @@ def load(run: str | Path, network: str) -> TrainedNetwork:
     >>> labels.dtype, labels.ndim, bool(labels.max() <= len(network.classes))
     (dtype('uint8'), 2, True)
     """
-    return TrainedNetwork(str(run), network)
+    return TrainedNetwork(str(place), network)
 
 
 def run(

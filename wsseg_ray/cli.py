@@ -204,7 +204,7 @@ def proposals(
 
 @app.command()
 def predict(
-    run: RunArgument,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory, or a network's .safetensors")],
     photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="a photo, or a folder of photos")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write to")],
     network: Annotated[str | None, typer.Option(metavar="NAME", help="default: the best on val")] = None,
@@ -222,10 +222,10 @@ def export(
     run: RunArgument,
     network: NetworkName,
     out: Annotated[Path, typer.Option(metavar="FILE", help="the file to write")],
-    form: Annotated[str, typer.Option("--format", help="state_dict, torchscript or onnx")] = "torchscript",
+    form: Annotated[str, typer.Option("--format", help="safetensors, state_dict, torchscript or onnx")] = "torchscript",
     size: Annotated[str | None, typer.Option(metavar="HxW", help="of the photos, as 300x400; default: any")] = None,
 ) -> None:
-    """Write a trained network for other programs."""
+    """Write a trained network as a file with a card (safetensors), or for other programs."""
     from wsseg_ray import networks
 
     networks.export(run, network, form, out, _size(size) if size else None)

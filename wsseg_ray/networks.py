@@ -5,35 +5,44 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from wsseg_ray import network_file
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import photo_size, read_photo
 from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.network_file import Trained
 from wsseg_ray.outputs import OUTPUTS, Labelled
 from wsseg_ray.segmentation.inference import fill_cells, photo_views, upsample
 from wsseg_ray.segmentation.network import SegmentationNetwork
-from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.stages import segmenters
 from wsseg_ray.stages.labels import enlarge, segment
+from wsseg_ray.storage import RunDirectory
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("state_dict", "torchscript", "onnx")
+FORMATS = ("safetensors", "state_dict", "torchscript", "onnx")
 
 
-def open_network(run: str, name: str | None = None) -> tuple[Job, Network, SegmentationNetwork]:
-    """A run, and one of its networks, as it is described and as it is trained, on the CPU.
+def open_network(place: str, name: str | None = None) -> Trained:
+    """One of a run's networks, or the network of a file, on the CPU.
 
     Arguments:
+        place: a run directory, or a file that `export` wrote as `safetensors`.
         name: None: the network with the best mIoU on val, or the first one where val has no masks.
     Raises RecipeError where the run or the network is not there.
     """
-    job = open_run(run)
+    if place.endswith(network_file.SUFFIX):
+        found = network_file.read(Path(place))
+        if name not in (None, found.about.name):
+            raise RecipeError(f"{place} has no network '{name}'; it has {found.about.name}")
+        return found
+    job = open_run(place)
     trained = {
         network.name: network
         for network in segmenters.networks(job.recipe)
@@ -43,15 +52,19 @@ def open_network(run: str, name: str | None = None) -> tuple[Job, Network, Segme
         name = max(trained, key=lambda one: _val(job, one))
     if name not in trained:
         have = f"it has {', '.join(trained)}" if trained else "none is trained yet"
-        raise RecipeError(f"{run} has no network{f' {name!r}' if name else ''}; {have}")
-    return job, trained[name], segmenters.trained(job, trained[name])
+        raise RecipeError(f"{place} has no network{f' {name!r}' if name else ''}; {have}")
+    return Trained(job.recipe, job.classes, trained[name], segmenters.trained(job, trained[name]))
 
 
 def _val(job: Job, name: str) -> float:
     """mIoU of a network on val, in percent, after the CRF if there is one; 0 where it is not known."""
-    metrics = job.run.read_json("metrics.json") or {}
-    val = metrics.get("networks", {}).get(name, {}).get("val", {})
+    val = _metrics(job.run.root).get("networks", {}).get(name, {}).get("val", {})
     return val.get("miou_crf") or val.get("miou") or 0.0
+
+
+def _metrics(place: str) -> dict[str, Any]:
+    """A run's metrics; none of a file."""
+    return {} if place.endswith(network_file.SUFFIX) else RunDirectory.at(place).read_json("metrics.json") or {}
 
 
 def predict(
@@ -78,40 +91,41 @@ def predict(
     except ValueError as error:
         raise RecipeError(f"--format: {error}") from error
     files = _photos(photos)
-    job, about, network = open_network(run, name)
+    trained = open_network(run, name)
     out.mkdir(parents=True, exist_ok=True)
     failed, parts = 0, []
     for file in files:
         try:
             data = file.read_bytes()
-            labels = predict_photo(job, about, network, data)
+            labels = predict_photo(trained, data)
         except (ValueError, OSError) as error:
             tell(f"{file}: {error}")
             failed += 1
             continue
-        encoded = output.encode(Labelled(file.name, data, labels, job.classes))
+        encoded = output.encode(Labelled(file.name, data, labels, trained.classes))
         target = out / (output.file or f"{file.stem}{output.suffix}")
         if output.file:
             parts.append(encoded)
         else:
             target.write_bytes(encoded)
-        seen = [job.classes[i - 1] for i in range(1, len(job.classes) + 1) if (labels == i).any()]
+        seen = [name for value, name in enumerate(trained.classes, 1) if (labels == value).any()]
         tell(f"{file if output.file else target}: {', '.join(seen) or 'background alone'}")
     if output.join:
-        (out / output.file).write_bytes(output.join(parts, job.classes))
+        (out / output.file).write_bytes(output.join(parts, trained.classes))
         tell(f"{out / output.file}: {len(parts)} photos")
     return failed
 
 
-def predict_photo(job: Job, about: Network, network: SegmentationNetwork, data: bytes) -> np.ndarray:
-    """Labels (H, W) uint8 of a photo, from the bytes of its file, after the CRF if the run has one.
+def predict_photo(trained: Trained, data: bytes) -> np.ndarray:
+    """Labels (H, W) uint8 of a photo, from the bytes of its file, after the CRF if the recipe has one.
 
     Raises ValueError or OSError where it cannot be decoded.
     """
-    photo = read_photo(data, job.recipe.dataset.max_side)
+    recipe, _, about, network = trained
+    photo = read_photo(data, recipe.dataset.max_side)
     shown = normalise(photo, network.mean, network.std)
-    views = photo_views([network], shown, **job.recipe.prediction.model_dump())
-    return enlarge(segment(job.recipe, [about], photo, views)[0][-1], photo_size(data))
+    views = photo_views([network], shown, **recipe.prediction.model_dump())
+    return enlarge(segment(recipe, [about], photo, views)[0][-1], photo_size(data))
 
 
 def _photos(place: Path) -> list[Path]:
@@ -150,12 +164,13 @@ class ExportedNetwork(nn.Module):
 
 
 def export(run: str, name: str, form: str, out: Path, size: tuple[int, int] | None = None) -> None:
-    """Write a network for other programs, without the CRF.
+    """Write a network for other programs, without the CRF, or as a file of its own.
 
     Arguments:
-        form: `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with `backbone`,
-            `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program. ONNX's metadata has the
-            names of the output's channels as JSON, under `classes`.
+        form: `safetensors`, a file that `open_network` opens as it does a run, and a card beside it, see
+            `network_file`; `state_dict`, the tensors of `SegmentationNetwork(backbone, head, len(classes) + 1)`, with
+            `backbone`, `head` and `classes`; or `torchscript` or `onnx`: `ExportedNetwork` as a program. ONNX's
+            metadata has the names of the output's channels as JSON, under `classes`.
         out: the file to write.
         size: height and width of the photos that the program takes; None: any size.
     Raises RecipeError where the form, the run or the network is not there, or a package to write ONNX with, or where
@@ -163,18 +178,22 @@ def export(run: str, name: str, form: str, out: Path, size: tuple[int, int] | No
     """
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: there are {', '.join(FORMATS)}")
-    job, _, network = open_network(run, name)
+    trained = open_network(run, name)
+    recipe, classes, _, network = trained
+    if form == "safetensors":
+        network_file.save(trained, _metrics(run), out)
+        return
     if form == "state_dict":
-        settings = job.recipe.segmentation
-        about = {"backbone": settings.backbone, "head": settings.head, "classes": job.classes}
+        settings = recipe.segmentation
+        about = {"backbone": settings.backbone, "head": settings.head, "classes": classes}
         torch.save({**about, "state_dict": network.state_dict()}, out)
         return
     if size is None and not network.centred:
         raise RecipeError(
-            f"--format {form}: the backbone '{job.recipe.segmentation.backbone}' resizes photos to whole cells, which "
+            f"--format {form}: the backbone '{recipe.segmentation.backbone}' resizes photos to whole cells, which "
             "a program for photos of any size cannot hold; say a size, as --size 300x400 (height x width)"
         )
-    program(network, form, out, size, job.classes)
+    program(network, form, out, size, classes)
 
 
 def program(

@@ -32,15 +32,17 @@ class NamedWeights:
     Arguments:
         read: gives the tensors by the names that a classifier with this backbone has. Raises WeightsError.
         about: says where they come from and how large they are, without reading them.
+        licence: under which they may be used.
     """
 
     read: Callable[[], dict[str, torch.Tensor]]
     about: Callable[[], str]
+    licence: str
 
 
 def torchvision_weights(model: str) -> NamedWeights:
     """ImageNet's weights of a classifier of torchvision, which are downloaded."""
-    return NamedWeights(partial(_download, model), partial(_about_download, model))
+    return NamedWeights(partial(_download, model), partial(_about_download, model), "BSD-3-Clause (torchvision)")
 
 
 def _download(model: str) -> dict[str, torch.Tensor]:
@@ -60,15 +62,17 @@ def _about_download(model: str) -> str:
     return f"{weights.url}, {weights.meta['_file_size']:.0f} MB"
 
 
-def hub_weights(create: Callable[[], nn.Module], repository: str, parameters: int) -> NamedWeights:
+def hub_weights(create: Callable[[], nn.Module], repository: str, parameters: int, licence: str) -> NamedWeights:
     """The weights that timm has of a model on the Hugging Face hub, from where they are downloaded once.
 
     Arguments:
         create: makes timm's model with these weights.
         repository: of the hub, such as timm/resnet50.a1_in1k.
         parameters: of the model, for the size.
+        licence: as timm has it, or "".
     """
-    return NamedWeights(partial(_from_hub, create, repository), partial(_about_hub, repository, parameters))
+    read, about = partial(_from_hub, create, repository), partial(_about_hub, repository, parameters)
+    return NamedWeights(read, about, licence or f"see https://huggingface.co/{repository}")
 
 
 def _from_hub(create: Callable[[], nn.Module], repository: str) -> dict[str, torch.Tensor]:
@@ -113,7 +117,7 @@ def packaged_weights(names: Callable[[], list[str]]) -> NamedWeights:
         names: gives the names of the tensors in timm's model, in their order. The package has other names for the same
             tensors in the same order.
     """
-    return NamedWeights(partial(_from_package, names), _about_package)
+    return NamedWeights(partial(_from_package, names), _about_package, "Apache-2.0")
 
 
 def package_file() -> Path | None:

@@ -150,7 +150,9 @@ def _weights(model: str, made: Any) -> dict[str, NamedWeights]:
         found["packaged"] = packaged_weights(lambda: names)
     if repository := made.pretrained_cfg.get("hf_hub_id"):
         size = sum(parameter.numel() for parameter in made.parameters())
-        found["pretrained"] = hub_weights(partial(create, model, pretrained=True), repository, size)
+        found["pretrained"] = hub_weights(
+            partial(create, model, pretrained=True), repository, size, made.pretrained_cfg.get("license") or ""
+        )
     return found
 
 
