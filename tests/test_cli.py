@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 
@@ -144,11 +146,38 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
+def test_the_doctor_speaks_json(monkeypatch, capsys):
+    assert exit_code(monkeypatch, "doctor", "demo", "--set", "dataset.limit=20", "--json") == 0
+    found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert found["data"]["good"] and "20 training and 20 val photos" in found["data"]["text"]
+
+
+def test_a_plan_is_json_too(monkeypatch, capsys):
+    from wsseg_ray import plan
+
+    cost = plan.Cost(1, 0, 0.5, 1, 1, 1000, 2)
+    monkeypatch.setattr(plan, "measure", lambda recipe, sample: ({"images": cost}, plan.Machines(2, 0), 5))
+    assert exit_code(monkeypatch, "plan", "demo", "--photos", "95", "--cpus", "4", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["photos"] == {"train": 95, "val": 5} and found["bytes"] == 100_000
+    assert found["stages"] == [{"stage": "images", "seconds": 26, "machines": 4, "kind": "CPU"}]
+
+
+def test_the_shell_completes_commands():
+    code = {"_WSSEG_COMPLETE": "complete_bash", "COMP_WORDS": "wsseg pro", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "import sys; sys.argv = ['wsseg']; from wsseg_ray.cli import main; main()"]
+    printed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **code}).stdout
+    assert printed.split() == ["proposals"]
+
+
 def test_a_run_is_looked_at_from_the_command_line(monkeypatch, tiny_local, tmp_path, capsys):
     """Status, a stage computed again, labels of photos, an exported network, the report."""
     run = tiny_local[1].root
     assert exit_code(monkeypatch, "status", run, "--watch") == 0
     assert capsys.readouterr().out.count(" done ") == 8
+    assert exit_code(monkeypatch, "status", run, "--json") == 0
+    stages = json.loads(capsys.readouterr().out)
+    assert [row["state"] for row in stages] == ["done"] * 8 and stages[0]["photos"] == 24
     assert exit_code(monkeypatch, "replay", run, "supervise", "--photo", "demo_train_00000") == 0
     printed = capsys.readouterr().out
     assert "labels: " in printed and "supervise: 1 of 1 photos are equal to what the run has" in printed

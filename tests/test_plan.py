@@ -6,7 +6,20 @@ import pytest
 
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.errors import RecipeError
-from wsseg_ray.plan import Cost, Machines, Measured, bytes_of, cautions, fit, gains, measure, seconds, table, workers
+from wsseg_ray.plan import (
+    Cost,
+    Machines,
+    Measured,
+    bytes_of,
+    cautions,
+    estimate,
+    fit,
+    gains,
+    measure,
+    seconds,
+    table,
+    workers,
+)
 from wsseg_ray.tables import plan_shards
 
 HERE = Machines(2, 0)
@@ -80,7 +93,7 @@ def on(name: str, machines: Machines) -> float:
 
 
 def test_the_plan_names_the_longest_stage_and_what_to_add():
-    found = table(DEMO, COSTS, {"train": 10**6, "val": 50}, HERE)
+    found = table(estimate(DEMO, COSTS, {"train": 10**6, "val": 50}, HERE))
     assert found[0].split() == ["stage", "hours", "share", "machines"]
     assert "longest stage: score" in found and found[-1].startswith("to add first: 16 more CPUs")
     assert any("machine-hours" in line and "storage: 1.10 GB" in line for line in found)
@@ -114,4 +127,4 @@ def test_three_runs_are_measured_and_deleted(tiny, monkeypatch):
     assert list(costs) == [stage.name for stage in pipeline.stages_of(loaded)] and val == 12
     assert here.cpus >= 1 and all(cost.work > 0 and cost.bytes > 0 for cost in costs.values())
     assert costs["images"].work == 1 and costs["train_hcp"].work == 2 and costs["train_hcp"].a_shard == 0
-    assert any("longest stage" in line for line in table(loaded, costs, {"train": 1000, "val": 10}, here))
+    assert any("longest stage" in line for line in table(estimate(loaded, costs, {"train": 1000, "val": 10}, here)))

@@ -7,6 +7,7 @@ Each command imports its modules when it is called, so that `wsseg --help` is fa
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -22,7 +23,6 @@ app = typer.Typer(
     help="From photos with image-level labels to a network that labels every pixel.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,  # help in boxes takes half a second to import
 )
 
@@ -33,6 +33,7 @@ RunDir = Annotated[str | None, typer.Option("--run-dir", help="folder, s3:// or 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]
 NetworkName = Annotated[str, typer.Argument(metavar="NETWORK", help="a network of the run, such as SN_B")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for other programs")]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")]
 
 
@@ -78,13 +79,15 @@ def init(
 
 
 @app.command()
-def doctor(recipe: RecipeName, overrides: Overrides = None) -> None:
+def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check that a recipe's data, weights, GPUs and disk space are there."""
     from wsseg_ray.doctor import examine
     from wsseg_ray.recipe import load
 
     findings = examine(load(recipe, overrides))
-    for finding in findings:
+    if as_json:
+        print(json.dumps([{"name": one.name, "good": one.good, "text": one.text} for one in findings], indent=1))
+    for finding in () if as_json else findings:
         print(f"{'ok     ' if finding.good else 'MISSING'}  {finding.name:<10} {finding.text}")
     if not all(finding.good for finding in findings):
         raise typer.Exit(2)
@@ -112,6 +115,7 @@ def plan(
     val: Annotated[float | None, typer.Option(min=0, help="val photos; default: all of the data set")] = None,
     sample: Annotated[int, typer.Option(min=64, help="photos per split to measure with")] = 256,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate hours and storage of a run with many photos, and which machines to add first, from a few photos."""
     from wsseg_ray import plan as planning
@@ -121,13 +125,17 @@ def plan(
     (loaded, _), there = settle(load(recipe, overrides)), planning.Machines(cpus, gpus)
     costs, here, known = planning.measure(loaded, sample)
     count = {"train": int(photos), "val": known if val is None else int(val)}
+    usable = there if here.gpus else there._replace(gpus=0)
+    found, cautions = planning.estimate(loaded, costs, count, usable), planning.cautions(loaded, here, there)
+    if as_json:
+        print(json.dumps({"photos": count, "measured_on": here._asdict(), **found, "cautions": cautions}, indent=1))
+        return
     print(
         f"measured on {here.cpus:g} CPUs and {here.gpus:g} GPUs; planned: {count['train']} training and "
         f"{count['val']} val photos on {cpus:g} CPUs and {gpus:g} GPUs"
     )
-    usable = there if here.gpus else there._replace(gpus=0)
-    print("\n".join(planning.table(loaded, costs, count, usable)))
-    for caution in planning.cautions(loaded, here, there):
+    print("\n".join(planning.table(found)))
+    for caution in cautions:
         print(f"caution: {caution}")
 
 
@@ -135,12 +143,16 @@ def plan(
 def status(
     run: RunArgument,
     watch: Annotated[bool, typer.Option("--watch", help="update every two seconds until the run ends")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the progress of a run from its directory; the run can be on another machine."""
-    from wsseg_ray.status import is_over, lines
+    from wsseg_ray.status import is_over, lines, stages
     from wsseg_ray.storage import RunDirectory
 
     place = RunDirectory.at(run)
+    if as_json:
+        print(json.dumps(stages(place), indent=1))
+        return
     while True:
         text = "\n".join(lines(place))
         print(f"\x1b[H\x1b[J{text}" if watch and sys.stdout.isatty() else text, flush=True)

@@ -13,7 +13,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
@@ -191,22 +191,42 @@ def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
     return found + [caution for stage in pipeline.stages_of(recipe) for caution in stage.cautions(recipe)]
 
 
-def table(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> list[str]:
-    """The plan as lines of text."""
+def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, Any]:
+    """The plan as plain data.
+
+    Returns `stages`, each with `stage`, `seconds`, `machines` and their `kind`; `seconds` of all; `machine_hours` by
+    kind; `bytes` of the run directory; the `longest` stage; and of `gains` the one `to_add_first`.
+    """
     found = seconds(recipe, costs, photos, machines)
-    total = sum(found.values())
-    lines = [f"{'stage':<16} {'hours':>9} {'share':>6} {'machines':>10}"]
-    hours = {"CPU": 0.0, "GPU": 0.0}
+    stages, hours = [], {"CPU": 0.0, "GPU": 0.0}
     for stage in _planned(recipe, costs):
         own, count = found[stage.name], workers(recipe, stage, machines)
         kind = "GPU" if machines.gpus and stage.has_network(recipe) else "CPU"
         hours[kind] += own / 3600 * count
-        lines.append(f"{stage.name:<16} {own / 3600:9.2f} {own / total:6.0%} {f'{count:g} {kind}s':>10}")
-    lines.append(f"{'all':<16} {total / 3600:9.2f}")
-    used = ", ".join(f"{amount:.1f} {kind}-hours" for kind, amount in hours.items() if amount)
-    lines.append(f"machine-hours: {used}; storage: {bytes_of(recipe, costs, photos) / 1e9:.2f} GB")
-    lines.append(f"longest stage: {max(found, key=lambda name: found[name])}")
+        stages.append({"stage": stage.name, "seconds": own, "machines": count, "kind": kind})
     best = gains(recipe, costs, photos, machines)
-    first = max(best, key=lambda name: best[name])
-    lines.append(f"to add first: {first}: " + ", ".join(f"{name} -{gain:.0%}" for name, gain in best.items()))
+    return {
+        "stages": stages,
+        "seconds": sum(found.values()),
+        "machine_hours": {kind: amount for kind, amount in hours.items() if amount},
+        "bytes": bytes_of(recipe, costs, photos),
+        "longest": max(found, key=lambda name: found[name]),
+        "to_add_first": max(best, key=lambda name: best[name]),
+        "gains": best,
+    }
+
+
+def table(plan: dict[str, Any]) -> list[str]:
+    """An `estimate` as lines of text."""
+    total = plan["seconds"]
+    lines = [f"{'stage':<16} {'hours':>9} {'share':>6} {'machines':>10}"]
+    for row in plan["stages"]:
+        own, there = row["seconds"], f"{row['machines']:g} {row['kind']}s"
+        lines.append(f"{row['stage']:<16} {own / 3600:9.2f} {own / total:6.0%} {there:>10}")
+    lines.append(f"{'all':<16} {total / 3600:9.2f}")
+    used = ", ".join(f"{amount:.1f} {kind}-hours" for kind, amount in plan["machine_hours"].items())
+    lines.append(f"machine-hours: {used}; storage: {plan['bytes'] / 1e9:.2f} GB")
+    lines.append(f"longest stage: {plan['longest']}")
+    every = ", ".join(f"{name} -{gain:.0%}" for name, gain in plan["gains"].items())
+    lines.append(f"to add first: {plan['to_add_first']}: {every}")
     return lines

@@ -20,6 +20,18 @@ def lines(run: RunDirectory) -> list[str]:
     return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in _stages(run)]
 
 
+def stages(run: RunDirectory) -> list[dict[str, Any]]:
+    """What `lines` tells, as plain data.
+
+    Returns a row per stage, with `stage` and `state` (waiting, starting, running, stopped or done). Of a stage that is
+    done, `photos`, `failed` and `seconds`; of the stage at work, `done` of `total` `unit`, `photos`, `failed`,
+    `seconds`, `note`, and `at`, the time of its last progress (seconds since 1970).
+    Raises RecipeError where the folder is not a run.
+    """
+    status = run.read_json("status.json") or {}
+    return [{"stage": name, **_row(name, run.read_json("stages", f"{name}.json"), status)} for name in _stages(run)]
+
+
 def is_over(run: RunDirectory) -> bool:
     """Whether every stage is done or the run was stopped."""
     if (run.read_json("status.json") or {}).get("state") == "stopped":
@@ -33,6 +45,17 @@ def _stages(run: RunDirectory) -> list[str]:
     if about is None:
         raise RecipeError(f"{shown(run.root)} is no run: it holds no run.json")
     return about["stages"]
+
+
+def _row(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> dict[str, Any]:
+    if not entry:
+        return {"state": "waiting"}
+    if entry["state"] == "done":
+        return {"state": "done", "photos": entry["rows"], **{key: entry[key] for key in ("failed", "seconds")}}
+    if status.get("stage") != name:
+        return {"state": "starting"}
+    kept = ("state", "done", "total", "unit", "failed", "seconds", "note", "at")
+    return {**{key: status[key] for key in kept}, "photos": status["rows"]}
 
 
 def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> str:
