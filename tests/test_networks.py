@@ -86,7 +86,7 @@ def test_mistakes_are_named(tiny_local, tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(DatasetError, match="more than one photo is called a"):
         networks.predict(run, tmp_path, tmp_path / "out", print)
-    with pytest.raises(RecipeError, match="no form of labels 'tiff'; there are png, overlay, coco"):
+    with pytest.raises(RecipeError, match="no form of labels 'tiff'; there are png, overlay, coco, coco_polygons, npz"):
         networks.predict(run, tmp_path, tmp_path / "out", print, form="tiff")
     with pytest.raises(RecipeError, match="torchscript"):
         networks.export(run, "SN_B", "caffe", tmp_path / "net")
@@ -151,6 +151,16 @@ def test_a_backbone_of_timm_is_a_program_for_photos_of_one_size(tmp_path, form):
         found = torch.jit.load(tmp_path / "net")(photos).numpy()
     assert found.shape == (3, 3, 70, 90)
     np.testing.assert_allclose(found, networks.ExportedNetwork(network).eval()(photos).numpy(), atol=1e-5)
+
+
+def test_probabilities_are_those_before_the_crf(tiny_local, photos):
+    trained = networks.open_network(tiny_local[1].root, "SN_B")
+    file = min(photos[0].iterdir())
+    found = networks.photo_probabilities(trained, file.read_bytes())
+    assert len(found) == len(CLASSES) + 1 and found.sum(axis=0) == pytest.approx(1, abs=1e-5)
+    plain = trained.recipe.crf.model_copy(update={"enabled": False})
+    without = trained._replace(recipe=trained.recipe.model_copy(update={"crf": plain}))
+    assert (networks.predict_photo(without, file.read_bytes()) == found.argmax(axis=0)).all()
 
 
 def test_onnx_says_what_it_needs(tiny_local, tmp_path, monkeypatch):

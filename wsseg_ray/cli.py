@@ -220,7 +220,7 @@ def predict(
     photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="a photo, or a folder of photos")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write to")],
     network: Annotated[str | None, typer.Option(metavar="NAME", help="default: the best on val")] = None,
-    form: Annotated[str, typer.Option("--format", help="png, overlay or coco")] = "png",
+    form: Annotated[str, typer.Option("--format", help="png, overlay, coco, coco_polygons or npz")] = "png",
 ) -> None:
     """Label every pixel of new photos with a trained network, without Ray."""
     from wsseg_ray import networks

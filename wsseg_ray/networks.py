@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.network_file import Trained
 from wsseg_ray.outputs import OUTPUTS, Labelled
-from wsseg_ray.segmentation.inference import fill_cells, photo_views, upsample
+from wsseg_ray.segmentation.inference import View, fill_cells, photo_views, upsample
 from wsseg_ray.segmentation.network import SegmentationNetwork
 from wsseg_ray.stages import segmenters
-from wsseg_ray.stages.labels import enlarge, segment
+from wsseg_ray.stages.labels import bounded, enlarge, probabilities, segment
 from wsseg_ray.storage import RunDirectory
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -102,7 +103,9 @@ def predict(
             tell(f"{file}: {error}")
             failed += 1
             continue
-        encoded = output.encode(Labelled(file.name, data, labels, trained.classes))
+        encoded = output.encode(
+            Labelled(file.name, data, labels, trained.classes, partial(photo_probabilities, trained, data))
+        )
         target = out / (output.file or f"{file.stem}{output.suffix}")
         if output.file:
             parts.append(encoded)
@@ -121,11 +124,25 @@ def predict_photo(trained: Trained, data: bytes) -> np.ndarray:
 
     Raises ValueError or OSError where it cannot be decoded.
     """
-    recipe, _, about, network = trained
+    photo, views = _views(trained, data)
+    return enlarge(segment(trained.recipe, [trained.about], photo, [views])[0][-1], photo_size(data))
+
+
+def photo_probabilities(trained: Trained, data: bytes) -> np.ndarray:
+    """What a network says of a photo before the CRF: (C + 1, h, w) float32, the photo's size after `dataset.max_side`.
+
+    Raises ValueError or OSError where it cannot be decoded.
+    """
+    photo, views = _views(trained, data)
+    return probabilities(trained.recipe, trained.about, bounded(photo), views).numpy()
+
+
+def _views(trained: Trained, data: bytes) -> tuple[np.ndarray, list[View]]:
+    """A photo as the network sees it, and the network's logits."""
+    recipe, _, _, network = trained
     photo = read_photo(data, recipe.dataset.max_side)
     shown = normalise(photo, network.mean, network.std)
-    views = photo_views([network], shown, **recipe.prediction.model_dump())
-    return enlarge(segment(recipe, [about], photo, views)[0][-1], photo_size(data))
+    return photo, photo_views([network], shown, **recipe.prediction.model_dump())[0]
 
 
 def _photos(place: Path) -> list[Path]:

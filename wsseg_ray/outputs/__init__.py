@@ -1,4 +1,4 @@
-"""What labels of new photos are written as: palette PNGs, pictures, COCO's JSON."""
+"""What labels of new photos are written as: palette PNGs, pictures, COCO's JSON, probabilities."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ class Labelled:
         data: the photo's file.
         labels: (H, W) uint8 at the photo's size: 0 background, i + 1 the i-th class.
         classes: names.
+        probabilities: (C + 1, h, w) float32 before the CRF, at the size at which the network saw the photo; channel 0
+            is the background. Computed when it is called.
     """
 
     file: str
     data: bytes
     labels: np.ndarray
     classes: Sequence[str]
+    probabilities: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ OUTPUTS: Registry[Output] = Registry(
         "png": "wsseg_ray.outputs.png:OUTPUT",
         "overlay": "wsseg_ray.outputs.overlay:OUTPUT",
         "coco": "wsseg_ray.outputs.coco:OUTPUT",
+        "coco_polygons": "wsseg_ray.outputs.coco:POLYGONS",
+        "npz": "wsseg_ray.outputs.npz:OUTPUT",
     },
     contract=Output,
 )

@@ -1,12 +1,15 @@
 """One JSON file in COCO's form, which annotation tools read: each connected piece of a class is an object.
 
-Pieces are compressed run-length masks, made by pycocotools. A category's id is its class's value in the PNGs.
+`coco` writes pieces as compressed run-length masks, made by pycocotools; they are exact. `coco_polygons` writes
+outlines, for tools that edit polygons: they cut the corners of pixels, and holes are lost. A category's id is its
+class's value in the PNGs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,15 @@ from scipy import ndimage
 
 from wsseg_ray.outputs import Labelled, Output
 
+Shape = Callable[[np.ndarray], Any]  # a piece (H, W) uint8 as COCO's `segmentation`
 
-def encode(labelled: Labelled) -> bytes:
+
+def encode(shape: Shape, labelled: Labelled) -> bytes:
     """A photo's entry of `images`, and its objects without ids, as JSON."""
     height, width = labelled.labels.shape
     image = {"file_name": labelled.file, "height": height, "width": width}
     values = [int(value) for value in np.unique(labelled.labels) if value]
-    objects = [piece for value in values for piece in _pieces(labelled.labels == value, value)]
+    objects = [piece for value in values for piece in _pieces(labelled.labels == value, value, shape)]
     return json.dumps({"image": image, "annotations": objects}).encode()
 
 
@@ -37,14 +42,30 @@ def join(parts: Sequence[bytes], classes: Sequence[str]) -> bytes:
     return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
 
 
-def _pieces(mask: np.ndarray, value: int) -> list[dict[str, Any]]:
+def run_lengths(piece: np.ndarray) -> dict[str, Any]:
+    """A piece as a compressed run-length mask."""
+    encoded = rle.encode(np.asfortranarray(piece))  # pycocotools goes column by column
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def outline(piece: np.ndarray) -> list[list[float]]:
+    """The outlines of a piece, each `[x1, y1, x2, y2, ...]` in pixels from the corner of the photo."""
+    import contourpy
+
+    # Pixels are points to contourpy, and the outline lies half way to the next one: zeros must lie around.
+    points: Any = contourpy.contour_generator(z=np.pad(piece, 1).astype(float), fill_type="OuterOffset")
+    polygons, offsets = points.filled(0.5, 2)
+    # The first ring of a polygon is its outer one. In the padded array pixel i is centred on i + 1, in COCO on i + 1/2.
+    return [(ring[: own[1] - 1] - 0.5).round(2).ravel().tolist() for ring, own in zip(polygons, offsets, strict=True)]
+
+
+def _pieces(mask: np.ndarray, value: int, shape: Shape) -> list[dict[str, Any]]:
     """The connected pieces of a class (H, W) bool as objects."""
     numbered, _ = ndimage.label(mask, np.ones((3, 3)))
     found = []
     for number, place in enumerate(ndimage.find_objects(numbered), 1):
-        piece = np.zeros(mask.shape, np.uint8, order="F")  # pycocotools goes column by column
+        piece = np.zeros(mask.shape, np.uint8)
         piece[place] = numbered[place] == number
-        encoded = rle.encode(piece)
         rows, columns = place
         found.append(
             {
@@ -52,10 +73,11 @@ def _pieces(mask: np.ndarray, value: int) -> list[dict[str, Any]]:
                 "iscrowd": 0,
                 "area": int(piece.sum()),
                 "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+                "segmentation": shape(piece),
             }
         )
     return found
 
 
-OUTPUT = Output(encode, file="labels.json", join=join)
+OUTPUT = Output(partial(encode, run_lengths), file="labels.json", join=join)
+POLYGONS = Output(partial(encode, outline), file="labels.json", join=join)

@@ -46,13 +46,22 @@ def segment(
     found = []
     for start in range(0, len(networks), together):
         group = zip(networks[start : start + together], views[start : start + together], strict=True)
-        probabilities = torch.stack([_probabilities(network, photo, own, present, regions) for network, own in group])
-        labels = [probabilities.argmax(dim=1).to(torch.uint8).numpy()]
+        shares = torch.stack([_probabilities(network, photo, own, present, regions) for network, own in group])
+        labels = [shares.argmax(dim=1).to(torch.uint8).numpy()]
         if recipe.crf.enabled:
             settings = crf_settings(recipe, max(photo.shape[:2]) / max(size))
-            labels.append(dense_crf(photo, probabilities, **settings))
+            labels.append(dense_crf(photo, shares, **settings))
         found += [[enlarge(one, size) for one in own] for own in zip(*labels, strict=True)]
     return found
+
+
+def probabilities(recipe: Recipe, network: Network, photo: np.ndarray, views: Sequence[View]) -> torch.Tensor:
+    """What a network says of a photo (H, W, 3) before the CRF: (C, H, W) float32, a distribution at each pixel.
+
+    Arguments:
+        views: of the network, from `photo_views`.
+    """
+    return _probabilities(network, photo, views, None, _regions(recipe, photo) if network.smoother else None)
 
 
 def crf_settings(recipe: Recipe, shrunk: float = 1) -> dict[str, Any]:
