@@ -30,7 +30,7 @@ install: $(VENV)/installed-$(EXTRA)
 $(VENV)/installed-$(EXTRA): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --no-compile --editable ".[$(EXTRA),timm,test]"
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable ".[$(EXTRA),timm,serve,test]"
 	touch $@
 
 lint: $(VENV)/installed-$(EXTRA)

@@ -229,6 +229,19 @@ def predict(
         raise typer.Exit(3)
 
 
+@app.command("serve")
+def serve_page(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory, or a network's .safetensors")],
+    network: Annotated[str | None, typer.Option(metavar="NAME", help="default: the best on val")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8800,
+) -> None:
+    """Show a page on this machine on which one drops a photo and sees its labels."""
+    from wsseg_ray.serve import HERE, serve
+
+    print(f"http://{HERE}:{port} (end with Ctrl-C)", flush=True)
+    serve(run, network, port)
+
+
 @app.command()
 def export(
     run: RunArgument,
