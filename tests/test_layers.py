@@ -9,7 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "wsseg_ray"
 LAYERS = [
-    ["__main__", "cli", "api", "networks", "doctor", "plan", "proposal_page", "replay", "status"],
+    ["__main__", "cli"],
+    ["api", "serve"],
+    ["networks", "doctor", "plan", "proposal_page", "replay", "status"],
+    ["network_file"],
     ["pipeline", "summary", "choices"],
     ["stages"],
     ["engine"],

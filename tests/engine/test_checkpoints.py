@@ -40,7 +40,7 @@ def test_where_weights_come_from(tmp_path):
 
 
 def test_what_is_said_of_weights():
-    named = {"packaged": NamedWeights(dict, lambda: "25 MB")}
+    named = {"packaged": NamedWeights(dict, lambda: "25 MB", "Apache-2.0")}
 
     def found(weights, fresh):
         return weights_finding("HCP", weights, lambda: (None, fresh), named)
