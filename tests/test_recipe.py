@@ -185,3 +185,19 @@ def test_voc12_best_follows_best():
     for found in (best, voc):
         del found["dataset"], found["segmentation"]["networks"]
     assert best == voc
+
+
+def test_photos_by_their_folder_or_their_labels(tmp_path, monkeypatch):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    (folder / "labels.csv").write_text("file,labels\n")
+    for name in (str(folder), str(folder / "labels.csv")):
+        assert recipe.load(name).dataset.root == str(folder) and recipe.load(name).hcp == recipe.load("best").hcp
+        assert recipe.run_name(name) == "pets"
+    monkeypatch.chdir(folder)
+    assert recipe.load("labels.csv").dataset.root == str(folder) and recipe.run_name(".") == "pets"
+    assert (recipe.run_name("best"), recipe.run_name("mine/own.yaml")) == ("best", "own")
+    (folder / "pets.csv").write_text("file,labels\n")
+    for name in ("pets.csv", "labels.json"):
+        with pytest.raises(RecipeError, match=r"its name must be one of labels\.csv, labels\.json"):
+            recipe.load(name)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from wsseg_ray import networks, pipeline
-from wsseg_ray.recipe import Recipe
+from wsseg_ray.recipe import Recipe, run_name
 from wsseg_ray.recipe import load as load_recipe
 
 
@@ -72,8 +72,8 @@ def run(
     """Run a recipe, or go on with it where it stopped.
 
     Arguments:
-        recipe: a shipped recipe's name, a YAML file, a Recipe, or a folder of photos with `labels.csv` or
-            `labels.json`, or in VOC's layout. A folder is run with the recipe `best`.
+        recipe: a shipped recipe's name, a YAML file, a Recipe, or a folder of photos or its file of labels, which are
+            run with the recipe `best`.
         run_dir: a folder or a URI; default `runs/<name of the recipe or folder>`.
         settings: changes of the recipe, each "section.key=value", as `--set` takes them.
         until: the last stage to run; None: all, and the report.
@@ -90,5 +90,5 @@ def run(
             raise ValueError("settings change a recipe that is read; of a Recipe, make another one")
         found, name = recipe, "recipe"
     else:
-        found, name = load_recipe(str(recipe), list(settings)), Path(recipe).resolve().stem
+        found, name = load_recipe(str(recipe), list(settings)), run_name(str(recipe))
     return pipeline.run(found, str(run_dir or f"runs/{name}"), until)

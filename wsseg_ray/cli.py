@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="a shipped recipe, a YAML file, or a folder of photos")
+    str, typer.Argument(metavar="RECIPE", help="a shipped recipe, a YAML file, a folder of photos or its labels")
 ]
 RunDir = Annotated[str | None, typer.Option("--run-dir", help="folder, s3:// or gs://; default runs/RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value")]
@@ -41,9 +41,9 @@ Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="sto
 def run(recipe: RecipeName, run_dir: RunDir = None, overrides: Overrides = None, until: Until = None) -> None:
     """Run a recipe, or continue it where it stopped."""
     from wsseg_ray import pipeline
-    from wsseg_ray.recipe import load
+    from wsseg_ray.recipe import load, run_name
 
-    place = run_dir or f"runs/{Path(recipe).resolve().stem}"
+    place = run_dir or f"runs/{run_name(recipe)}"
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in place and not Path(place).is_absolute():
         raise RecipeError(f"--run-dir {place}: a job runs in a copy of this folder; give an absolute path or URI")
     outcome = pipeline.run(load(recipe, overrides), place, until)

@@ -59,6 +59,10 @@ BEST = "best"  # the recipe of a folder of photos
 AUTO = "auto"  # the value of keys that are chosen when a run begins: see choices.py
 
 
+# Names of files of labels, which lie beside the photos
+LABEL_FILES = ("labels.csv", "labels.json", "labels.jsonl", "metadata.csv", "metadata.jsonl")
+
+
 class OrAuto:
     """Type annotation: the value may be `auto` too."""
 
@@ -355,6 +359,26 @@ def shipped() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
 
 
+def _folder_of(photos: Path) -> Path | None:
+    """The folder of photos that a path means, itself or that of a file of labels; None: it is neither.
+
+    Raises RecipeError where a file looks like labels, but has another name.
+    """
+    if photos.is_dir():
+        return photos.resolve()
+    if photos.suffix not in {Path(name).suffix for name in LABEL_FILES}:
+        return None
+    if photos.name not in LABEL_FILES or not photos.is_file():
+        raise RecipeError(f"{photos}: there must be such a file, and its name must be one of {', '.join(LABEL_FILES)}")
+    return photos.resolve().parent
+
+
+def run_name(recipe: str) -> str:
+    """How the run of a recipe, or of photos, is called where nobody names it: `runs/pets` of `/data/pets/labels.csv`."""
+    folder = None if recipe in shipped() else _folder_of(Path(recipe))
+    return folder.name if folder else Path(recipe).resolve().stem
+
+
 def best_for(folder: Path) -> str:
     """The recipe `best` for a folder of photos, as YAML with its comments."""
     text = (resources.files("wsseg_ray") / "recipes" / f"{BEST}.yaml").read_text()
@@ -368,11 +392,12 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     Modules named in it are searched in the file's folder, in the current folder, and among the installed modules.
 
     Arguments:
-        name: one of `shipped()`, the path of a YAML file, or a folder of photos, which gets the recipe `best`.
+        name: one of `shipped()`, the path of a YAML file, or a folder of photos or its file of labels, which get the
+            recipe `best`.
         overrides: `section.key=value` strings; the value is read as YAML.
     Raises RecipeError, which names the key, what is wrong, and what is allowed.
     """
-    folder = Path(name).resolve() if name not in shipped() and Path(name).is_dir() else None
+    folder = None if name in shipped() else _folder_of(Path(name))
     name = BEST if folder else name
     if name in shipped():
         text = (resources.files("wsseg_ray") / "recipes" / f"{name}.yaml").read_text()

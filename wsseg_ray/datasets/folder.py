@@ -23,9 +23,8 @@ from typing import Any
 from wsseg_ray.datasets import Layout, Listing, read_text, root_of
 from wsseg_ray.datasets.labelled import Row, listing_of, split_in
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.recipe import DatasetSection
+from wsseg_ray.recipe import LABEL_FILES, DatasetSection
 
-NAMES = ("labels.csv", "labels.json", "labels.jsonl", "metadata.csv", "metadata.jsonl")
 SAME = {"file_name": "file", "image": "file", "label": "labels", "text": "labels"}  # other names of columns
 
 
@@ -45,12 +44,12 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
 
 def _files(root: Path) -> Iterator[Path]:
     """The files of labels: in the folder, or else in its folders of splits."""
-    there = [root / name for name in NAMES if (root / name).is_file()]
+    there = [root / name for name in LABEL_FILES if (root / name).is_file()]
     if there:
         yield from there
         return
     for folder in sorted(path for path in root.glob("*/") if split_in(path.name)):
-        yield from (folder / name for name in NAMES if (folder / name).is_file())
+        yield from (folder / name for name in LABEL_FILES if (folder / name).is_file())
 
 
 def _inside(root: Path, file: Path, row: Row) -> Row:
