@@ -138,11 +138,19 @@ def test_credentials_are_not_shown(place):
     assert shown(place.replace("s3://", "s3://key:secret@")) == place
 
 
-def test_numbers_are_stored_without_dictionaries(tmp_path):
-    """They took twice the time to write and to read; the bytes of floats lie apart."""
+def columns_of(run: RunDirectory, table: str) -> dict:
+    (group,) = [pq.ParquetFile(Path(run.root, table, "train-00000.parquet")).metadata.row_group(0)]
+    return {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+
+
+def test_how_columns_are_stored(tmp_path):
+    """Dictionaries of numbers took twice the time; the bytes of floats lie apart; half precision is not compressed."""
     run = RunDirectory.at(str(tmp_path))
     run.write_shard(tables.FEATURES, "train-00000", [tables.FeatureRow("a", maps=np.ones(8, np.float16))])
-    (group,) = [pq.ParquetFile(tmp_path / "features/train-00000.parquet").metadata.row_group(0)]
-    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-    assert "BYTE_STREAM_SPLIT" in columns["maps.list.element"].encodings
+    columns = columns_of(run, "features")
+    assert columns["maps.list.element"].compression == "UNCOMPRESSED"
+    assert columns["shapes.list.element"].compression == columns["image_id"].compression == "ZSTD"
     assert columns["image_id"].has_dictionary_page and not columns["shapes.list.element"].has_dictionary_page
+    row = tables.ProposalRow("a", objectness=np.ones(8, np.float32))
+    run.write_shard(tables.PROPOSALS, "train-00000", [row])
+    assert "BYTE_STREAM_SPLIT" in columns_of(run, "proposals")["objectness.list.element"].encodings

@@ -374,7 +374,7 @@ def _folder_of(photos: Path) -> Path | None:
 
 
 def run_name(recipe: str) -> str:
-    """How the run of a recipe, or of photos, is called where nobody names it: `runs/pets` of `/data/pets/labels.csv`."""
+    """How the run of a recipe, or of photos, is called where nobody names it: `pets` of `/data/pets/labels.csv`."""
     folder = None if recipe in shipped() else _folder_of(Path(recipe))
     return folder.name if folder else Path(recipe).resolve().stem
 
@@ -392,7 +392,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     Modules named in it are searched in the file's folder, in the current folder, and among the installed modules.
 
     Arguments:
-        name: one of `shipped()`, the path of a YAML file, or a folder of photos or its file of labels, which get the
+        name: one of `shipped()`, the path of a YAML file, or a folder of photos or its file of labels: they get the
             recipe `best`.
         overrides: `section.key=value` strings; the value is read as YAML.
     Raises RecipeError, which names the key, what is wrong, and what is allowed.

@@ -164,9 +164,15 @@ class RunDirectory:
         sink = pa.BufferOutputStream()
         arrow = encode(table.row, rows)
         # A dictionary of numbers that hardly repeat costs twice the time to write and to read; a float's bytes that
-        # lie apart, first bytes with first bytes, take less space.
+        # lie apart, first bytes with first bytes, take less space. Numbers of half precision, which are feature maps,
+        # stay as they are: compressed they take 83 % of the space, but three times as long to write.
+        kinds = _kinds(arrow).items()
         pq.write_table(
-            arrow, sink, compression="zstd", use_dictionary=_texts(arrow), use_byte_stream_split=_floats(arrow)
+            arrow,
+            sink,
+            compression={path: "none" if kind == pa.float16() else "zstd" for path, kind in kinds},
+            use_dictionary=[path for path, kind in kinds if pa.types.is_string(kind)],
+            use_byte_stream_split=[path for path, kind in kinds if kind in (pa.float32(), pa.float64())],
         )
         self.write_bytes(sink.getvalue().to_pybytes(), table.folder, f"{shard}.parquet")
 
@@ -189,15 +195,15 @@ class RunDirectory:
             yield from self.read_shard(table, shard, columns)
 
 
-def _texts(table: pa.Table) -> list[str]:
-    """The columns of strings, as Parquet names them."""
-    return [column.name for column in table.schema if pa.types.is_string(column.type)]
-
-
-def _floats(table: pa.Table) -> list[str]:
-    """The columns of lists of floats, as Parquet names them."""
-    lists = [column for column in table.schema if pa.types.is_large_list(column.type)]
-    return [f"{column.name}.list.element" for column in lists if pa.types.is_floating(column.type.value_type)]
+def _kinds(table: pa.Table) -> dict[str, pa.DataType]:
+    """The types of the values of each column, by the name that Parquet gives it."""
+    lists = {column.name for column in table.schema if pa.types.is_large_list(column.type)}
+    return {
+        f"{column.name}.list.element" if column.name in lists else column.name: (
+            column.type.value_type if column.name in lists else column.type
+        )
+        for column in table.schema
+    }
 
 
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
