@@ -2,6 +2,7 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -124,6 +125,18 @@ def fake_strips(side: int = 24, count: int = 2) -> list[Strip]:
     train = Strip("2007_train", "train", photo, ["cat", "person"], [("cat", heat), ("person", heat)], mask, [], mask)
     val = Strip("2007_val", "val", photo, ["cat"], predictions=networks, truth=mask)
     return [train] * count + [val] * count
+
+
+def test_the_gallery_has_the_worst_photo_first():
+    val = next(strip for strip in fake_strips() if strip.split == "val")
+    shown = [
+        replace(val, image_id=name, score=score, predictions=val.predictions[4:5])
+        for name, score in (("better", 81.26), ("worse", 7.04))
+    ]
+    text = page(strips=shown)
+    assert "Where SN_B + CRF is most wrong, and most right" in text
+    assert 0 < text.index("<b>7.0</b> <code>worse</code>") < text.index("<b>81.3</b> <code>better</code>")
+    assert "photos they never saw" not in text and 'id="gallery"' not in page()
 
 
 def page(**changes) -> str:

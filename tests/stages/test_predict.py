@@ -10,16 +10,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.runs import copy
 from wsseg_ray import recipe
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets import demo
 from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.evaluation import iou
 from wsseg_ray.segmentation.inference import View, photo_views
 from wsseg_ray.segmentation.networks import NETWORKS
+from wsseg_ray.stages.predict import BEST, STAGE, WORST
 from wsseg_ray.stages.predictor import Predictor, RememberingBackbone, ViewsRow, packed, seen_rows, unpacked
-from wsseg_ray.stages.rows import add_photo
+from wsseg_ray.stages.rows import add_photo, truth_of
 from wsseg_ray.stages.segmenters import trained
-from wsseg_ray.tables import IMAGES, decode, encode
+from wsseg_ray.tables import IMAGES, PREDICTIONS, decode, encode
 
 
 def test_a_shared_backbone_looks_once_at_a_photo():
@@ -79,3 +82,30 @@ def test_predictions_are_a_voc_submission(tiny_local):
         assert archive.namelist() == [f"{place}/{image_id}.png" for image_id in sorted(sizes)]
         first = min(sizes)
         assert archive.read(f"{place}/{first}.png") == run.read_bytes(*folder, f"{first}.png")
+
+
+def test_the_gallery_holds_the_photos_of_the_best_network_by_their_own_miou(tiny_local):
+    """All of the demo's photos: it has as many as a gallery."""
+    job = open_run(tiny_local[1])
+    val = tiny_local[1].read_json("metrics.json")["networks"]
+    best = max((name for name in val if name != "FULL"), key=lambda name: val[name]["val"]["miou_crf"])
+    gallery = [strip for strip in STAGE.strips(job) if strip.score is not None]
+    assert len(gallery) == WORST + BEST == len({strip.image_id for strip in gallery})
+    images = {row.image_id: row for row in job.run.rows(IMAGES)}
+    for strip in gallery:
+        ((name, labels),) = strip.predictions
+        assert name == f"{best} + CRF"
+        true = truth_of(job, images[strip.image_id])
+        assert strip.score == iou.miou(iou.confusion(labels, true, len(job.classes) + 1))
+    scores = [strip.score for strip in gallery]
+    assert scores == sorted(scores)
+
+
+def test_without_true_masks_there_is_no_gallery(tiny_local, tmp_path):
+    run = copy(tiny_local[1], tmp_path)
+    for shard in run.shards("predictions"):
+        rows = run.read_shard(PREDICTIONS, shard)
+        for row in rows:
+            row.confusion = np.zeros(0, np.int64)
+        run.write_shard(PREDICTIONS, shard, rows)
+    assert all(strip.score is None for strip in STAGE.strips(open_run(run)))

@@ -41,6 +41,7 @@ class Strip:
         rough: (H, W) uint8: 0 background, i + 1 class i, 255 void.
         predictions: name of the network, such as `SN_B + CRF`, and its (H, W) uint8 mask.
         truth: (H, W) uint8, values as in `rough`.
+        score: mIoU of the one prediction on this photo, in percent: it is shown in the gallery of the worst and best.
     """
 
     image_id: str
@@ -51,6 +52,7 @@ class Strip:
     rough: np.ndarray | None = None
     predictions: list[tuple[str, np.ndarray]] = field(default_factory=list)
     truth: np.ndarray | None = None
+    score: float | None = None
 
 
 def render(
@@ -84,7 +86,10 @@ def render(
         data={key: _at(metrics, "data", key) for key in ("train", "val", "single_label", "train_with_masks")},
         headline=_headline(metrics),
         training=[_figures(strip) for strip in strips if strip.split != "val"],
-        unseen=[_figures(strip) for strip in strips if strip.split == "val"],
+        unseen=[_figures(strip) for strip in strips if strip.split == "val" and strip.score is None],
+        gallery=sorted(
+            (_figures(strip) for strip in strips if strip.score is not None), key=lambda row: cast(float, row["score"])
+        ),
         networks=_networks(metrics, classes),
         refined=_at(metrics, "supervision", "keep") != "none",
         refinement=_refinement(metrics),
@@ -221,6 +226,7 @@ def _figures(strip: Strip) -> dict[str, Any]:
         "labels": strip.labels,
         "photo": photo_uri(strip.photo),
         "overlays": overlays,
+        "score": strip.score,
         "columns": math.ceil(pictures / math.ceil(pictures / ROW_OF_PICTURES)),  # rows of equal length
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,11 @@ from wsseg_ray.stages.rows import SeenRow, add_photo
 from wsseg_ray.stages.segmenters import networks, read_log
 from wsseg_ray.stages.stored import STORED
 from wsseg_ray.storage import read_bytes
-from wsseg_ray.tables import IMAGES, PREDICTIONS, PredictionRow
+from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
+WORST, BEST = 9, 3  # photos of the report's gallery
 
 
 def _run(job: Job, runner: Runner) -> int:
@@ -106,18 +108,48 @@ def _metrics(job: Job) -> dict[str, Any]:
 
 def _strips(job: Job) -> list[Strip]:
     strips = []
-    shown = {NETWORKS.get(name).name for name in job.recipe.segmentation.networks}
+    shown = [NETWORKS.get(name).name for name in job.recipe.segmentation.networks]
     for _, image, row in chosen(job, PREDICTIONS, "val"):
-        size = (image.width, image.height)
-        column, suffix = (row.png_crf, " + CRF") if job.recipe.crf.enabled else (row.png, "")
-        predictions = [
-            (name + suffix, np.asarray(Image.open(io.BytesIO(png)).resize(size, Image.Resampling.NEAREST)))
-            for name, png in zip(row.networks, column, strict=True)
-            if name in shown
-        ]
-        photo = read_photo(read_bytes(image.uri), job.recipe.dataset.max_side)
-        labels = [job.classes[label] for label in image.labels]
-        strips.append(Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image)))
+        strips.append(_strip(job, image, row, shown))
+    return [*strips, *_gallery(job)]
+
+
+def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str], score: float | None = None) -> Strip:
+    """A photo with the labels of the networks that are shown, after the CRF if it is on."""
+    size = (image.width, image.height)
+    column, suffix = (row.png_crf, " + CRF") if job.recipe.crf.enabled else (row.png, "")
+    predictions = [
+        (name + suffix, np.asarray(Image.open(io.BytesIO(png)).resize(size, Image.Resampling.NEAREST)))
+        for name, png in zip(row.networks, column, strict=True)
+        if name in shown
+    ]
+    photo = read_photo(read_bytes(image.uri), job.recipe.dataset.max_side)
+    labels = [job.classes[label] for label in image.labels]
+    return Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image), score=score)
+
+
+def _gallery(job: Job) -> list[Strip]:
+    """The val photos that the best network labels worst and best, by the photo's own mIoU; none without true masks."""
+    every, side = networks(job.recipe), len(job.classes) + 1
+    found: dict[tuple[str, str], np.ndarray] = {}  # by shard and photo, the confusion of each network
+    for shard in job.run.shards(PREDICTIONS.folder, "val"):
+        for image_id, row in job.run.read_good(PREDICTIONS, shard, ["confusion"]).items():
+            if len(row.confusion):
+                both = row.confusion.reshape(len(every), 2, side, side)
+                found[shard, image_id] = both[:, int(job.recipe.crf.enabled)]
+    if not found:
+        return []
+    total = np.sum(list(found.values()), axis=0)
+    weak = [i for i, network in enumerate(every) if network.target != "truth"] or list(range(len(every)))
+    best = max(weak, key=lambda i: iou.miou(total[i]))
+    scores = {place: iou.miou(confusion[best]) for place, confusion in found.items()}
+    ranked = sorted(scores, key=lambda place: (scores[place], place))
+    shown = ranked if len(ranked) <= WORST + BEST else ranked[:WORST] + ranked[-BEST:]
+    strips = []
+    for shard, image_id in shown:
+        image = job.run.read_good(job.table(IMAGES), shard)[image_id]
+        row = job.run.read_good(PREDICTIONS, shard)[image_id]
+        strips.append(_strip(job, image, row, [every[best].name], scores[shard, image_id]))
     return strips
 
 
