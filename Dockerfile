@@ -4,7 +4,7 @@
 ARG BASE=rayproject/ray:2.60.0-py311
 FROM ${BASE}
 ARG EXTRA=cpu
-WORKDIR /home/ray/project
+WORKDIR project
 COPY --chown=ray pyproject.toml README.md LICENSE ./
 COPY --chown=ray wsseg_ray ./wsseg_ray
 COPY --chown=ray jobs ./jobs
