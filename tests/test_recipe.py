@@ -201,3 +201,8 @@ def test_photos_by_their_folder_or_their_labels(tmp_path, monkeypatch):
     for name in ("pets.csv", "labels.json"):
         with pytest.raises(RecipeError, match=r"its name must be one of labels\.csv, labels\.json"):
             recipe.load(name)
+
+
+def test_a_recipe_may_be_json(tmp_path):
+    (tmp_path / "own.json").write_text('{"seed": 7}')
+    assert recipe.load(str(tmp_path / "own.json")).seed == 7 and recipe.run_name("own.json") == "own"

@@ -74,7 +74,9 @@ def read(file: Path) -> Trained:
         about = segmenters.network_named(recipe, metadata["network"])
         network = segmenters.create(recipe, len(classes))
         network.load_state_dict(safetensors.torch.load_file(file))
-    except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
+    except RecipeError:  # says it all; it is a ValueError too
+        raise
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, yaml.YAMLError, RuntimeError) as error:
         raise RecipeError(f"{file}: is no file of a network: {error}") from error
     return Trained(recipe, classes, about, network.eval())
 

@@ -98,13 +98,14 @@ def predict(
     for file in files:
         try:
             data = file.read_bytes()
-            labels = predict_photo(trained, data)
+            photo, views = _views(trained, data)
+            labels = _labels(trained, photo, views, photo_size(data))
         except (ValueError, OSError) as error:
             tell(f"{file}: {error}")
             failed += 1
             continue
         encoded = output.encode(
-            Labelled(file.name, data, labels, trained.classes, partial(photo_probabilities, trained, data))
+            Labelled(file.name, data, labels, trained.classes, partial(_probabilities, trained, photo, views))
         )
         target = out / (output.file or f"{file.stem}{output.suffix}")
         if output.file:
@@ -124,8 +125,7 @@ def predict_photo(trained: Trained, data: bytes) -> np.ndarray:
 
     Raises ValueError or OSError where it cannot be decoded.
     """
-    photo, views = _views(trained, data)
-    return enlarge(segment(trained.recipe, [trained.about], photo, [views])[0][-1], photo_size(data))
+    return _labels(trained, *_views(trained, data), photo_size(data))
 
 
 def photo_probabilities(trained: Trained, data: bytes) -> np.ndarray:
@@ -133,7 +133,14 @@ def photo_probabilities(trained: Trained, data: bytes) -> np.ndarray:
 
     Raises ValueError or OSError where it cannot be decoded.
     """
-    photo, views = _views(trained, data)
+    return _probabilities(trained, *_views(trained, data))
+
+
+def _labels(trained: Trained, photo: np.ndarray, views: list[View], size: tuple[int, int]) -> np.ndarray:
+    return enlarge(segment(trained.recipe, [trained.about], photo, [views])[0][-1], size)
+
+
+def _probabilities(trained: Trained, photo: np.ndarray, views: list[View]) -> np.ndarray:
     return probabilities(trained.recipe, trained.about, bounded(photo), views).numpy()
 
 

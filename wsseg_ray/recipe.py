@@ -366,11 +366,11 @@ def _folder_of(photos: Path) -> Path | None:
     """
     if photos.is_dir():
         return photos.resolve()
-    if photos.suffix not in {Path(name).suffix for name in LABEL_FILES}:
-        return None
-    if photos.name not in LABEL_FILES or not photos.is_file():
+    if photos.name in LABEL_FILES and photos.is_file():
+        return photos.resolve().parent
+    if photos.name in LABEL_FILES or photos.suffix in (".csv", ".jsonl"):  # other JSON may be a recipe: it is YAML
         raise RecipeError(f"{photos}: there must be such a file, and its name must be one of {', '.join(LABEL_FILES)}")
-    return photos.resolve().parent
+    return None
 
 
 def run_name(recipe: str) -> str:
