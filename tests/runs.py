@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -94,7 +93,6 @@ def kill_driver(
     settings: list[str],
     until: str,
     reached: Callable[[], object],
-    how: signal.Signals = signal.SIGKILL,
 ) -> None:
     """Start the demo as a process of its own, and kill it when it has come so far."""
     command = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", run.root, "--until", until]
@@ -103,7 +101,7 @@ def kill_driver(
         while not reached():
             with suppress(subprocess.TimeoutExpired):  # a loop that never waits would take a core from the run
                 raise AssertionError(f"the run ended by itself, with exit code {driver.wait(0.1)}")
-        driver.send_signal(how)
+        driver.kill()
 
 
 def settled(name: str) -> Recipe:

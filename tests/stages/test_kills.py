@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +21,7 @@ from wsseg_ray.status import is_over
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, PROPOSALS, REFINED, SCORES
 
+ROOT = Path(__file__).parents[2]
 SELF_TAUGHT = ["hcp.loss=binary_cross_entropy", "hcp.pooling=context", "hcp.region_rounds=2", "hcp.region_epochs=2"]
 
 
@@ -120,18 +124,23 @@ def retrain(trained: RunDirectory, folder: Path) -> RunDirectory:
     return run
 
 
-def dying_loop(names, round_, worker, real=train_segmenter._loop):
-    """A trainer that dies after five steps: two in the second of its epochs."""
+def interrupted(action: Callable[[], None], train: Callable[[], None]) -> None:
+    """Train; `action` is called once, after five steps: two in the second epoch."""
     taken, real_step = [], training.step
 
     def step(*arguments):
         taken.append(real_step(*arguments))
         if len(taken) == 5:
-            die_once(worker.job.run, "trainer")
+            action()
         return taken[-1]
 
     with mock.patch.object(training, "step", step):
-        real(names, round_, worker)
+        train()
+
+
+def dying_loop(names, round_, worker, real=train_segmenter._loop):
+    """A trainer that dies after five steps."""
+    interrupted(lambda: die_once(worker.job.run, "trainer"), lambda: real(names, round_, worker))
 
 
 def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path, monkeypatch):
@@ -142,12 +151,35 @@ def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, ti
     same_training(run, trained)
 
 
+def stopped_loop(names, round_, worker, real=train_segmenter._loop):
+    """A trainer that stops its driver after five steps, as `ray job stop` does (SIGTERM), and then waits."""
+
+    def stop() -> None:
+        os.kill(int(worker.job.run.read_bytes("driver")), signal.SIGTERM)
+        threading.Event().wait()
+
+    interrupted(stop, lambda: real(names, round_, worker))
+
+
+STOPPED_DRIVER = """
+import os, pathlib, sys
+from tests.stages.test_kills import stopped_loop
+from wsseg_ray import cli
+from wsseg_ray.stages import train_segmenter
+pathlib.Path(sys.argv[1], "driver").write_text(str(os.getpid()))
+train_segmenter._loop = stopped_loop
+settings = [word for setting in sys.argv[2:] for word in ("--set", setting)]
+sys.argv[1:] = ["run", "demo", "--run-dir", sys.argv[1], "--until", "train_segmenter", *settings]
+cli.main()
+"""
+
+
 def test_a_stopped_job_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path):
-    """What `ray job stop` does to a driver: SIGTERM."""
     run = retrain(trained, tmp_path)
     settings = [*tiny, *SEGMENTERS]
-    begun = functools.partial(run.exists, "segmenters", "AN_A", "state.pt")
-    kill_driver(run, settings, "train_segmenter", begun, signal.SIGTERM)
+    driver = [sys.executable, "-c", STOPPED_DRIVER, run.root, *settings]
+    ended = subprocess.run(driver, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": "local"}, timeout=300, check=False)
+    assert ended.returncode != 0
     assert run.read_json("status.json")["state"] == "stopped" and is_over(run)
     assert not run.exists("segmenters", "AN_A", "network.pt")
     pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
