@@ -6,13 +6,13 @@ A run keeps its choices in `run.json`, so that it goes on with them on another m
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from wsseg_ray import datasets
 from wsseg_ray.backbones.named import is_downloaded, is_reachable
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import AUTO, Recipe, validate
 
@@ -57,14 +57,15 @@ def _layout(recipe: Recipe) -> tuple[str, str]:
 def _train_split(recipe: Recipe) -> tuple[str, str]:
     if recipe.dataset.layout != "voc":
         return "train", f"layout {recipe.dataset.layout}"
-    has_aug = any((_root(recipe) / "ImageSets").glob("*/*train_aug.txt"))
+    sets = _root(recipe) / "ImageSets"
+    has_aug = any(name.endswith("train_aug.txt") for folder in sets.entries() for name in (sets / folder).entries())
     return ("train_aug", "it is in ImageSets") if has_aug else ("train", "there is no train_aug in ImageSets")
 
 
-def _root(recipe: Recipe) -> Path:
+def _root(recipe: Recipe) -> Place:
     if recipe.dataset.root is None:
         raise DatasetError("dataset.root: give the folder of your photos: --set dataset.root=FOLDER")
-    return Path(recipe.dataset.root).expanduser()
+    return Place.at(recipe.dataset.root)
 
 
 def _has_gpu(recipe: Recipe) -> bool:

@@ -62,19 +62,21 @@ def demo(run_dir: RunDir = None, overrides: Overrides = None) -> None:
 
 @app.command()
 def init(
-    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="a folder of photos")],
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help="a folder of photos, or its URI")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the file to write")] = Path("recipe.yaml"),
 ) -> None:
     """Write the recipe `best` for a folder of photos, with a comment for each setting, to change by hand."""
     from wsseg_ray.datasets import layout_of
+    from wsseg_ray.datasets.place import Place
     from wsseg_ray.recipe import best_for
 
-    if not photos.is_dir():
+    place = Place.at(photos)
+    if not place.is_dir():
         raise DatasetError(f"{photos}: there is no such folder")
     if out.exists():
         raise RecipeError(f"{out} is there already; give another file by --out")
-    layout = layout_of(photos)
-    out.write_text(best_for(photos))
+    layout = layout_of(place)
+    out.write_text(best_for(place.uri))
     print(f"{out}: photos in {photos}, layout {layout}; run it by: wsseg run {out}")
 
 

@@ -17,6 +17,7 @@ from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.stage import Finding
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import Recipe
+from wsseg_ray.sources import read_bytes
 
 FEW = 20  # training photos
 MOST_COMPARED = 20_000  # photos: a minute or two
@@ -79,7 +80,7 @@ def _alike(listing: Listing) -> list[Finding]:
     names: dict[str, list[str]] = {"train": [], "val": []}
     for photo in local:
         try:
-            looks[photo.split].append(look(Path(photo.uri).read_bytes()))
+            looks[photo.split].append(look(read_bytes(photo.uri)))
         except (OSError, ValueError):
             continue  # stage `images` says what is wrong with it
         names[photo.split].append(photo.image_id)

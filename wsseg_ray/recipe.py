@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -61,6 +61,7 @@ AUTO = "auto"  # the value of keys that are chosen when a run begins: see choice
 
 # Names of files of labels, which lie beside the photos
 LABEL_FILES = ("labels.csv", "labels.json", "labels.jsonl", "metadata.csv", "metadata.jsonl")
+PHOTO_FILES = (".parquet", ".tar")  # endings of files with photos and labels in them
 
 
 class OrAuto:
@@ -359,30 +360,40 @@ def shipped() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
 
 
-def _folder_of(photos: Path) -> Path | None:
-    """The folder of photos that a path means, itself or that of a file of labels; None: it is neither.
+def _folder_of(photos: str) -> str | None:
+    """The folder of photos that a path or URI means, itself or that of a file of photos or labels; None: it is none.
 
     Raises RecipeError where a file looks like labels, but has another name.
     """
-    if photos.is_dir():
-        return photos.resolve()
-    if photos.name in LABEL_FILES and photos.is_file():
-        return photos.resolve().parent
-    if photos.name in LABEL_FILES or photos.suffix in (".csv", ".jsonl"):  # other JSON may be a recipe: it is YAML
-        raise RecipeError(f"{photos}: there must be such a file, and its name must be one of {', '.join(LABEL_FILES)}")
+    if "://" in photos:
+        folder, mark, query = photos.partition("?")
+        above, _, name = folder.rstrip("/").rpartition("/")
+        return (above if _holds_photos(name) else folder.rstrip("/")) + mark + query
+    path = Path(photos)
+    if path.is_dir():
+        return str(path.resolve())
+    if _holds_photos(path.name) and path.is_file():
+        return str(path.resolve().parent)
+    if _holds_photos(path.name) or path.suffix in (".csv", ".jsonl"):  # other JSON may be a recipe: it is YAML
+        raise RecipeError(f"{path}: there must be such a file, and its name must be one of {', '.join(LABEL_FILES)}")
     return None
+
+
+def _holds_photos(name: str) -> bool:
+    """Whether a file of this name has labels, or photos with labels."""
+    return name in LABEL_FILES or name.endswith(PHOTO_FILES)
 
 
 def run_name(recipe: str) -> str:
     """How the run of a recipe, or of photos, is called where nobody names it: `pets` of `/data/pets/labels.csv`."""
-    folder = None if recipe in shipped() else _folder_of(Path(recipe))
-    return folder.name if folder else Path(recipe).resolve().stem
+    folder = None if recipe in shipped() else _folder_of(recipe)
+    return PurePosixPath(folder.partition("?")[0]).name if folder else Path(recipe).resolve().stem
 
 
-def best_for(folder: Path) -> str:
-    """The recipe `best` for a folder of photos, as YAML with its comments."""
+def best_for(folder: str) -> str:
+    """The recipe `best` for a folder of photos, an absolute path or a URI, as YAML with its comments."""
     text = (resources.files("wsseg_ray") / "recipes" / f"{BEST}.yaml").read_text()
-    place = json.dumps(str(folder.resolve()), ensure_ascii=False)  # a quoted string of JSON is one of YAML
+    place = json.dumps(folder, ensure_ascii=False)  # a quoted string of JSON is one of YAML
     return "\n".join(f"  root: {place}" if line.startswith("  root: null") else line for line in text.split("\n"))
 
 
@@ -392,12 +403,12 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     Modules named in it are searched in the file's folder, in the current folder, and among the installed modules.
 
     Arguments:
-        name: one of `shipped()`, the path of a YAML file, or a folder of photos or its file of labels: they get the
-            recipe `best`.
+        name: one of `shipped()`, the path of a YAML file, or a folder of photos, its URI or its file of labels: they
+            get the recipe `best`.
         overrides: `section.key=value` strings; the value is read as YAML.
     Raises RecipeError, which names the key, what is wrong, and what is allowed.
     """
-    folder = None if name in shipped() else _folder_of(Path(name))
+    folder = None if name in shipped() else _folder_of(name)
     name = BEST if folder else name
     if name in shipped():
         text = (resources.files("wsseg_ray") / "recipes" / f"{name}.yaml").read_text()
@@ -417,7 +428,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"{name} must hold sections (dataset:, hcp:, ...), not {type(data).__name__}")
     if folder:
-        data["dataset"]["root"] = str(folder)
+        data["dataset"]["root"] = folder
     for override in overrides or []:
         _override(data, override)
     return validate(data)

@@ -62,13 +62,13 @@ def read_bytes(uri: str) -> bytes:
 
     Raises OSError where it cannot be read, StorageError where the storage failed for longer than PATIENCE.
     """
-    filesystem, path = _resolve(uri)
+    filesystem, path = filesystem_of(uri)
 
     def read() -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return stream.read()
 
-    return _patiently(filesystem, shown(uri), read)
+    return patiently(filesystem, shown(uri), read)
 
 
 def shown(uri: str) -> str:
@@ -88,14 +88,14 @@ class RunDirectory:
     @classmethod
     def at(cls, place: str) -> RunDirectory:
         """A run directory at a path or URI; a relative path is made absolute, because jobs run in other folders."""
-        if "://" not in place:
+        if not is_uri(place):
             return cls(str(Path(place).expanduser().resolve()))
         folder, mark, query = place.partition("?")
         return cls(folder.rstrip("/") + mark + query)
 
     @property
     def is_local(self) -> bool:
-        return "://" not in self.root
+        return not is_uri(self.root)
 
     def uri(self, *parts: str) -> str:
         if self.is_local:
@@ -104,8 +104,8 @@ class RunDirectory:
         return "/".join((folder, *parts)) + mark + query
 
     def exists(self, *parts: str) -> bool:
-        filesystem, path = _resolve(self.uri(*parts))
-        info = _patiently(filesystem, path, lambda: filesystem.get_file_info(path))
+        filesystem, path = filesystem_of(self.uri(*parts))
+        info = patiently(filesystem, path, lambda: filesystem.get_file_info(path))
         return info.type != fs.FileType.NotFound
 
     def read_bytes(self, *parts: str) -> bytes:
@@ -116,10 +116,10 @@ class RunDirectory:
 
         Raises StorageError where it cannot be written, OSError where its name is the cause.
         """
-        filesystem, path = _resolve(self.uri(*parts))
+        filesystem, path = filesystem_of(self.uri(*parts))
         write = _write_local if isinstance(filesystem, fs.LocalFileSystem) else _write_object
         try:
-            _patiently(filesystem, path, lambda: write(filesystem, path, data))
+            patiently(filesystem, path, lambda: write(filesystem, path, data))
         except OSError as error:
             if error.errno in _NAMING:
                 raise
@@ -134,7 +134,7 @@ class RunDirectory:
 
     def delete(self, *parts: str) -> None:
         """Delete a folder or file below the run, if it is there."""
-        filesystem, path = _resolve(self.uri(*parts))
+        filesystem, path = filesystem_of(self.uri(*parts))
 
         def delete() -> None:
             kind = filesystem.get_file_info(path).type
@@ -143,14 +143,14 @@ class RunDirectory:
             elif kind == fs.FileType.File:
                 filesystem.delete_file(path)
 
-        _patiently(filesystem, path, delete)
+        patiently(filesystem, path, delete)
 
     def names(self, *parts: str) -> list[str]:
         """Names in a folder, sorted; none where the folder is missing."""
-        filesystem, path = _resolve(self.uri(*parts))
+        filesystem, path = filesystem_of(self.uri(*parts))
         try:
             selector = fs.FileSelector(path, allow_not_found=True)
-            infos = _patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
+            infos = patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
         except FileNotFoundError:  # deleted during the listing, by a run that starts a stage again
             return []
         return sorted(info.base_name for info in infos)
@@ -206,8 +206,14 @@ def _kinds(table: pa.Table) -> dict[str, pa.DataType]:
     }
 
 
-def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in uri:
+def is_uri(place: str) -> bool:
+    """Whether a place is a URI; else it is a path."""
+    return "://" in place
+
+
+def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or URI, and the path in it."""
+    if not is_uri(uri):
         return fs.LocalFileSystem(), uri
     scheme, _, rest = uri.partition("://")
     if scheme not in ("s3", "gs"):
@@ -224,7 +230,7 @@ def _object_store(bucket: str) -> tuple[fs.FileSystem, str]:
     return fs.FileSystem.from_uri(bucket)
 
 
-def _patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T:
+def patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T:
     """The result of `call`, repeated for up to PATIENCE seconds while storage fails with errors that may pass."""
     local = isinstance(filesystem, fs.LocalFileSystem)
     start, pause = time.monotonic(), 0.5

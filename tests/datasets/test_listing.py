@@ -2,6 +2,7 @@ import pytest
 
 from wsseg_ray import datasets
 from wsseg_ray.datasets import Layout, Listing, Photo, demo, list_photos, voc
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
@@ -87,15 +88,15 @@ def test_demo_is_drawn_and_read(monkeypatch, tmp_path):
 def test_refuses_a_bad_classes_file(tmp_path, text):
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(DatasetError, match=r"classes\.txt"):
-        datasets.read_classes(tmp_path)
+        datasets.read_classes(Place.at(tmp_path))
 
 
 def test_classes_file_of_another_encoding_is_named_with_its_line(tmp_path):
     (tmp_path / "classes.txt").write_bytes(b"cat\r\n\xe4pfel\r\n")
     with pytest.raises(DatasetError, match=r"classes\.txt line 2: not UTF-8"):
-        datasets.read_classes(tmp_path)
+        datasets.read_classes(Place.at(tmp_path))
     (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\näpfel\r\n".encode())
-    assert datasets.read_classes(tmp_path) == ["cat", "äpfel"]
+    assert datasets.read_classes(Place.at(tmp_path)) == ["cat", "äpfel"]
 
 
 @pytest.mark.parametrize("image_id", ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", "ä" * 121])

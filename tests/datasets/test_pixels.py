@@ -42,6 +42,12 @@ def test_every_mode_becomes_rgb():
     assert np.abs(read_photo(encode(cmyk, "JPEG")).astype(int) - [255, 0, 0]).max() < 8
 
 
+@pytest.mark.parametrize("options", [{"form": "PNG"}, {"form": "WEBP", "lossless": True}])
+def test_the_first_picture_of_a_film_is_used(options):
+    others = [Image.fromarray(255 - RAMP), Image.fromarray(RAMP // 2)]
+    assert (read_photo(encode(RAMP, save_all=True, append_images=others, **options)) == RAMP).all()
+
+
 UPRIGHT = {  # what each EXIF orientation does to the stored array
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

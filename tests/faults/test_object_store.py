@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import json
 import socket
+import tarfile
 import threading
 from contextlib import suppress
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
 from tests.runs import entries, measured, same_rows
 from wsseg_ray import pipeline, recipe
+from wsseg_ray.datasets import LAYOUTS, layout_of, list_photos
 from wsseg_ray.datasets.pixels import photo_size
+from wsseg_ray.datasets.place import Place
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.recipe import DatasetSection
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.status import lines
-from wsseg_ray.storage import RunDirectory, read_bytes
+from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, PROPOSALS, REFINED, SCORES, SUPERVISION, ImageRow
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -129,3 +140,84 @@ def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, 
     assert run.exists("report.html") and run.exists("hcp", "network.pt")
     for shown in (run.read_bytes("report.html").decode(), outcome.report, *lines(run)):
         assert "secret" not in shown
+
+
+def upload(store, name: str, files: dict[str, bytes]) -> str:
+    """Objects of a bucket of their own; returns the bucket's URI."""
+    place = store[1]("").replace("@runs/", f"@{name}")
+    filesystem, bucket = fs.FileSystem.from_uri(place)
+    filesystem.create_dir(bucket)
+    for path, data in files.items():
+        with filesystem.open_output_stream(f"{bucket}/{path}") as stream:
+            stream.write(data)
+    return place
+
+
+def as_tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def as_parquet(rows: list[dict[str, object]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+INSTANCES = {
+    "images": [{"id": k, "file_name": f"{k}.jpg"} for k in (0, 1)],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 8, "name": "dog"}],
+    "annotations": [{"image_id": k, "category_id": 7 + k} for k in (0, 1)],
+}
+LAID = {
+    "folder": {"labels.csv": b"file,labels\n0.jpg,cat\n1.jpg,dog\n", "0.jpg": b"0", "1.jpg": b"1"},
+    "classes": {"cat/0.jpg": b"0", "dog/more/1.jpg": b"1"},
+    "coco": {
+        "annotations/instances_all.json": json.dumps(INSTANCES).encode(),
+        "images/0.jpg": b"0",
+        "images/1.jpg": b"1",
+    },
+    "voc": {
+        "JPEGImages/0.jpg": b"0",
+        "JPEGImages/1.jpg": b"1",
+        "ImageSets/Main/train.txt": b"0\n1\n",
+        "ImageSets/Main/val.txt": b"",
+        "ImageSets/Main/cat_train.txt": b"0 1\n1 -1\n",
+        "ImageSets/Main/dog_train.txt": b"0 -1\n1 1\n",
+    },
+    "parquet": {"pets.parquet": as_parquet([{"image": b"0", "label": "cat"}, {"image": b"1", "label": "dog"}])},
+    "webdataset": {"pets.tar": as_tar({"0.jpg": b"0", "0.cls": b"cat", "1.jpg": b"1", "1.txt": b"dog"})},
+}
+
+
+@pytest.mark.parametrize("layout", LAID)
+def test_every_layout_is_read_out_of_an_object_store(store, layout):
+    root = upload(store, f"pets-{layout}", LAID[layout])
+    assert layout_of(Place.at(root)) == layout
+    listing = LAYOUTS.get(layout).read(DatasetSection(root=root, classes=["cat", "dog"], train_split="train"), 0)
+    found = {photo.labels: photo for photo in listing.photos}
+    assert found.keys() == {(0,), (1,)}
+    assert all(photo.uri.startswith("s3://") for photo in listing.photos)
+    assert [read_bytes(found[label,].uri) for label in (0, 1)] == [b"0", b"1"]
+
+
+def test_a_folder_that_is_not_in_the_store(store):
+    with pytest.raises(DatasetError, match="there is no folder s3://runs/none"):
+        list_photos(DatasetSection(layout="folder", root=store[1]("none")))
+
+
+@pytest.mark.run
+def test_photos_run_and_labels_in_an_object_store(store, tiny, tiny_local, tmp_path):
+    """The numbers of the same photos on a disk."""
+    settings = [setting for setting in tiny if not setting.startswith("dataset.root")]
+    photos = Path(next(setting for setting in tiny if setting.startswith("dataset.root")).partition("=")[2])
+    files = {path.relative_to(photos).as_posix(): path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    root = upload(store, "photos", files)
+    run = RunDirectory.at(store[1]("photos-run"))
+    outcome = pipeline.run(recipe.load("demo", [*settings, f"dataset.root={root}", "runtime.engine=local"]), run.root)
+    assert outcome.failed == {} and measured(run) == measured(tiny_local[1])

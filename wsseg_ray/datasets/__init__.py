@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.registry import Registry
@@ -23,10 +23,10 @@ class Photo:
 
     Arguments:
         image_id: unique in its listing. Safe as a file name only if `error` is empty.
-        uri: absolute path of the photo.
+        uri: where the photo lies: an absolute path, a URI, or a part of a file (`storage.read_bytes`).
         labels: sorted indices into the listing's classes, from 0.
         split: "train" or "val".
-        mask_uri: absolute path of the true mask, or "".
+        mask_uri: where the true mask lies, or "".
         error: why the photo cannot be used, or "".
     """
 
@@ -55,7 +55,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """How photos and labels are stored on disk.
+    """How photos and labels are stored.
 
     Arguments:
         read: `(section, seed) -> Listing` of all photos of both splits, in any order. `section` is the recipe's
@@ -67,7 +67,7 @@ class Layout:
 
     read: Callable[[DatasetSection, int], Listing]
     draws: bool = False
-    recognises: Callable[[Path], bool] = lambda root: False
+    recognises: Callable[[Place], bool] = lambda root: False
 
 
 LAYOUTS: Registry[Layout] = Registry(
@@ -77,13 +77,15 @@ LAYOUTS: Registry[Layout] = Registry(
         "voc": "wsseg_ray.datasets.voc:LAYOUT",
         "coco": "wsseg_ray.datasets.coco:LAYOUT",
         "classes": "wsseg_ray.datasets.classes:LAYOUT",
+        "parquet": "wsseg_ray.datasets.parquet:LAYOUT",
+        "webdataset": "wsseg_ray.datasets.webdataset:LAYOUT",
         "demo": "wsseg_ray.datasets.demo:LAYOUT",
     },
     contract=Layout,
 )
 
 
-def layout_of(folder: Path) -> str:
+def layout_of(folder: Place) -> str:
     """The layout of a folder of photos, seen from what lies in it: the first that recognises it.
 
     Raises DatasetError where none does.
@@ -93,7 +95,7 @@ def layout_of(folder: Path) -> str:
             return name
     raise DatasetError(
         f"{folder}: holds neither a file of labels (labels.csv, labels.json, metadata.jsonl), nor VOC's JPEGImages, "
-        "nor COCO's annotations, nor a folder with photos for each class"
+        "nor COCO's annotations, nor a folder with photos for each class, nor Parquet or tar files with photos"
     )
 
 
@@ -128,43 +130,26 @@ def list_photos(section: DatasetSection, own_folder: str | None = None, seed: in
     return replace(listing, photos=photos)
 
 
-def names_in(folder: Path) -> set[str]:
+def names_in(folder: Place) -> set[str]:
     """Names in a folder, by one scan; none if the folder does not exist."""
-    try:
-        return {entry.name for entry in folder.iterdir()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise DatasetError(f"{folder} cannot be read: {error.strerror}") from error
+    return set(folder.entries())
 
 
-def root_of(section: DatasetSection) -> Path:
-    """The data set's folder as an absolute path. Raises DatasetError where there is none."""
+def root_of(section: DatasetSection) -> Place:
+    """The data set's folder. Raises DatasetError where there is none."""
     assert section.root is not None  # `list_photos` has asked for it
-    root = Path(section.root).expanduser().absolute()
+    root = Place.at(section.root)
     if not root.is_dir():
         raise DatasetError(f"dataset.root: there is no folder {root}")
     return root
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, with or without byte order mark. Raises DatasetError that names the file and line."""
-    try:
-        data = path.read_bytes()
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DatasetError(f"{path} line {line}: not UTF-8 text; save the file as UTF-8") from error
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def read_classes(root: Path) -> list[str]:
+def read_classes(root: Place) -> list[str]:
     """The class names in `classes.txt`, one per line; line i is mask value i. Empty if there is no such file."""
     path = root / "classes.txt"
     if not path.is_file():
         return []
-    names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    names = [line.strip() for line in path.read_text().rstrip().split("\n")]
     if "" in names or len(set(names)) != len(names) or len(names) > 254:
         raise DatasetError(f"{path}: needs 1 to 254 different names, one per line, no line empty")
     return names

@@ -9,12 +9,11 @@ A photo with several labels needs a file of labels: the layout `folder`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
-from wsseg_ray.datasets import Layout, Listing, names_in, root_of
+from wsseg_ray.datasets import Layout, Listing, root_of
 from wsseg_ray.datasets.labelled import PHOTO_SUFFIXES, Row, listing_of, split_in
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
@@ -30,9 +29,9 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     return listing_of(root, root, rows, section)
 
 
-def _folders(root: Path) -> Iterator[tuple[str, Path]]:
+def _folders(root: Place) -> Iterator[tuple[str, Place]]:
     """The folders of classes, each with its split or ""."""
-    folders = [root / name for name in sorted(names_in(root)) if (root / name).is_dir() and _counts(name)]
+    folders = [root / name for name, is_folder in sorted(root.entries().items()) if is_folder and _counts(name)]
     splits = [folder for folder in folders if split_in(folder.name)]
     if splits and len(splits) == len(folders):
         for folder in splits:
@@ -45,15 +44,14 @@ def _counts(name: str) -> bool:
     return name != MASKS and not name.startswith(".")
 
 
-def _rows(root: Path, split: str, folder: Path) -> Iterator[Row]:
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(PHOTO_SUFFIXES) and not name.startswith("."):
-                yield Row((Path(place) / name).relative_to(root).as_posix(), [folder.name], split)
+def _rows(root: Place, split: str, folder: Place) -> Iterator[Row]:
+    before = f"{folder.parent.name}/" if folder.parent != root else ""
+    for path in folder.files():
+        if path.lower().endswith(PHOTO_SUFFIXES) and not path.rpartition("/")[2].startswith("."):
+            yield Row(f"{before}{folder.name}/{path}", [folder.name], split)
 
 
-def _recognises(root: Path) -> bool:
+def _recognises(root: Place) -> bool:
     return any(row for split, folder in _folders(root) for row in _rows(root, split, folder))
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
 from typing import Any
 
-from wsseg_ray.datasets import Layout, Listing, names_in, read_text, root_of
+from wsseg_ray.datasets import Layout, Listing, names_in, root_of
 from wsseg_ray.datasets.labelled import Row, listing_of, split_in
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 
@@ -32,14 +34,16 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     return listing_of(root, files[0], [row for file in files for row in _rows(root, file)], section)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    yield from sorted((root / "annotations").glob("instances_*.json"))
-    yield from sorted([*root.glob(ROBOFLOW), *root.glob(f"*/{ROBOFLOW}")])
+def _files(root: Place) -> Iterator[Place]:
+    annotations = root / "annotations"
+    yield from (annotations / name for name in sorted(names_in(annotations)) if fnmatch(name, "instances_*.json"))
+    folders = [root, *(root / name for name, is_folder in sorted(root.entries().items()) if is_folder)]
+    yield from (folder / ROBOFLOW for folder in folders if (folder / ROBOFLOW).is_file())
 
 
-def _rows(root: Path, file: Path) -> Iterator[Row]:
+def _rows(root: Place, file: Place) -> Iterator[Row]:
     try:
-        data = json.loads(read_text(file))
+        data = json.loads(file.read_text())
         names = {one["id"]: str(one["name"]) for one in data["categories"]}
         labels: dict[Any, dict[str, None]] = {one["id"]: {} for one in data["images"]}
         for one in data["annotations"]:
@@ -54,14 +58,14 @@ def _rows(root: Path, file: Path) -> Iterator[Row]:
     yield from (Row((folder / name).as_posix(), own, split) for name, own in photos)
 
 
-def _folder(root: Path, file: Path, names: list[str]) -> Path:
+def _folder(root: Place, file: Place, names: list[str]) -> PurePosixPath:
     """The folder of a file's photos, inside the data set's."""
     split = file.stem.partition("instances_")[2]
-    tried = [Path(file.parent.name)] if file.name == ROBOFLOW and file.parent != root else []
-    tried += [Path(split), Path("images") / split, Path("images"), Path()]
-    first = Path(names[0]) if names else Path("a.jpg")
-    here = (folder for folder in tried if first.name in names_in(root / folder / first.parent))
-    return next(here, tried[0])
+    tried = [file.parent.name] if file.name == ROBOFLOW and file.parent != root else []
+    folders = [PurePosixPath(folder) for folder in (*tried, split, f"images/{split}", "images", ".")]
+    first = PurePosixPath(names[0] if names else "a.jpg")
+    here = (folder for folder in folders if first.name in names_in(root / str(folder / first.parent)))
+    return next(here, folders[0])
 
 
 LAYOUT = Layout(read, recognises=lambda root: any(_files(root)))

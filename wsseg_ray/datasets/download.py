@@ -11,6 +11,7 @@ from torchvision.datasets import SBDataset, VOCSegmentation
 
 from wsseg_ray.datasets import names_in
 from wsseg_ray.datasets.pixels import encode_mask
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.datasets.voc import DOWNLOADED, read_annotation, read_ids
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES
@@ -64,9 +65,9 @@ def augment(voc: Path, sbd: Path, say: Callable[[str], None]) -> None:
     Raises DatasetError where a mask or an annotation cannot be read.
     """
     lists, main = voc / "ImageSets" / "Segmentation", voc / "ImageSets" / "Main"
-    sbd_ids = {name.removesuffix(".mat") for name in names_in(sbd / "cls")}
-    train_aug = sorted((set(read_ids(lists / "train.txt")) | sbd_ids) - set(read_ids(lists / "val.txt")))
-    classified = set(read_ids(main / "trainval.txt"))
+    sbd_ids = {name.removesuffix(".mat") for name in _names(sbd / "cls")}
+    train_aug = sorted((set(_ids(lists / "train.txt")) | sbd_ids) - set(_ids(lists / "val.txt")))
+    classified = set(_ids(main / "trainval.txt"))
     splits = {"train_aug": train_aug, "paper": [image_id for image_id in train_aug if image_id in classified]}
     _write_masks(voc, sbd / "cls", sbd_ids, say)
     present = {image_id: _annotation(voc / "Annotations" / f"{image_id}.xml") for image_id in train_aug}
@@ -80,13 +81,21 @@ def augment(voc: Path, sbd: Path, say: Callable[[str], None]) -> None:
         say(f"split {split}: {len(ids):,} photos{note}")
 
 
+def _ids(path: Path) -> list[str]:
+    return read_ids(Place.at(path))
+
+
+def _names(folder: Path) -> set[str]:
+    return names_in(Place.at(folder))
+
+
 def _voc_complete(voc: Path) -> bool:
     photos, masks = voc / "ImageSets" / "Main" / "trainval.txt", voc / "ImageSets" / "Segmentation" / "trainval.txt"
     return (
         photos.is_file()
         and masks.is_file()
-        and {f"{image_id}.jpg" for image_id in read_ids(photos)} <= names_in(voc / "JPEGImages")
-        and {f"{image_id}.png" for image_id in read_ids(masks)} <= names_in(voc / "SegmentationClass")
+        and {f"{image_id}.jpg" for image_id in _ids(photos)} <= _names(voc / "JPEGImages")
+        and {f"{image_id}.png" for image_id in _ids(masks)} <= _names(voc / "SegmentationClass")
     )
 
 
@@ -104,8 +113,8 @@ def _fetch(what: str, download: Callable[[], object], archive: Path, page: str) 
 def _write_masks(voc: Path, cls: Path, sbd_ids: set[str], say: Callable[[str], None]) -> None:
     own, both = voc / "SegmentationClass", voc / "SegmentationClassAug"
     both.mkdir(exist_ok=True)
-    done = names_in(both)
-    own_names = names_in(own)
+    done = _names(both)
+    own_names = _names(own)
     for name in sorted(own_names - done):
         _write(both / name, (own / name).read_bytes())
     missing = sorted({f"{image_id}.png" for image_id in sbd_ids} - own_names - done)
@@ -123,7 +132,7 @@ def _sbd_mask(path: Path) -> np.ndarray:
 
 def _annotation(path: Path) -> dict[str, bool]:
     try:
-        return read_annotation(path)
+        return read_annotation(Place.at(path))
     except ValueError as error:
         raise DatasetError(f"{error}; unpack VOC 2012 again") from error
 

@@ -17,11 +17,11 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from wsseg_ray.datasets import Layout, Listing, read_text, root_of
+from wsseg_ray.datasets import Layout, Listing, root_of
 from wsseg_ray.datasets.labelled import Row, listing_of, split_in
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import LABEL_FILES, DatasetSection
 
@@ -42,17 +42,19 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     return listing_of(root, found[0], rows, section)
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Place) -> Iterator[Place]:
     """The files of labels: in the folder, or else in its folders of splits."""
-    there = [root / name for name in LABEL_FILES if (root / name).is_file()]
+    entries = root.entries()
+    there = [root / name for name in LABEL_FILES if entries.get(name) is False]
     if there:
         yield from there
         return
-    for folder in sorted(path for path in root.glob("*/") if split_in(path.name)):
-        yield from (folder / name for name in LABEL_FILES if (folder / name).is_file())
+    for folder in (root / name for name, is_folder in sorted(entries.items()) if is_folder and split_in(name)):
+        own = folder.entries()
+        yield from (folder / name for name in LABEL_FILES if own.get(name) is False)
 
 
-def _inside(root: Path, file: Path, row: Row) -> Row:
+def _inside(root: Place, file: Place, row: Row) -> Row:
     """A row of a file in a split's folder, with its path inside the data set's folder and its split."""
     folder = file.parent
     if folder == root:
@@ -60,12 +62,12 @@ def _inside(root: Path, file: Path, row: Row) -> Row:
     return row._replace(file=f"{folder.name}/{row.file}", split=row.split or split_in(folder.name))
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Place) -> list[Row]:
     return {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}[path.suffix](path)
 
 
-def _csv_rows(path: Path) -> list[Row]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+def _csv_rows(path: Place) -> list[Row]:
+    reader = csv.reader(io.StringIO(path.read_text(), newline=""), strict=True)
     rows = []
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -94,8 +96,8 @@ def _csv_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _json_rows(path: Path) -> list[Row]:
-    data = _parsed(path, read_text(path))
+def _json_rows(path: Place) -> list[Row]:
+    data = _parsed(path, path.read_text())
     if isinstance(data, dict):
         data = [{"file": file, "labels": labels} for file, labels in data.items()]
     if not isinstance(data, list):
@@ -103,13 +105,13 @@ def _json_rows(path: Path) -> list[Row]:
     return [_json_row(f"{path} entry {number}", item) for number, item in enumerate(data, 1)]
 
 
-def _jsonl_rows(path: Path) -> list[Row]:
-    lines = enumerate(read_text(path).split("\n"), 1)
+def _jsonl_rows(path: Place) -> list[Row]:
+    lines = enumerate(path.read_text().split("\n"), 1)
     places = [(f"{path} line {number}", line) for number, line in lines if line.strip()]
     return [_json_row(place, _parsed(place, line)) for place, line in places]
 
 
-def _parsed(place: Path | str, text: str) -> Any:
+def _parsed(place: Place | str, text: str) -> Any:
     try:
         data = json.loads(text)
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON but not text

@@ -10,15 +10,19 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
+from wsseg_ray.sources import is_web
+from wsseg_ray.storage import is_uri, shown
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VAL_ONE_IN = 5
+READABLE = ("s3://", "gs://", "https://", "http://")  # where photos may lie that are not in the folder
 TRAIN = ("train", "training")  # names of folders and files of a split
 VAL = ("val", "validation", "valid", "test")
 
@@ -27,18 +31,20 @@ class Row(NamedTuple):
     """What a data set says of a photo.
 
     Arguments:
-        file: path inside the data set's folder.
+        file: path inside the data set's folder, or a URI or web address; with `uri`, only the photo's name.
         split: name of its split; None or "": not said.
         error: why the row cannot be used, or "".
+        uri: where the photo lies, if it is not a file of the folder.
     """
 
     file: str
     labels: list[str]
     split: str | None
     error: str = ""
+    uri: str = ""
 
 
-def listing_of(root: Path, source: Path, rows: list[Row], section: DatasetSection) -> Listing:
+def listing_of(root: Place, source: Place, rows: list[Row], section: DatasetSection) -> Listing:
     """The photos that rows name.
 
     Arguments:
@@ -57,13 +63,34 @@ def listing_of(root: Path, source: Path, rows: list[Row], section: DatasetSectio
     return Listing(classes, mask_values, photos)
 
 
+def split_of(file: Place, root: Place) -> str:
+    """The split that the name of a file tells, or that of its folder inside the data set's folder; "": none."""
+    return split_in(file.name) or (split_in(file.parent.name) if file.parent != root else "")
+
+
+def named(labels: Any, names: list[str]) -> list[str]:
+    """Labels as names: a label or a list of labels, each a name or a number; number i is the name i of `names`.
+
+    A number without a name is its own name. Raises ValueError where a label is neither.
+    """
+    found = []
+    for label in labels if isinstance(labels, list) else [labels] if labels is not None else []:
+        if isinstance(label, int) and not isinstance(label, bool):
+            found.append(names[label] if 0 <= label < len(names) else str(label))
+        elif isinstance(label, str):
+            found.append(label.strip())
+        else:
+            raise ValueError(f"a label must be a name or a number, not {label!r}")
+    return found
+
+
 def split_in(name: str) -> str:
     """The split that the name of a folder or file tells, `train` or `val`; "": none."""
     words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
     return "train" if set(words) & set(TRAIN) else "val" if set(words) & set(VAL) else ""
 
 
-def _splits(path: Path, rows: list[Row], section: DatasetSection) -> dict[str, str]:
+def _splits(path: Place, rows: list[Row], section: DatasetSection) -> dict[str, str]:
     """Which of the file's splits is "train" and which "val"; empty if the file has no splits."""
     named = {row.split for row in rows if row.split}
     if not named:
@@ -82,27 +109,29 @@ def _wanted(row: Row, splits: dict[str, str]) -> bool:
 
 
 def _photo(
-    root: Path,
+    root: Place,
     row: Row,
     known: list[str],
     classes: list[str],
     splits: dict[str, str],
-    scan: Callable[[Path], set[str]],
+    scan: Callable[[Place], set[str]],
 ) -> Photo:
-    path = PurePosixPath(row.file)
+    uri = row.file if is_uri(row.file) else row.uri
+    path = PurePosixPath(_path_of(uri) if is_uri(row.file) else row.file)
     image_id = str(path.parent / path.stem).replace("/", "__")
     split = splits.get(row.split or "", "train") if splits else _hashed_split(image_id)
     if path.is_absolute() or ".." in path.parts:
         problem = f"{row.file!r} is outside the data set's folder; write a path inside it"
         return Photo(image_id, "", (), split, error=problem)
+    place = Place(uri) if uri else root / str(path)
     problem = id_problem(image_id) or _problem(row, path, splits)
-    if not problem and path.name not in scan(root / path.parent):
-        problem = f"the photo {root / path} is missing"
+    if not uri and not problem and path.name not in scan(place.parent):
+        problem = f"the photo {place} is missing"
     if problem := problem or _label_problem(row, known):
-        return Photo(image_id, str(root / path), (), split, error=problem)
+        return Photo(image_id, place.uri, (), split, error=problem)
     labels = tuple(index for index, label in enumerate(classes) if label in row.labels)
-    mask = root / "masks" / path.with_suffix(".png")
-    return Photo(image_id, str(root / path), labels, split, str(mask) if mask.name in scan(mask.parent) else "")
+    mask = root / str("masks" / path.with_suffix(".png"))
+    return Photo(image_id, place.uri, labels, split, mask.uri if mask.name in scan(mask.parent) else "")
 
 
 def _problem(row: Row, path: PurePosixPath, splits: dict[str, str]) -> str:
@@ -111,9 +140,16 @@ def _problem(row: Row, path: PurePosixPath, splits: dict[str, str]) -> str:
         return row.error
     if splits and not row.split:
         return f"{row.file} has no split, but other rows have one"
-    if path.suffix.lower() not in PHOTO_SUFFIXES:
+    if is_uri(row.file) and not row.file.startswith(READABLE):
+        return f"{shown(row.file)} cannot be read: there are {', '.join(READABLE)}"
+    if not (row.uri or is_web(row.file)) and path.suffix.lower() not in PHOTO_SUFFIXES:
         return f"{row.file} is not a photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
     return ""
+
+
+def _path_of(uri: str) -> str:
+    """The path of a URI, without bucket or host and without query."""
+    return uri.partition("://")[2].partition("?")[0].partition("/")[2]
 
 
 def _label_problem(row: Row, known: list[str]) -> str:

@@ -14,7 +14,6 @@ ImageSets/Segmentation have a mask.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -26,9 +25,9 @@ from wsseg_ray.datasets import (
     id_problem,
     names_in,
     read_classes,
-    read_text,
     root_of,
 )
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import VOC_CLASSES, DatasetSection
 
@@ -39,7 +38,7 @@ FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Segmentation", "ImageSets/Mai
 
 
 class Tree(NamedTuple):
-    root: Path
+    root: Place
     files: dict[str, set[str]]  # folder -> names of its files
     known: list[str]  # all classes of the data set
     classes: list[str]  # the wanted ones
@@ -64,14 +63,14 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     return Listing(classes, mask_values, photos)
 
 
-def read_annotation(path: Path) -> dict[str, bool]:
+def read_annotation(path: Place) -> dict[str, bool]:
     """The classes in an annotation file; True if at least one object of the class is not marked difficult.
 
     Raises ValueError where the file cannot be read.
     """
     try:
-        annotation = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+        annotation = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     classes: dict[str, bool] = {}
     for item in annotation.findall("object"):
@@ -83,9 +82,9 @@ def read_annotation(path: Path) -> dict[str, bool]:
     return classes
 
 
-def read_ids(path: Path) -> list[str]:
+def read_ids(path: Place) -> list[str]:
     """The ids in an image set file, one per line; empty lines are skipped."""
-    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    return [line.strip() for line in path.read_text().split("\n") if line.strip()]
 
 
 def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, str]]:
@@ -95,9 +94,9 @@ def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, s
     for label in tree.known:  # not only wanted classes: a line of any class means that the photo is labelled here
         if f"{label}_{name}.txt" not in tree.files["ImageSets/Main"]:
             continue
-        path = tree.root / "ImageSets" / "Main" / f"{label}_{name}.txt"
+        path = tree.root / f"ImageSets/Main/{label}_{name}.txt"
         seen = set()
-        for number, line in enumerate(read_text(path).split("\n"), 1):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
             if not line.strip():
                 continue
             image_id, value = (*line.strip().rsplit(None, 1), "")[:2]  # an id may contain spaces
@@ -115,7 +114,7 @@ def _class_rows(tree: Tree, name: str) -> tuple[dict[str, set[str]], dict[str, s
 def _ids(tree: Tree, split: str, name: str, rows: dict[str, set[str]], errors: dict[str, str]) -> list[str]:
     for folder in ("ImageSets/Segmentation", "ImageSets/Main"):
         if f"{name}.txt" in tree.files[folder]:
-            ids = read_ids(tree.root / folder / f"{name}.txt")
+            ids = read_ids(tree.root / f"{folder}/{name}.txt")
             return ids + sorted(errors.keys() - set(ids))
     if rows:
         return list(rows)
@@ -142,22 +141,23 @@ def _photo(tree: Tree, split: str, image_id: str, rows: dict[str, set[str]], err
     problem = id_problem(image_id)
     if problem:
         return Photo(image_id, "", (), split, error=problem)
-    uri = str(tree.root / "JPEGImages" / f"{image_id}.jpg")
+    place = tree.root / f"JPEGImages/{image_id}.jpg"
     try:
         if f"{image_id}.jpg" not in tree.files["JPEGImages"]:
-            raise ValueError(f"the photo {uri} is missing")
+            raise ValueError(f"the photo {place} is missing")
         if image_id in errors:
             raise ValueError(errors[image_id])
         names = rows[image_id] if image_id in rows else _annotated(tree, image_id)
     except ValueError as error:
-        return Photo(image_id, uri, (), split, error=str(error))
+        return Photo(image_id, place.uri, (), split, error=str(error))
     labels = tuple(index for index, label in enumerate(tree.classes) if label in names)
     masks = [folder for folder in MASK_FOLDERS if f"{image_id}.png" in tree.files[folder]]
-    return Photo(image_id, uri, labels, split, str(tree.root / masks[0] / f"{image_id}.png") if masks else "")
+    mask = (tree.root / f"{masks[0]}/{image_id}.png").uri if masks else ""
+    return Photo(image_id, place.uri, labels, split, mask)
 
 
 def _annotated(tree: Tree, image_id: str) -> set[str]:
-    path = tree.root / "Annotations" / f"{image_id}.xml"
+    path = tree.root / f"Annotations/{image_id}.xml"
     if path.name not in tree.files["Annotations"]:
         raise ValueError(f"no labels: {image_id!r} is in no ImageSets/Main/<class>_<split>.txt, and {path} is missing")
     annotated = read_annotation(path)

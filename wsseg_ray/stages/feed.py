@@ -29,10 +29,10 @@ from wsseg_ray.segmentation.heads import HEADS
 from wsseg_ray.segmentation.losses import IGNORE
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.rows import truth_of
 from wsseg_ray.stages.segmenters import network_named
 from wsseg_ray.stages.stored import Kept, maps_of, segmenters_read
-from wsseg_ray.storage import read_bytes
 from wsseg_ray.tables import IMAGES, PROPOSALS, SUPERVISION, FeatureRow, Table, own_labels
 
 KEPT_TARGETS = 2**29  # bytes, per worker

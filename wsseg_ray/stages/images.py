@@ -15,7 +15,7 @@ import numpy as np
 from wsseg_ray.datasets import Photo
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
-from wsseg_ray.storage import read_bytes
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.tables import IMAGES, ImageRow, Row, plan_shards
 
 

@@ -21,13 +21,13 @@ from wsseg_ray.evaluation import iou
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.report import Strip
 from wsseg_ray.segmentation.networks import NETWORKS
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.labels import enlarge, segment
 from wsseg_ray.stages.pictures import chosen, truth
 from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, unpacked
 from wsseg_ray.stages.rows import SeenRow, add_photo
 from wsseg_ray.stages.segmenters import networks, read_log
 from wsseg_ray.stages.stored import STORED
-from wsseg_ray.storage import read_bytes
 from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")

@@ -12,7 +12,7 @@ import numpy as np
 from wsseg_ray.datasets.pixels import read_mask, read_photo
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.proposals.regions import RegionProposals, from_flat
-from wsseg_ray.storage import read_bytes
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.tables import IMAGES, FeatureRow, ImageRow, ProposalRow, array, number, text
 
 

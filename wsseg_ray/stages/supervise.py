@@ -22,10 +22,10 @@ from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.refinement import KEEPS
 from wsseg_ray.report import Strip
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.pictures import chosen, truth
 from wsseg_ray.stages.rows import regions_of, truth_of
 from wsseg_ray.stages.selection import kept_candidates
-from wsseg_ray.storage import read_bytes
 from wsseg_ray.supervision import MASKS, READINGS, REFINERS, Evidence
 from wsseg_ray.tables import (
     IMAGES,

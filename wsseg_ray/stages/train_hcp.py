@@ -32,10 +32,10 @@ from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
 from wsseg_ray.hcp.scoring import choose_candidates, pool_photos, pool_sources, score_proposals, score_source
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
+from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.hcp import FOLDER, backbone_problems, build, cautions, colours_of, loss_of, read_log
 from wsseg_ray.stages.rows import regions_of
 from wsseg_ray.stages.stored import Kept, hcp_reads, map_of, read_projection
-from wsseg_ray.storage import read_bytes
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import FEATURES, IMAGES, PROPOSALS
 

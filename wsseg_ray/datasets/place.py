@@ -1,0 +1,119 @@
+"""Folders and files of a data set, on a disk or in an object store, by one set of names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pyarrow import fs
+
+from wsseg_ray.errors import DatasetError
+from wsseg_ray.storage import StorageError, filesystem_of, is_uri, patiently, read_bytes, shown
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A folder or a file.
+
+    Arguments:
+        uri: an absolute path, or a URI of an object store (`s3://`, `gs://`); its query, such as
+            `?endpoint_override=...`, stays at its end.
+    """
+
+    uri: str
+
+    @classmethod
+    def at(cls, text: str | Path) -> Place:
+        """The place that a user wrote: `~` is the home folder, a relative path is made absolute."""
+        if not is_uri(str(text)):
+            return cls(str(Path(text).expanduser().absolute()))
+        path, mark, query = str(text).partition("?")
+        return cls(path.rstrip("/") + mark + query)
+
+    def __truediv__(self, below: str) -> Place:
+        path, mark, query = self._parts()
+        return Place(f"{path}/{below}{mark}{query}") if str(below) not in ("", ".") else self
+
+    def __str__(self) -> str:
+        return shown(self.uri)
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self._parts()[0]).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> Place:
+        path, mark, query = self._parts()
+        return Place(path.rpartition("/")[0] + mark + query)
+
+    def entries(self) -> dict[str, bool]:
+        """Names in a folder, by one scan, and whether each is a folder; none where the folder does not exist.
+
+        Raises DatasetError where it cannot be read.
+        """
+        try:
+            if not is_uri(self.uri):
+                with os.scandir(self.uri) as found:
+                    return {entry.name: entry.is_dir() for entry in found}
+            return {info.base_name: info.type == fs.FileType.Directory for info in self._infos(recursive=False)}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, StorageError) as error:
+            raise DatasetError(f"{self} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+    def files(self) -> list[str]:
+        """Paths of all files below a folder, sorted, with `/`."""
+        if not is_uri(self.uri):
+            return sorted(_walk(self.uri))
+        top = filesystem_of(self.uri)[1]
+        return sorted(info.path[len(top) :].lstrip("/") for info in self._infos(recursive=True) if info.is_file)
+
+    def is_dir(self) -> bool:
+        return self._type() == fs.FileType.Directory
+
+    def is_file(self) -> bool:
+        return self._type() == fs.FileType.File
+
+    def read_bytes(self) -> bytes:
+        """The file's bytes. Raises DatasetError where it cannot be read."""
+        try:
+            return read_bytes(self.uri)
+        except (OSError, StorageError) as error:
+            raise DatasetError(f"{self} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+    def read_text(self) -> str:
+        """A UTF-8 text file, with or without byte order mark. Raises DatasetError that names the file and line."""
+        data = self.read_bytes()
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise DatasetError(f"{self} line {line}: not UTF-8 text; save the file as UTF-8") from error
+
+    def _parts(self) -> tuple[str, str, str]:
+        return self.uri.partition("?") if is_uri(self.uri) else (self.uri, "", "")
+
+    def _type(self) -> fs.FileType:
+        filesystem, path = filesystem_of(self.uri)
+        return patiently(filesystem, str(self), lambda: filesystem.get_file_info(path)).type
+
+    def _infos(self, recursive: bool) -> list[fs.FileInfo]:
+        filesystem, path = filesystem_of(self.uri)
+        selector = fs.FileSelector(path, recursive=recursive)
+        return patiently(filesystem, str(self), lambda: filesystem.get_file_info(selector))
+
+
+def _walk(top: str) -> Iterator[str]:
+    for folder, _, files in os.walk(top):
+        below = Path(folder).relative_to(top)
+        yield from ((below / name).as_posix() for name in files)
