@@ -19,6 +19,7 @@ LAYERS = [
     ["segmentation", "hcp", "refinement", "supervision", "evaluation", "backbones", "proposals"],
     ["outputs"],
     ["datasets", "report"],
+    ["sources"],
     ["storage", "console"],
     ["tables", "recipe"],
     ["registry", "errors"],
