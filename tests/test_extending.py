@@ -12,7 +12,7 @@ import yaml
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import demo
 from wsseg_ray.storage import RunDirectory
-from wsseg_ray.tables import SUPERVISION, SupervisionRow, Table
+from wsseg_ray.tables import SCORES, SUPERVISION, SupervisionRow, Table
 
 pytestmark = pytest.mark.run
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
@@ -51,7 +51,7 @@ def named_photos(folder: Path) -> None:
             demo.Image.fromarray(photo).save(folder / "photos" / name / f"{labels}_{name}{index}.jpg")
 
 
-def run_example(titles: list[str], folder: Path, engine: str = "local") -> RunDirectory:
+def run_example(titles: list[str], folder: Path, engine: str = "local", until: str | None = None) -> RunDirectory:
     changes: dict = {"runtime": {"engine": engine}}
     for title in titles:
         module, code, yaml_text = EXAMPLES[title]
@@ -63,7 +63,7 @@ def run_example(titles: list[str], folder: Path, engine: str = "local") -> RunDi
         changes["dataset"]["limit"] = None
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(merged(yaml.safe_load(SMALL), changes)))
-    outcome = pipeline.run(recipe.load(str(path)), str(folder / "run"))
+    outcome = pipeline.run(recipe.load(str(path)), str(folder / "run"), until)
     assert not outcome.failed
     return RunDirectory.at(str(folder / "run"))
 
@@ -93,10 +93,12 @@ def test_the_example(title, folder):
 
 
 def test_variants_are_found_by_rays_workers(folder, cluster):
-    """Actors, trainers and tasks import what lies beside the recipe."""
+    """Actors, trainers and tasks import what lies beside the recipe. The stages before them need no Ray."""
     titles = ["A scorer of regions", "A stage between `supervise` and `train_segmenter`", "A segmentation head"]
-    run = run_example(titles, folder, engine="ray")
-    assert run.read_json("metrics.json")["stages"]["sure"]["rows"] == 12
+    run_example(titles, folder, until="train_hcp")
+    run = run_example(titles, folder, "ray", "train_segmenter")
+    assert [len(list(run.rows(table))) for table in (SCORES, Table("supervision_sure", SupervisionRow))] == [24, 12]
+    assert run.exists("segmenters", "SN_B", "network.pt")
 
 
 def test_a_variant_is_found_where_the_run_is_opened_again(folder):

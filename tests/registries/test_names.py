@@ -2,7 +2,7 @@
 
 import pytest
 
-from wsseg_ray.datasets import LAYOUTS, Layout, classes, coco, demo, folder, voc
+from wsseg_ray.datasets import LAYOUTS, Layout, classes, coco, demo, folder, parquet, voc, webdataset
 from wsseg_ray.proposals import SOURCES, Source, generate, masks, mcg
 from wsseg_ray.refinement import KEEPS, METRICS, distance, selection
 from wsseg_ray.registry import Registry
@@ -19,6 +19,8 @@ RESOLVED = [
             "voc": voc.LAYOUT,
             "coco": coco.LAYOUT,
             "classes": classes.LAYOUT,
+            "parquet": parquet.LAYOUT,
+            "webdataset": webdataset.LAYOUT,
             "demo": demo.LAYOUT,
         },
     ),

@@ -76,12 +76,12 @@ def test_a_killed_driver_loses_nothing(tiny_run, tiny, tmp_path):
     assert same_rows(run, tiny_run[1], IMAGES) and same_rows(run, tiny_run[1], PROPOSALS)
 
 
-def test_a_driver_killed_while_regions_learn_changes_no_weight(tiny_run, tiny, tmp_path):
+def test_a_driver_killed_while_regions_learn_changes_no_weight(tiny_local, tiny, tmp_path):
     """kill -9 in the first epochs of the region rounds; the second run goes on with the same teacher."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    whole, killed = (copy(tiny_run[1], tmp_path / name) for name in ("whole", "killed"))
-    settings = [*tiny, *SELF_TAUGHT]
+    whole, killed = (copy(tiny_local[1], tmp_path / name) for name in ("whole", "killed"))
+    settings = [*tiny, *SELF_TAUGHT, "runtime.engine=local"]
     pipeline.run(recipe.load("demo", settings), whole.root, "train_hcp")
     kill_driver(killed, settings, "train_hcp", lambda: "region" in steps(killed))
     assert entries(killed)["train_hcp"]["state"] == "running"
