@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import wsseg_ray
-from wsseg_ray import networks, recipe
+from wsseg_ray import labelling, recipe
 from wsseg_ray.choices import settle
 from wsseg_ray.errors import DatasetError, RecipeError
 
@@ -41,7 +41,7 @@ def test_a_photo_is_labelled_like_on_the_command_line(tiny_local, tiny, tmp_path
     root = next(value for value in tiny if value.startswith("dataset.root=")).partition("=")[2]
     photo = Path(root) / "JPEGImages" / "demo_val_00000.jpg"
     network = wsseg_ray.load(tiny_local[1].root, "SN_B")
-    networks.predict(tiny_local[1].root, photo, tmp_path, lambda line: None, "SN_B")
+    labelling.label(tiny_local[1].root, str(photo), str(tmp_path), "SN_B")
     expected = np.asarray(Image.open(tmp_path / "demo_val_00000.png"))
     decoded = np.asarray(Image.open(photo))
     for given in (photo, str(photo), Image.open(photo), decoded):

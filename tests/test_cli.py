@@ -190,10 +190,16 @@ def test_a_run_is_looked_at_from_the_command_line(monkeypatch, tiny_local, tmp_p
     assert capsys.readouterr().out.endswith(f"state_dict: {net}\n") and net.exists()
 
 
-def test_a_photo_that_fails_is_exit_code_3(monkeypatch, tiny_local, tmp_path):
+def test_a_photo_that_fails_is_exit_code_3(monkeypatch, tiny_local, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no photo")
     words = ["predict", tiny_local[1].root, str(tmp_path), "--out", str(tmp_path / "out")]
+    assert exit_code(monkeypatch, *words) == 1
+    assert "all 1 photos failed" in capsys.readouterr().err
+    Image.fromarray(np.zeros((37, 90, 3), np.uint8)).save(tmp_path / "good.png")
     assert exit_code(monkeypatch, *words) == 3
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("good: ") and printed[1].startswith("broken: failed: the file is no image")
+    assert printed[2] == f"{tmp_path}/out: 1 photos, 1 failed"
 
 
 def test_a_stage_that_differs_is_exit_code_1(monkeypatch, tiny_local, tmp_path, capsys):

@@ -11,12 +11,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from wsseg_ray.errors import DatasetError, RecipeError, WeightsError
+
+MOST_TOLD = 20  # photos of which `predict` prints a line
 
 app = typer.Typer(
     name="wsseg",
@@ -219,15 +222,29 @@ def proposals(
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory, or a network's .safetensors")],
-    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="a photo, or a folder of photos")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write to")],
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help="a photo, or a folder of photos; a path or a URI")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="the folder to write to, a path or a URI")],
     network: Annotated[str | None, typer.Option(metavar="NAME", help="default: the best on val")] = None,
     form: Annotated[str, typer.Option("--format", help="png, overlay, coco, coco_polygons or npz")] = "png",
+    engine: Annotated[
+        str | None, typer.Option(metavar="ray|local", help="default: ray where RAY_ADDRESS names a cluster, else local")
+    ] = None,
 ) -> None:
-    """Label every pixel of new photos with a trained network, without Ray."""
-    from wsseg_ray import networks
+    """Label every pixel of new photos with a trained network, or go on with it where it stopped."""
+    from wsseg_ray.labelling import label
 
-    if networks.predict(run, photos, out, print, network, form):
+    told: list[str] = []
+
+    def tell(photo: str, seen: Sequence[str]) -> None:
+        told.append(photo)
+        if len(told) <= MOST_TOLD:
+            print(f"{photo}: {', '.join(seen) or 'background alone'}")
+
+    outcome = label(run, photos, out, network, form, engine, tell)
+    for photo, error in list(outcome.failed.items())[:MOST_TOLD]:
+        print(f"{photo}: failed: {error}")
+    print(f"{outcome.written}: {outcome.labelled} photos, {len(outcome.failed)} failed")
+    if outcome.failed:
         raise typer.Exit(3)
 
 

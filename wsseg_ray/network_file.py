@@ -6,6 +6,7 @@ its name; `classes`, as JSON; `recipe`, as YAML, without the places of photos; `
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 import yaml
 
 from wsseg_ray.backbones import BACKBONES
@@ -47,38 +49,79 @@ def save(trained: Trained, metrics: Mapping[str, Any], out: Path) -> None:
         metrics: of the run, as its `metrics.json` has them, for the card.
         out: the file; the card's name ends in `.md` instead.
     """
-    text = card(trained, metrics)
+    out.write_bytes(as_bytes(trained, metrics))
+    out.with_suffix(".md").write_text(card(trained, metrics))
+
+
+def as_bytes(trained: Trained, metrics: Mapping[str, Any]) -> bytes:
+    """The content of a network's file; see `save`."""
     metadata = {
         "wsseg": FORM,
         "network": trained.about.name,
         "classes": json.dumps(trained.classes),
         "recipe": dump(_without_places(trained.recipe)),
-        "card": text,
+        "card": card(trained, metrics),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in trained.network.state_dict().items()}
-    safetensors.torch.save_file(tensors, out, metadata)
-    out.with_suffix(".md").write_text(text)
+    return safetensors.torch.save(_tensors(trained), metadata)
 
 
-def read(file: Path) -> Trained:
+def digest(trained: Trained) -> str:
+    """A short hash of a network's tensors; equal tensors have equal hashes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(_tensors(trained).items()):
+        found.update(name.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def read_file(file: Path) -> Trained:
     """A network from its file, on the CPU.
 
     Raises RecipeError where the file cannot be read or holds something else.
     """
     try:
-        with safetensors.safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
+        data = file.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{file}: is no file of a network: {error}") from error
+    return read(data, str(file))
+
+
+def read(data: bytes, name: str) -> Trained:
+    """A network from the content of its file, on the CPU.
+
+    Arguments:
+        name: of the file, for messages.
+    Raises RecipeError where the file holds something else.
+    """
+    try:
+        metadata = _metadata(data)
         if metadata.get("wsseg") != FORM:
-            raise RecipeError(f"{file}: holds tensors, but no network that `wsseg export --format safetensors` wrote")
+            raise RecipeError(f"{name}: holds tensors, but no network that `wsseg export --format safetensors` wrote")
         recipe, classes = validate(yaml.safe_load(metadata["recipe"])), json.loads(metadata["classes"])
         about = segmenters.network_named(recipe, metadata["network"])
         network = segmenters.create(recipe, len(classes))
-        network.load_state_dict(safetensors.torch.load_file(file))
+        network.load_state_dict(safetensors.torch.load(data))
     except RecipeError:  # says it all; it is a ValueError too
         raise
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, yaml.YAMLError, RuntimeError) as error:
-        raise RecipeError(f"{file}: is no file of a network: {error}") from error
+    except (safetensors.SafetensorError, KeyError, ValueError, yaml.YAMLError, RuntimeError) as error:
+        raise RecipeError(f"{name}: is no file of a network: {error}") from error
     return Trained(recipe, classes, about, network.eval())
+
+
+def _tensors(trained: Trained) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in trained.network.state_dict().items()}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of safetensors: eight bytes with the length of the header, then the header as JSON.
+
+    Raises ValueError where the bytes are not that.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if not 0 < size <= len(data) - 8:
+        raise ValueError("its header is damaged")
+    header = json.loads(data[8 : 8 + size])
+    return (header.get("__metadata__") if isinstance(header, dict) else None) or {}
 
 
 def card(trained: Trained, metrics: Mapping[str, Any]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,16 @@ from wsseg_ray import network_file
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets.pixels import photo_size, read_photo
 from wsseg_ray.engine.stage import Job, open_run
-from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.network_file import Trained
-from wsseg_ray.outputs import OUTPUTS, Labelled
+from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.inference import View, fill_cells, photo_views, upsample
 from wsseg_ray.segmentation.network import SegmentationNetwork
+from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.stages import segmenters
 from wsseg_ray.stages.labels import bounded, enlarge, probabilities, segment
 from wsseg_ray.storage import RunDirectory
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("safetensors", "state_dict", "torchscript", "onnx")
 
 
@@ -39,7 +38,7 @@ def open_network(place: str, name: str | None = None) -> Trained:
     Raises RecipeError where the run or the network is not there.
     """
     if place.endswith(network_file.SUFFIX):
-        found = network_file.read(Path(place))
+        found = network_file.read_file(Path(place))
         if name not in (None, found.about.name):
             raise RecipeError(f"{place} has no network '{name}'; it has {found.about.name}")
         return found
@@ -68,64 +67,12 @@ def _metrics(place: str) -> dict[str, Any]:
     return {} if place.endswith(network_file.SUFFIX) else RunDirectory.at(place).read_json("metrics.json") or {}
 
 
-def predict(
-    run: str, photos: Path, out: Path, tell: Callable[[str], None], name: str | None = None, form: str = "png"
-) -> int:
-    """Label every pixel of new photos.
-
-    A photo is shrunk as the run's were, goes through the network (`inference.photo_views`), then through the CRF if
-    the run has one, and its labels are enlarged to the photo's size. A photo that cannot be read is told of, and the
-    others go on.
-
-    Arguments:
-        photos: a photo, or a folder, whose photos are taken, without those of its folders.
-        out: the folder to write to; it is made.
-        tell: is given one line per photo.
-        name: of the network, see `open_network`.
-        form: a name of `outputs.OUTPUTS`: `png` is a palette PNG per photo, named like the photo.
-    Returns the number of photos that failed.
-    Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network or
-    the form.
-    """
-    try:
-        output = OUTPUTS.get(form)
-    except ValueError as error:
-        raise RecipeError(f"--format: {error}") from error
-    files = _photos(photos)
-    trained = open_network(run, name)
-    out.mkdir(parents=True, exist_ok=True)
-    failed, parts = 0, []
-    for file in files:
-        try:
-            data = file.read_bytes()
-            photo, views = _views(trained, data)
-            labels = _labels(trained, photo, views, photo_size(data))
-        except (ValueError, OSError) as error:
-            tell(f"{file}: {error}")
-            failed += 1
-            continue
-        encoded = output.encode(
-            Labelled(file.name, data, labels, trained.classes, partial(_probabilities, trained, photo, views))
-        )
-        target = out / (output.file or f"{file.stem}{output.suffix}")
-        if output.file:
-            parts.append(encoded)
-        else:
-            target.write_bytes(encoded)
-        seen = [name for value, name in enumerate(trained.classes, 1) if (labels == value).any()]
-        tell(f"{file if output.file else target}: {', '.join(seen) or 'background alone'}")
-    if output.join:
-        (out / output.file).write_bytes(output.join(parts, trained.classes))
-        tell(f"{out / output.file}: {len(parts)} photos")
-    return failed
-
-
 def predict_photo(trained: Trained, data: bytes) -> np.ndarray:
     """Labels (H, W) uint8 of a photo, from the bytes of its file, after the CRF if the recipe has one.
 
     Raises ValueError or OSError where it cannot be decoded.
     """
-    return _labels(trained, *_views(trained, data), photo_size(data))
+    return labels_of(trained.recipe, trained.about, *_views(trained, data), photo_size(data))
 
 
 def photo_probabilities(trained: Trained, data: bytes) -> np.ndarray:
@@ -133,15 +80,19 @@ def photo_probabilities(trained: Trained, data: bytes) -> np.ndarray:
 
     Raises ValueError or OSError where it cannot be decoded.
     """
-    return _probabilities(trained, *_views(trained, data))
+    return probabilities_of(trained.recipe, trained.about, *_views(trained, data))
 
 
-def _labels(trained: Trained, photo: np.ndarray, views: list[View], size: tuple[int, int]) -> np.ndarray:
-    return enlarge(segment(trained.recipe, [trained.about], photo, [views])[0][-1], size)
+def labels_of(
+    recipe: Recipe, about: Network, photo: np.ndarray, views: list[View], size: tuple[int, int]
+) -> np.ndarray:
+    """Labels (height, width) uint8 of a size, from a network's views of a photo, after the CRF if there is one."""
+    return enlarge(segment(recipe, [about], photo, [views])[0][-1], size)
 
 
-def _probabilities(trained: Trained, photo: np.ndarray, views: list[View]) -> np.ndarray:
-    return probabilities(trained.recipe, trained.about, bounded(photo), views).numpy()
+def probabilities_of(recipe: Recipe, about: Network, photo: np.ndarray, views: list[View]) -> np.ndarray:
+    """What a network's views say of a photo before the CRF: (C + 1, h, w) float32."""
+    return probabilities(recipe, about, bounded(photo), views).numpy()
 
 
 def _views(trained: Trained, data: bytes) -> tuple[np.ndarray, list[View]]:
@@ -150,20 +101,6 @@ def _views(trained: Trained, data: bytes) -> tuple[np.ndarray, list[View]]:
     photo = read_photo(data, recipe.dataset.max_side)
     shown = normalise(photo, network.mean, network.std)
     return photo, photo_views([network], shown, **recipe.prediction.model_dump())[0]
-
-
-def _photos(place: Path) -> list[Path]:
-    if not place.exists():
-        raise DatasetError(f"{place}: there is no such photo or folder")
-    files = [place]
-    if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
-    if not files:
-        raise DatasetError(f"{place}: holds no photo ({', '.join(PHOTO_SUFFIXES)})")
-    stems = [file.stem for file in files]
-    if double := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise DatasetError(f"{place}: more than one photo is called {double}, whose labels would be {double}.png")
-    return files
 
 
 class ExportedNetwork(nn.Module):

@@ -91,12 +91,17 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     about["choices"] = {choice.key: choice.value for choice in choices}
     place.write_json({**about, "code": job.code, "replaced": job.replaced}, "run.json")
     wanted = stages[: names.index(until) + 1] if until else stages
+    work_through(job, wanted, stages)
+    metrics, written = summary.conclude(job, wanted)
+    return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
+
+
+def work_through(job: Job, wanted: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    """Do what the wanted ones of all stages of a run have left to do."""
     marks = fingerprints(job, stages)
     with _runner(job, wanted) as runner:
         for stage in wanted:
             _run_stage(as_seen_by(stage, job, stages), runner, stage, marks[stage.name])
-    metrics, written = summary.conclude(job, wanted)
-    return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
 
 
 def write_report(run_dir: str) -> str:

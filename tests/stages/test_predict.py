@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,15 @@ from wsseg_ray.evaluation import iou
 from wsseg_ray.segmentation.inference import View, photo_views
 from wsseg_ray.segmentation.networks import NETWORKS
 from wsseg_ray.stages.predict import BEST, STAGE, WORST
-from wsseg_ray.stages.predictor import Predictor, RememberingBackbone, ViewsRow, packed, seen_rows, unpacked
+from wsseg_ray.stages.predictor import (
+    Predictor,
+    RememberingBackbone,
+    ViewsRow,
+    packed,
+    seen_rows,
+    trained_networks,
+    unpacked,
+)
 from wsseg_ray.stages.rows import add_photo, truth_of
 from wsseg_ray.stages.segmenters import trained
 from wsseg_ray.tables import IMAGES, PREDICTIONS, decode, encode
@@ -45,7 +54,8 @@ def test_every_network_says_of_a_photo_what_it_says_alone(tiny_local):
         segmentation = job.recipe.segmentation.model_dump() | {"freeze": freeze}
         frozen = recipe.validate(job.recipe.model_dump() | {"segmentation": segmentation})
         networks = [NETWORKS.get("SN_B")] * (1 if freeze == "none" else 2)
-        answers = unpacked(Predictor(networks, None, views, Job(job.run, frozen, job.listing))(row))
+        load = partial(trained_networks, networks, None)
+        answers = unpacked(Predictor(load, views, Job(job.run, frozen, job.listing))(row))
         network = trained(job, networks[0])
         (alone,) = photo_views([network], normalise(row.photo, network.mean, network.std), **views)
         assert len(answers) == len(networks)

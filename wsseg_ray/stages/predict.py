@@ -24,7 +24,7 @@ from wsseg_ray.segmentation.networks import NETWORKS
 from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.labels import enlarge, segment
 from wsseg_ray.stages.pictures import chosen, truth
-from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, unpacked
+from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, trained_networks, unpacked
 from wsseg_ray.stages.rows import SeenRow, add_photo
 from wsseg_ray.stages.segmenters import networks, read_log
 from wsseg_ray.stages.stored import STORED
@@ -48,7 +48,7 @@ def _work(job: Job) -> Work[PredictionRow]:
     views = job.recipe.prediction.model_dump()
     steps = (
         Step(add_photo, SeenRow),
-        Step(partial(Predictor, networks(job.recipe), None, views), ViewsRow, actor=True),
+        Step(partial(Predictor, partial(trained_networks, networks(job.recipe), None), views), ViewsRow, actor=True),
         Step(_finish, PredictionRow),
     )
     return Work(PREDICTIONS, seen_rows, steps)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.segmentation.inference import View, photo_view
+from wsseg_ray.segmentation.network import SegmentationNetwork
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.stages.rows import PhotoRow, SeenRow
 from wsseg_ray.stages.segmenters import trained
@@ -59,18 +60,24 @@ def seen_rows(job: Job, shard: str) -> list[SeenRow]:
     return [SeenRow(**vars(row), **(columns_in(stored[i]) if i in stored else {})) for i, row in rows.items()]
 
 
+def trained_networks(networks: Sequence[Network], round_: int | None, job: Job) -> list[SegmentationNetwork]:
+    """Networks of a run as they are after a round of training, or the last."""
+    return [trained(job, network, round_) for network in networks]
+
+
 class Predictor:
-    """Trained networks on this actor's device, after a round of training or the last.
+    """Trained networks on this actor's device.
 
     A view of a photo that is stored passes through the heads alone.
 
     Arguments:
+        load: the networks, on the CPU; see `trained_networks`.
         views: see `photo_views`.
     """
 
-    def __init__(self, networks: Sequence[Network], round_: int | None, views: dict[str, Any], job: Job) -> None:
+    def __init__(self, load: Callable[[Job], list[SegmentationNetwork]], views: dict[str, Any], job: Job) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._networks = [trained(job, network, round_).to(self._device) for network in networks]
+        self._networks = [network.to(self._device) for network in load(job)]
         if job.recipe.segmentation.freeze == "all":  # then every network has the backbone that it began with
             backbone = RememberingBackbone(self._networks[0].backbone)
             for network in self._networks:

@@ -20,7 +20,7 @@ from wsseg_ray.segmentation.inference import View, at_pixels
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.objectives.cam import activation_probabilities
 from wsseg_ray.stages.labels import bounded, enlarge, segment
-from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, unpacked
+from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, trained_networks, unpacked
 from wsseg_ray.stages.rows import SeenRow, add_photo, truth_of
 from wsseg_ray.stages.segmenters import folder, is_trained, of_round
 from wsseg_ray.stages.stored import STORED
@@ -44,7 +44,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
 def _of_networks(networks: Sequence[Network], round_: int) -> Work[OwnLabelsRow]:
     steps = (
         Step(add_photo, SeenRow),
-        Step(partial(Predictor, networks, round_ - 1, {}), ViewsRow, actor=True),
+        Step(partial(Predictor, partial(trained_networks, networks, round_ - 1), {}), ViewsRow, actor=True),
         Step(partial(_finish, networks, round_), OwnLabelsRow),
     )
     return Work(own_labels(round_), seen_rows, steps)
