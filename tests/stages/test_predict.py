@@ -7,6 +7,7 @@ import zipfile
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -19,7 +20,7 @@ from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.evaluation import iou
 from wsseg_ray.segmentation.inference import View, photo_views
 from wsseg_ray.segmentation.networks import NETWORKS
-from wsseg_ray.stages.predict import BEST, STAGE, WORST
+from wsseg_ray.stages.predict import BEST, STAGE, WORST, agreement
 from wsseg_ray.stages.predictor import (
     Predictor,
     RememberingBackbone,
@@ -111,11 +112,33 @@ def test_the_gallery_holds_the_photos_of_the_best_network_by_their_own_miou(tiny
     assert scores == sorted(scores)
 
 
-def test_without_true_masks_there_is_no_gallery(tiny_local, tmp_path):
+def test_without_true_masks_the_gallery_compares_with_the_names(tiny_local, tmp_path):
     run = copy(tiny_local[1], tmp_path)
     for shard in run.shards("predictions"):
         rows = run.read_shard(PREDICTIONS, shard)
         for row in rows:
             row.confusion = np.zeros(0, np.int64)
         run.write_shard(PREDICTIONS, shard, rows)
-    assert all(strip.score is None for strip in STAGE.strips(open_run(run)))
+    gallery = [strip for strip in STAGE.strips(open_run(run)) if strip.score is not None]
+    assert len(gallery) == WORST + BEST and {strip.measure for strip in gallery} == {"agreement"}
+    scores = [strip.score for strip in gallery]
+    assert scores == sorted(scores)
+    images = {row.image_id: row for row in run.rows(IMAGES)}
+    rows = {row.image_id: row for row in run.rows(PREDICTIONS)}
+    for strip in gallery:
+        labels = np.asarray(Image.open(io.BytesIO(rows[strip.image_id].png_crf[0])))
+        assert strip.score == agreement(labels, images[strip.image_id].labels)
+
+
+def test_agreement_with_the_names():
+    labels = np.zeros((20, 20), np.uint8)
+    assert agreement(labels, np.array([0])) == 0, "it shows none of the names"
+    labels[:10] = 1
+    assert agreement(labels, np.array([0])) == 100
+    assert agreement(labels, np.array([0, 2])) == pytest.approx(50), "the second name is missing"
+    assert agreement(labels, np.array([1])) == 0
+    labels[10:] = 2
+    assert agreement(labels, np.array([0])) == pytest.approx(50), "a class too many"
+    labels[10:] = 0
+    labels[0, 0] = labels[0, 1] = 2  # half of the share from which on a class counts
+    assert agreement(labels, np.array([0])) == pytest.approx(100 / 1.5)

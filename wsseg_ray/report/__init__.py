@@ -41,7 +41,8 @@ class Strip:
         rough: (H, W) uint8: 0 background, i + 1 class i, 255 void.
         predictions: name of the network, such as `SN_B + CRF`, and its (H, W) uint8 mask.
         truth: (H, W) uint8, values as in `rough`.
-        score: mIoU of the one prediction on this photo, in percent: it is shown in the gallery of the worst and best.
+        score: how good the one prediction is on this photo, in percent: it is shown in the gallery.
+        measure: what `score` is: `mIoU`, or `agreement` with the names of what is in the photo.
     """
 
     image_id: str
@@ -53,6 +54,7 @@ class Strip:
     predictions: list[tuple[str, np.ndarray]] = field(default_factory=list)
     truth: np.ndarray | None = None
     score: float | None = None
+    measure: str = "mIoU"
 
 
 def render(
@@ -227,6 +229,7 @@ def _figures(strip: Strip) -> dict[str, Any]:
         "photo": photo_uri(strip.photo),
         "overlays": overlays,
         "score": strip.score,
+        "measure": strip.measure,
         "columns": math.ceil(pictures / math.ceil(pictures / ROW_OF_PICTURES)),  # rows of equal length
     }
 

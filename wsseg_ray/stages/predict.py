@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
 WORST, BEST = 9, 3  # photos of the report's gallery
+SHOWN = 0.01  # share of a photo from which on a class is wholly there
 
 
 def _run(job: Job, runner: Runner) -> int:
@@ -114,7 +116,7 @@ def _strips(job: Job) -> list[Strip]:
     return [*strips, *_gallery(job)]
 
 
-def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str], score: float | None = None) -> Strip:
+def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str]) -> Strip:
     """A photo with the labels of the networks that are shown, after the CRF if it is on."""
     size = (image.width, image.height)
     column, suffix = (row.png_crf, " + CRF") if job.recipe.crf.enabled else (row.png, "")
@@ -125,32 +127,69 @@ def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str]
     ]
     photo = read_photo(read_bytes(image.uri), job.recipe.dataset.max_side)
     labels = [job.classes[label] for label in image.labels]
-    return Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image), score=score)
+    return Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image))
 
 
 def _gallery(job: Job) -> list[Strip]:
-    """The val photos that the best network labels worst and best, by the photo's own mIoU; none without true masks."""
-    every, side = networks(job.recipe), len(job.classes) + 1
-    found: dict[tuple[str, str], np.ndarray] = {}  # by shard and photo, the confusion of each network
-    for shard in job.run.shards(PREDICTIONS.folder, "val"):
-        for image_id, row in job.run.read_good(PREDICTIONS, shard, ["confusion"]).items():
-            if len(row.confusion):
-                both = row.confusion.reshape(len(every), 2, side, side)
-                found[shard, image_id] = both[:, int(job.recipe.crf.enabled)]
-    if not found:
-        return []
-    total = np.sum(list(found.values()), axis=0)
+    """The val photos that the best network labels worst and best: by the photo's own mIoU, or without true masks by how
+    far the network agrees with the names of what is in the photo."""
+    every = networks(job.recipe)
     weak = [i for i, network in enumerate(every) if network.target != "truth"] or list(range(len(every)))
-    best = max(weak, key=lambda i: iou.miou(total[i]))
-    scores = {place: iou.miou(confusion[best]) for place, confusion in found.items()}
+    found = _confusions(job, len(every))
+    if found:
+        total = np.sum(list(found.values()), axis=0)
+        best = max(weak, key=lambda i: iou.miou(total[i]))
+        scores = {place: iou.miou(confusion[best]) for place, confusion in found.items()}
+    else:
+        best = weak[0]
+        scores = _agreements(job, best)
     ranked = sorted(scores, key=lambda place: (scores[place], place))
     shown = ranked if len(ranked) <= WORST + BEST else ranked[:WORST] + ranked[-BEST:]
     strips = []
     for shard, image_id in shown:
         image = job.run.read_good(job.table(IMAGES), shard)[image_id]
         row = job.run.read_good(PREDICTIONS, shard)[image_id]
-        strips.append(_strip(job, image, row, [every[best].name], scores[shard, image_id]))
+        strip = _strip(job, image, row, [every[best].name])
+        strips.append(replace(strip, score=scores[shard, image_id], measure="mIoU" if found else "agreement"))
     return strips
+
+
+def _confusions(job: Job, many: int) -> dict[tuple[str, str], np.ndarray]:
+    """By shard and photo, the confusion of each network, after the CRF if it is on; none without true masks."""
+    side, found = len(job.classes) + 1, {}
+    for shard in job.run.shards(PREDICTIONS.folder, "val"):
+        for image_id, row in job.run.read_good(PREDICTIONS, shard, ["confusion"]).items():
+            if len(row.confusion):
+                both = row.confusion.reshape(many, 2, side, side)
+                found[shard, image_id] = both[:, int(job.recipe.crf.enabled)]
+    return found
+
+
+def _agreements(job: Job, network: int) -> dict[tuple[str, str], float]:
+    """By shard and photo, how far a network agrees with the photo's names, in percent; see `agreement`."""
+    column, found = "png_crf" if job.recipe.crf.enabled else "png", {}
+    for shard in job.run.shards(PREDICTIONS.folder, "val"):
+        images = job.run.read_good(job.table(IMAGES), shard, ["labels"])
+        for image_id, row in job.run.read_good(PREDICTIONS, shard, [column]).items():
+            labels = np.asarray(Image.open(io.BytesIO(getattr(row, column)[network])))
+            found[shard, image_id] = agreement(labels, images[image_id].labels)
+    return found
+
+
+def agreement(labels: np.ndarray, names: np.ndarray) -> float:
+    """How far labels of pixels agree with the names of what is in a photo, in percent.
+
+    Each class of the names has as its share the pixels that show it, but at most SHOWN of the photo; each other class
+    has as its error the pixels that show it, in the same way. The agreement is the sum of the shares by the sum of what
+    they could be and of the errors.
+
+    Arguments:
+        labels: (H, W) uint8, 0 background, i + 1 class i.
+        names: (K,) the photo's classes, K >= 1.
+    """
+    shares = np.minimum(np.bincount(labels.ravel(), minlength=256) / labels.size, SHOWN)[1:]
+    right = shares[names].sum()
+    return float(100 * right / (SHOWN * len(names) + shares.sum() - right))
 
 
 def _settings(recipe: Recipe) -> list[str]:
