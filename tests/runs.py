@@ -38,6 +38,13 @@ def copy(run: RunDirectory, folder: Path) -> RunDirectory:
     return RunDirectory.at(str(folder / "run"))
 
 
+def photos_of(settings: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
+    """The files of a data set on disk, by their paths in it, and the other settings."""
+    root = next(Path(setting.partition("=")[2]) for setting in settings if setting.startswith("dataset.root="))
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return files, [setting for setting in settings if not setting.startswith("dataset.root=")]
+
+
 def by_name(run: RunDirectory, table: Table[Any]) -> dict[str, Any]:
     """The rows of a table, by image_id."""
     return {row.image_id: row for row in run.rows(table)}

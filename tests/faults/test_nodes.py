@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from ray._private import worker
 from ray.experimental import internal_kv
 
 from benchmarks.faults import Trial, three_nodes
+from tests.runs import photos_of, same_rows
+from wsseg_ray import pipeline, recipe
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import SCORES
 
@@ -22,20 +22,16 @@ def nodes(cluster):
     internal_kv._initialize_internal_kv(worker.global_worker.gcs_client)
 
 
-def test_a_lost_node_costs_no_row(nodes, tiny_run, tiny, tmp_path):
-    """In `score`, which has tasks before and after its actors."""
-    stage, table = "score", SCORES
-    undisturbed = tiny_run[1]
-    shutil.copytree(undisturbed.root, tmp_path / "run")
-    run = RunDirectory.at(str(tmp_path / "run"))
-    run.delete(table.folder)
-    run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
-    trial = Trial(nodes, run, stage, tiny)
+def test_a_lost_node_costs_no_row(nodes, store, upload, tiny, tiny_local):
+    """In `score`, which has tasks before and after its actors; photos and run lie in an object store."""
+    files, settings = photos_of(tiny)
+    run = RunDirectory.at(store[1]("lost-node"))
+    settings += [f"dataset.root={upload('lost', files)}"]
+    pipeline.run(recipe.load("demo", [*settings, "runtime.engine=local"]), run.root, "train_hcp")
+    trial = Trial(nodes, run, "score", settings)
     trial.start()
     assert trial.wait_until(lambda: trial.processes(("Map", "MapWorker")) or trial.under_way())
     trial.lose_nodes(1)
     assert trial.end() == 0, trial.notes
-    rows = [row.image_id for row in run.rows(table)]
-    expected = {row.image_id for row in undisturbed.rows(table)}
-    assert sorted(rows) == sorted(expected) and len(rows) == 24
-    assert not any(row.error for row in run.rows(table, ["error"]))
+    assert not any(row.error for row in run.rows(SCORES, ["error"]))
+    assert len(list(run.rows(SCORES))) == 24 and same_rows(run, tiny_local[1], SCORES)

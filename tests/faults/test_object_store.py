@@ -4,77 +4,25 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import tarfile
 import threading
-from contextlib import suppress
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
 
-from tests.runs import entries, measured, same_rows
+from tests.runs import entries, measured, photos_of, same_rows
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import LAYOUTS, layout_of, list_photos
 from wsseg_ray.datasets.pixels import photo_size
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
+from wsseg_ray.labelling import label
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.sources import read_bytes
 from wsseg_ray.status import lines
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, PROPOSALS, REFINED, SCORES, SUPERVISION, ImageRow
-
-moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
-
-
-class Proxy:
-    """Passes connections on to a server, while it is `open`; cuts them all when it is closed."""
-
-    def __init__(self, port: int) -> None:
-        self._target, self.open, self._live = ("127.0.0.1", port), True, []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self.open = False
-        for connection in self._live:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            if not self.open:
-                client.close()
-                continue
-            server = socket.create_connection(self._target)
-            self._live += [client, server]
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=_copy, args=pair, daemon=True).start()
-
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(2**16):
-            sink.sendall(data)
-    for end in (source, sink):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture(scope="module")
-def store():
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    proxy = Proxy(server._server.port)
-    query = f"scheme=http&endpoint_override=127.0.0.1:{proxy.port}&allow_bucket_creation=true"
-    fs.FileSystem.from_uri(f"s3://key:secret@runs?{query}")[0].create_dir("runs")
-    yield proxy, lambda name: f"s3://key:secret@runs/{name}?{query}"
-    server.stop()
 
 
 def test_a_run_directory_on_an_object_store(store):
@@ -142,17 +90,6 @@ def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, 
         assert "secret" not in shown
 
 
-def upload(store, name: str, files: dict[str, bytes]) -> str:
-    """Objects of a bucket of their own; returns the bucket's URI."""
-    place = store[1]("").replace("@runs/", f"@{name}")
-    filesystem, bucket = fs.FileSystem.from_uri(place)
-    filesystem.create_dir(bucket)
-    for path, data in files.items():
-        with filesystem.open_output_stream(f"{bucket}/{path}") as stream:
-            stream.write(data)
-    return place
-
-
 def as_tar(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -196,8 +133,8 @@ LAID = {
 
 
 @pytest.mark.parametrize("layout", LAID)
-def test_every_layout_is_read_out_of_an_object_store(store, layout):
-    root = upload(store, f"pets-{layout}", LAID[layout])
+def test_every_layout_is_read_out_of_an_object_store(upload, layout):
+    root = upload(f"pets-{layout}", LAID[layout])
     assert layout_of(Place.at(root)) == layout
     listing = LAYOUTS.get(layout).read(DatasetSection(root=root, classes=["cat", "dog"], train_split="train"), 0)
     found = {photo.labels: photo for photo in listing.photos}
@@ -212,12 +149,16 @@ def test_a_folder_that_is_not_in_the_store(store):
 
 
 @pytest.mark.run
-def test_photos_run_and_labels_in_an_object_store(store, tiny, tiny_local, tmp_path):
+def test_photos_run_and_labels_in_an_object_store(store, upload, tiny, tiny_local):
     """The numbers of the same photos on a disk."""
-    settings = [setting for setting in tiny if not setting.startswith("dataset.root")]
-    photos = Path(next(setting for setting in tiny if setting.startswith("dataset.root")).partition("=")[2])
-    files = {path.relative_to(photos).as_posix(): path.read_bytes() for path in photos.rglob("*") if path.is_file()}
-    root = upload(store, "photos", files)
+    files, settings = photos_of(tiny)
+    root = upload("photos", files)
     run = RunDirectory.at(store[1]("photos-run"))
     outcome = pipeline.run(recipe.load("demo", [*settings, f"dataset.root={root}", "runtime.engine=local"]), run.root)
     assert outcome.failed == {} and measured(run) == measured(tiny_local[1])
+    folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
+    bucket, mark, query = root.partition("?")
+    labelled = label(run.root, f"{bucket}/JPEGImages{mark}{query}", store[1]("labels"), "SN_B", engine="local")
+    assert labelled.labelled == 24 and labelled.failed == {}
+    for name in run.names(*folder):
+        assert read_bytes(store[1](f"labels/{name}")) == run.read_bytes(*folder, name)
