@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,7 +102,7 @@ class RunDirectory:
         if self.is_local:
             return "/".join((self.root, *parts))
         folder, mark, query = self.root.partition("?")
-        return "/".join((folder, *parts)) + mark + query
+        return "/".join((folder, *map(quoted, parts))) + mark + query
 
     def exists(self, *parts: str) -> bool:
         filesystem, path = filesystem_of(self.uri(*parts))
@@ -211,6 +212,11 @@ def is_uri(place: str) -> bool:
     return "://" in place
 
 
+def quoted(path: str) -> str:
+    """A path as a part of a URI: a file's name with `?`, `#` or `%` in it must say nothing to the store."""
+    return re.sub(r"[%?#\x00-\x1f\x7f]", lambda found: f"%{ord(found[0]):02X}", path)
+
+
 def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path in it."""
     if not is_uri(uri):
@@ -221,7 +227,7 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
     path, mark, query = rest.partition("?")
     bucket, _, below = path.partition("/")
     filesystem, bucket = _object_store(f"{scheme}://{bucket}{mark}{query}")
-    return filesystem, f"{bucket}/{below}"
+    return filesystem, f"{bucket}/{unquote(below)}"
 
 
 @lru_cache

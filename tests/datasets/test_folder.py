@@ -89,7 +89,7 @@ def test_classes_file_names_the_mask_values(tmp_path):
         ("a.jpg,cat,", "a", "has no split"),
         ("../a.jpg,cat,train", "..__a", "is outside the data set's folder"),
         ("/etc/a.jpg,cat,train", "__etc__a", "is outside the data set's folder"),
-        ("sub\\b.PNG,cat,train", "sub\\b", "without / or \\"),
+        ("sub\\b.PNG,cat,train", "sub\\b", "without /, "),
         ("...jpg,cat,train", "..", "cannot be an image id"),
         (".,cat,train", ".", "cannot be an image id"),
         ("masks,cat,train", "masks", "is not a photo"),

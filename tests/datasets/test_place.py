@@ -12,6 +12,8 @@ def test_names_of_a_place(monkeypatch, tmp_path):
     assert (remote.name, remote.stem, remote.suffix) == ("a.tar.jpg", "a.tar", ".jpg")
     assert remote.parent.uri == "s3://key:secret@bucket/pets/cats?scheme=http" and remote.parent / "." == remote.parent
     assert "secret" not in str(remote)
+    hostile = Place("s3://bucket/cats?scheme=http") / "a?b#c%20.jpg"
+    assert hostile.uri == "s3://bucket/cats/a%3Fb%23c%2520.jpg?scheme=http" and hostile.name == "a?b#c%20.jpg"
     assert (Place("/x?y") / "z").uri == "/x?y/z"  # a path has no query
 
 

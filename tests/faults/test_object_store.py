@@ -143,6 +143,22 @@ def test_every_layout_is_read_out_of_an_object_store(upload, layout):
     assert [read_bytes(found[label,].uri) for label in (0, 1)] == [b"0", b"1"]
 
 
+HOSTILE = "a?endpoint_override=127.0.0.1:9&scheme=http#%2e%2e"
+
+
+def test_a_name_of_a_file_says_nothing_to_the_store(store, upload):
+    """Read as a part of a URI, this name would send the request, with its signature, to another server."""
+    root = upload("hostile", {f"cat/{HOSTILE}.jpg": b"photo", "cat/b.jpg": b"b"})
+    listing = LAYOUTS.get("classes").read(DatasetSection(root=root, train_split="train"), 0)
+    found = {photo.image_id: read_bytes(photo.uri) for photo in listing.photos}
+    assert found == {f"cat__{HOSTILE}": b"photo", "cat__b": b"b"}
+    run = RunDirectory.at(store[1]("hostile-run"))
+    run.write_bytes(b"labels", "labels", f"{HOSTILE}.png")
+    assert run.names("labels") == [f"{HOSTILE}.png"] and run.read_bytes("labels", f"{HOSTILE}.png") == b"labels"
+    run.delete("labels", f"{HOSTILE}.png")
+    assert not run.exists("labels", f"{HOSTILE}.png")
+
+
 def test_a_folder_that_is_not_in_the_store(store):
     with pytest.raises(DatasetError, match="there is no folder s3://runs/none"):
         list_photos(DatasetSection(layout="folder", root=store[1]("none")))

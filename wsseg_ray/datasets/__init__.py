@@ -172,8 +172,8 @@ def choose_classes(known: list[str], wanted: list[str] | None) -> tuple[list[str
 
 def id_problem(image_id: str) -> str:
     """Why an image_id cannot be a file name, or ""."""
-    if image_id in ("", ".", "..") or any(character in image_id for character in "/\\\0"):
-        return f"{image_id!r} cannot be an image id: it must be a plain file name, without / or \\"
+    if image_id in ("", ".", "..") or any(one in "/\\\x7f" or one < " " for one in image_id):
+        return f"{image_id!r} cannot be an image id: it must be a plain file name, without /, \\ or control characters"
     if len(image_id.encode()) > MAX_ID_BYTES:
         return f"the image id {image_id[:40]!r}... has more than {MAX_ID_BYTES} bytes; shorten the file's name"
     return ""

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from pyarrow import fs
 
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.storage import StorageError, filesystem_of, is_uri, patiently, read_bytes, shown
+from wsseg_ray.storage import StorageError, filesystem_of, is_uri, patiently, quoted, read_bytes, shown
 
 
 @dataclass(frozen=True, order=True)
@@ -33,15 +34,18 @@ class Place:
         return cls(path.rstrip("/") + mark + query)
 
     def __truediv__(self, below: str) -> Place:
+        if below in ("", "."):
+            return self
         path, mark, query = self._parts()
-        return Place(f"{path}/{below}{mark}{query}") if str(below) not in ("", ".") else self
+        return Place(f"{path}/{quoted(below) if is_uri(self.uri) else below}{mark}{query}")
 
     def __str__(self) -> str:
         return shown(self.uri)
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self._parts()[0]).name
+        name = PurePosixPath(self._parts()[0]).name
+        return unquote(name) if is_uri(self.uri) else name
 
     @property
     def stem(self) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from wsseg_ray.backbones.vgg import VGG
 from wsseg_ray.datasets import Listing
+from wsseg_ray.datasets.place import Place
 from wsseg_ray.engine.checkpoints import weights_finding, weights_source
 from wsseg_ray.engine.stage import Finding, Job, Stage, Step, Work
 from wsseg_ray.errors import RecipeError
@@ -135,9 +136,9 @@ def _decoded(job: Job, row: PhotoRow) -> PhotoRow:
 
 def _from_file(job: Job, source: Source, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
     assert source.from_file is not None
-    place = f"{(job.recipe.proposals.root or '').rstrip('/')}/{row.image_id}{source.suffix}"
+    place = Place.at(job.recipe.proposals.root or "") / f"{row.image_id}{source.suffix}"
     try:
-        data = read_bytes(place)
+        data = read_bytes(place.uri)
     except OSError as error:
         raise ProposalFileError(f"no proposals: {place} cannot be read ({error})") from error
     regions, objectness = source.from_file(data, job.recipe.proposals.count)
