@@ -149,6 +149,7 @@ PAPER = {
     "segmentation.decay_every": (5, "Sec. 4.2"),
     "segmentation.momentum": (0.9, "Sec. 4.2"),
     "segmentation.weight_decay": (0.0005, "Sec. 4.2"),
+    "segmentation.balance": (0.0, "Eq. (3): all classes weigh the same"),
     "segmentation.rounds": (0, "Sec. 4.2: each network is trained once"),
     "segmentation.rivals.start_epochs": (4, "ours: of the rivals alone"),
     "segmentation.rivals.max_learning_rate": (0.0001, "[25]: of the rivals alone"),

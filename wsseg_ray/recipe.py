@@ -257,6 +257,8 @@ class SegmentationSection(Section):
     decay_every: int = Field(5, ge=1)  # Sec. 4.2: / 10 every 5 epochs
     momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
     weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2; DeepLab [7]: not for biases
+    # A class's share of the pixels to the power of -balance is its weight in the loss of masks; 0: the paper's
+    balance: float = Field(0.0, ge=0, le=1)
     # More trainings of each network, on its own labels of the training photos; auto: one for few photos, none for many
     rounds: Annotated[int, Field(ge=0), OrAuto()] = 0
     rivals: RivalsSection = RivalsSection()

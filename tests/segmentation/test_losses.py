@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from wsseg_ray.segmentation.losses import hard_cross_entropy, soft_cross_entropy
+from wsseg_ray.segmentation.losses import class_weights, hard_cross_entropy, soft_cross_entropy
 
 # One photo, two classes, a grid of 1x3: softmax (1/4, 3/4), (1/2, 1/2), (1/2, 1/2)
 LOGITS = torch.tensor([[[[0.0, 0.0, 7.0]], [[math.log(3.0), 0.0, 7.0]]]])
@@ -18,6 +18,22 @@ def test_soft_cross_entropy():
 def test_hard_cross_entropy():
     labels = torch.tensor([[[1, 255, 0]]])
     assert hard_cross_entropy(LOGITS, labels).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+
+
+def test_weights_of_classes():
+    weights = class_weights([80, 20, 0], 0.5)
+    raw = torch.tensor([(101 / 80) ** 0.5, (101 / 20) ** 0.5, 101**0.5])
+    assert torch.allclose(weights, raw * 101 / (raw * torch.tensor([80, 20, 1])).sum())
+    assert (80 * weights[0] + 20 * weights[1] + weights[2]).item() == pytest.approx(101), "1 in the mean over pixels"
+    assert torch.equal(class_weights([80, 20], 0), torch.ones(2))
+    balanced = class_weights([80, 20], 1)
+    assert (80 * balanced[0]).item() == pytest.approx((20 * balanced[1]).item())
+
+
+def test_a_cell_counts_by_the_weight_of_its_class():
+    labels = torch.tensor([[[1, 255, 0]]])
+    found = hard_cross_entropy(LOGITS, labels, torch.tensor([3.0, 0.5])).item()
+    assert found == pytest.approx((0.5 * math.log(4 / 3) + 3 * math.log(2)) / 2)
 
 
 def test_nothing_valid_costs_nothing():

@@ -31,7 +31,7 @@ from wsseg_ray.segmentation.losses import IGNORE, hard_cross_entropy, soft_cross
 from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
 from wsseg_ray.segmentation.networks import START, Network
 from wsseg_ray.segmentation.objectives import OBJECTIVES
-from wsseg_ray.stages import hcp
+from wsseg_ray.stages import balance, hcp
 from wsseg_ray.stages.feed import Batch, SgdStep, stream, target_kind, together
 from wsseg_ray.stages.segmenters import (
     WEIGHTS,
@@ -64,6 +64,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
     untrained = [*_before(job, untrained, round_), *untrained]
     total = _seen(job.recipe, photos, untrained)
     if untrained:
+        balance.count(job, runner)
         runner.fit(job, stage(round_), partial(_loop, [network.name for network in untrained], round_), total, photos)
     _copy(job, twins)
     # Copies alone are work too, though no photo is seen.
@@ -159,7 +160,8 @@ class _Training:
         if job.recipe.runtime.compile:
             self._network.backbone.compile()
             self._network.head.compile()
-        self._objective = training.shared(worker, SegmentationObjective(self._network, network, round_, kept))
+        weights = balance.weights(job)
+        self._objective = training.shared(worker, SegmentationObjective(self._network, network, round_, kept, weights))
         self._before = read_log(job, network, round_)
         self._log: list[dict[str, float]] = []
         self._losses: list[float] = []
@@ -255,8 +257,16 @@ def counted(kind: str, targets: torch.Tensor) -> int:
 class SegmentationObjective(nn.Module):
     """The loss of a batch, by what a network learns from: a module, so that workers can share its gradients."""
 
-    def __init__(self, network: SegmentationNetwork, about: Network, round_: int, kept: KeptFeatures) -> None:
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        about: Network,
+        round_: int,
+        kept: KeptFeatures,
+        weights: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self._weights = weights
         self.network, self._kind, self._kept = network, target_kind(about, round_), kept
         self._objective = OBJECTIVES.get(about.objective) if self._kind == "labels" else None
 
@@ -275,7 +285,8 @@ class SegmentationObjective(nn.Module):
             return torch.stack(losses).mean()
         if self._kind == "maps":
             return soft_cross_entropy(logits, targets)
-        return hard_cross_entropy(logits, targets[:, 0].long())
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        return hard_cross_entropy(logits, targets[:, 0].long(), weights)
 
     def _of_stored(
         self, maps: Sequence[dict[str, torch.Tensor]], dropout: Sequence[int], device: torch.device
