@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/wsseg demo --run-dir runs/demo
 
-# The tests without Ray, in under a minute.
+# The tests without Ray and without whole runs: two minutes on two cores.
 unit: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray and not run and not slow" $(PYTEST_ARGS)
 
