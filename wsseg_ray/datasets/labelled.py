@@ -68,6 +68,32 @@ def split_of(file: Place, root: Place) -> str:
     return split_in(file.name) or (split_in(file.parent.name) if file.parent != root else "")
 
 
+def files_in(root: Place, suffix: str) -> list[Place]:
+    """Files with photos in them: in the folder, in its folder `data`, and in its folders of splits.
+
+    Raises DatasetError where there is none.
+    """
+    folders = sorted(name for name, is_folder in root.entries().items() if is_folder)
+    places = [root, *(root / name for name in folders if name == "data" or split_in(name))]
+    found = [
+        place / name
+        for place in places
+        for name, is_folder in sorted(place.entries().items())
+        if name.endswith(suffix) and not is_folder
+    ]
+    if not found:
+        raise DatasetError(f"dataset.root: {root} has no file {suffix}")
+    return found
+
+
+def has_files(root: Place, suffix: str) -> bool:
+    """Whether `files_in` finds any."""
+    try:
+        return bool(files_in(root, suffix))
+    except DatasetError:
+        return False
+
+
 def named(labels: Any, names: list[str]) -> list[str]:
     """Labels as names: a label or a list of labels, each a name or a number; number i is the name i of `names`.
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsseg_ray.datasets import Layout, Listing, read_classes, root_of
-from wsseg_ray.datasets.labelled import Row, listing_of, named, split_in, split_of
+from wsseg_ray.datasets.labelled import Row, files_in, has_files, listing_of, named, split_of
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
@@ -45,26 +45,12 @@ class Cell(NamedTuple):
 def read(section: DatasetSection, seed: int = 0) -> Listing:
     """All photos of the Parquet files. Raises DatasetError where a file is not Parquet or has no such columns."""
     root = root_of(section)
-    files = list(_files(root))
-    if not files:
-        raise DatasetError(f"dataset.root: {root} has no file {SUFFIX}")
+    files = files_in(root, SUFFIX)
     names = read_classes(root)
     cells = [cell for file in files for cell in _cells(file, split_of(file, root), names)]
     paths = [cell.path for cell in cells]
     own = all(paths) and len(set(paths)) == len(paths)
     return listing_of(root, files[0], [_row(cell, own) for cell in cells], section)
-
-
-def _files(root: Place) -> Iterator[Place]:
-    entries = root.entries()
-    folders = [root, *(root / name for name, is_folder in sorted(entries.items()) if is_folder and _counts(name))]
-    for folder in folders:
-        own = folder.entries()
-        yield from (folder / name for name in sorted(own) if name.endswith(SUFFIX) and not own[name])
-
-
-def _counts(name: str) -> bool:
-    return name == "data" or bool(split_in(name))
 
 
 def _row(cell: Cell, own: bool) -> Row:
@@ -124,4 +110,4 @@ def _class_label(schema: pa.Schema, column: str) -> list[str]:
         return []
 
 
-LAYOUT = Layout(read, recognises=lambda root: any(_files(root)))
+LAYOUT = Layout(read, recognises=lambda root: has_files(root, SUFFIX))

@@ -1,6 +1,6 @@
 """The layout of WebDataset: tar files whose members belong together where their names are equal up to the first dot.
 
-    train-000000.tar, val-000000.tar     in the folder, or in folders of splits; the name says the split
+    train-000000.tar, val-000000.tar     in the folder, in `data` or in folders of splits; the name says the split
     a/1.jpg                              the photo; also jpeg, png, webp, bmp
     a/1.cls or a/1.txt                   its label: a name, several names separated by `;`, or a number
     a/1.json                             {"label": "cat"} or {"labels": ["cat", "dog"]}, names or numbers
@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from wsseg_ray.datasets import Layout, Listing, read_classes, root_of
-from wsseg_ray.datasets.labelled import PHOTO_SUFFIXES, Row, listing_of, named, split_in, split_of
+from wsseg_ray.datasets.labelled import PHOTO_SUFFIXES, Row, files_in, has_files, listing_of, named, split_of
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
@@ -33,21 +33,11 @@ AHEAD = 1 << 16  # bytes that are read at a time while members are listed
 def read(section: DatasetSection, seed: int = 0) -> Listing:
     """All photos of the tar files. Raises DatasetError where a file is no tar file."""
     root = root_of(section)
-    files = list(_files(root))
-    if not files:
-        raise DatasetError(f"dataset.root: {root} has no file {SUFFIX}")
+    files = files_in(root, SUFFIX)
     names = read_classes(root)
     return listing_of(
         root, files[0], [row for file in files for row in _rows(file, split_of(file, root), names)], section
     )
-
-
-def _files(root: Place) -> Iterator[Place]:
-    entries = root.entries()
-    folders = [root, *(root / name for name, is_folder in sorted(entries.items()) if is_folder and split_in(name))]
-    for folder in folders:
-        own = folder.entries()
-        yield from (folder / name for name in sorted(own) if name.endswith(SUFFIX) and not own[name])
 
 
 def _rows(file: Place, split: str, names: list[str]) -> Iterator[Row]:
@@ -102,4 +92,4 @@ def _labels(members: dict[str, tuple[int, int, bytes]], names: list[str]) -> lis
     return named([int(word) if word.isdecimal() else word for word in words], names)
 
 
-LAYOUT = Layout(read, recognises=lambda root: any(_files(root)))
+LAYOUT = Layout(read, recognises=lambda root: has_files(root, SUFFIX))
