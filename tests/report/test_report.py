@@ -139,6 +139,19 @@ def test_the_gallery_has_the_worst_photo_first():
     assert "photos they never saw" not in text and 'id="gallery"' not in page()
 
 
+def test_the_gallery_shows_the_photos_of_one_class_alone():
+    """A choice per class, and a rule of style that hides the photos without it: no script is needed."""
+    val = next(strip for strip in fake_strips() if strip.split == "val")
+    both = [
+        replace(val, image_id=name, score=50.0, labels=[name], predictions=val.predictions[:1]) for name in CLASSES[:2]
+    ]
+    text = page(strips=both)
+    for i, name in enumerate(CLASSES):
+        assert f'id="only-{i}"' in text and f"#only-{i}:checked) .gallery article:not(.has-{i})" in text, name
+    assert text.count('<article class="has-0 "') == text.count('<article class="has-1 "') == 1
+    assert 'name="only"' not in page(strips=both[:1]), "one photo needs no choice"
+
+
 def page(**changes) -> str:
     arguments = {
         "title": "A fake run",

@@ -20,7 +20,7 @@ from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.evaluation import iou
 from wsseg_ray.segmentation.inference import View, photo_views
 from wsseg_ray.segmentation.networks import NETWORKS
-from wsseg_ray.stages.predict import BEST, STAGE, WORST, agreement
+from wsseg_ray.stages.predict import STAGE, agreement
 from wsseg_ray.stages.predictor import (
     Predictor,
     RememberingBackbone,
@@ -96,13 +96,13 @@ def test_predictions_are_a_voc_submission(tiny_local):
 
 
 def test_the_gallery_holds_the_photos_of_the_best_network_by_their_own_miou(tiny_local):
-    """All of the demo's photos: it has as many as a gallery."""
+    """All of the demo's photos: it has fewer than a gallery may have."""
     job = open_run(tiny_local[1])
     val = tiny_local[1].read_json("metrics.json")["networks"]
     best = max((name for name in val if name != "FULL"), key=lambda name: val[name]["val"]["miou_crf"])
     gallery = [strip for strip in STAGE.strips(job) if strip.score is not None]
-    assert len(gallery) == WORST + BEST == len({strip.image_id for strip in gallery})
     images = {row.image_id: row for row in job.run.rows(IMAGES)}
+    assert {strip.image_id for strip in gallery} == {name for name, row in images.items() if row.split == "val"}
     for strip in gallery:
         ((name, labels),) = strip.predictions
         assert name == f"{best} + CRF"
@@ -120,7 +120,7 @@ def test_without_true_masks_the_gallery_compares_with_the_names(tiny_local, tmp_
             row.confusion = np.zeros(0, np.int64)
         run.write_shard(PREDICTIONS, shard, rows)
     gallery = [strip for strip in STAGE.strips(open_run(run)) if strip.score is not None]
-    assert len(gallery) == WORST + BEST and {strip.measure for strip in gallery} == {"agreement"}
+    assert {strip.measure for strip in gallery} == {"agreement"}
     scores = [strip.score for strip in gallery]
     assert scores == sorted(scores)
     images = {row.image_id: row for row in run.rows(IMAGES)}

@@ -33,7 +33,7 @@ from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
-WORST, BEST = 9, 3  # photos of the report's gallery
+WORST, BEST = 24, 12  # photos of the report's gallery
 SHOWN = 0.01  # share of a photo from which on a class is wholly there
 
 
