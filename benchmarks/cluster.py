@@ -151,7 +151,7 @@ def main() -> None:
                 submit += ["--", "python", "jobs/pipeline.py", "demo", *words, "--run-dir"]
                 nodes.say(*submit, run.root)
                 job = nodes.popen(*submit, run.root)
-                while not run.shards("scores"):
+                while not run.now().shards("scores"):
                     if job.poll():  # the head's job agent takes some seconds to come
                         job = nodes.popen(*submit, run.root)
                     time.sleep(0.1)
@@ -159,7 +159,7 @@ def main() -> None:
                 print("# kill -9 of everything on the second node")
                 nodes.kill(1)
                 nodes.start(f"--address=127.0.0.1:{GCS}", "--num-cpus=1")
-                while job.poll() is None and not run.exists("segmenters", "progress.json"):
+                while job.poll() is None and not run.now().exists("segmenters", "progress.json"):
                     time.sleep(0.5)
                 if arguments.prometheus:
                     time.sleep(25)  # two scrapes
@@ -172,7 +172,7 @@ def main() -> None:
                 # On the same nodes: torch has other threads elsewhere, which round otherwise.
                 nodes.popen(*submit, whole.root).communicate()
         print("# the tables, and those of an undisturbed run")
-        tables_compared(whole, run)
+        tables_compared(whole.now(), run.now())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -101,9 +101,10 @@ class Trial:
         table = FOLDERS[self.stage]
         if fault.startswith("worker") and self.stage == "train_segmenter":
             return bool(self.processes(TASKS))
+        run = self.run.now()
         if self.stage in ("train_hcp", "train_segmenter"):
-            return bool((self.run.read_json(table, PROGRESS) or {}).get("seen"))
-        return bool(self.run.shards(table))
+            return bool((run.read_json(table, PROGRESS) or {}).get("seen"))
+        return bool(run.shards(table))
 
     def processes(self, names: tuple[str, ...]) -> list[psutil.Process]:
         """Ray's processes on the worker nodes that run what begins with one of these names."""
@@ -229,9 +230,9 @@ def disturbed(
 ) -> dict:
     """One trial: a stage of a run again, with a fault; what it left against what it left undisturbed."""
     shutil.copytree(whole.root, place)
-    run = RunDirectory.at(str(place))
+    run = RunDirectory.at(str(place)).now()
     run.delete(FOLDERS[stage])
-    run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
+    run.write_entry({"state": "running"}, FOLDERS[stage])
     with three_nodes() as cluster:
         trial = Trial(cluster, run, stage, settings)
         begin = time.monotonic()
@@ -255,14 +256,14 @@ def disturbed(
                 STRIKES[fault](trial)
             code = trial.end()
         seconds = time.monotonic() - begin
-        folder = FOLDERS[stage]
+        folder, left = FOLDERS[stage], trial.run.now()
         if stage.startswith("train"):
             parts = (folder,) if stage == "train_hcp" else (folder, "AN_A")
-            found = {"rows": 1, "unlike": int(not same_weights(reference, trial.run, parts))}
+            found = {"rows": 1, "unlike": int(not same_weights(reference, left, parts))}
         else:
             table = next(table for table in TABLES if table.folder == folder)
-            found = dict(zip(("rows", "unlike"), differences(reference, trial.run, table), strict=True))
-        failed = len(trial.run.read_json("failures", f"{stage}.json") or [])
+            found = dict(zip(("rows", "unlike"), differences(reference, left, table), strict=True))
+        failed = len(left.read_json("failures", f"{stage}.json") or [])
         return {**found, "failed": failed, "code": code, "seconds": seconds, "notes": "; ".join(trial.notes)}
 
 
@@ -334,6 +335,7 @@ def main() -> None:
         settings = [*SETTINGS, f"dataset.root={folder}/photos", f"dataset.limit={arguments.photos}"]
         whole = RunDirectory.at(f"{folder}/whole")
         subprocess.run(command(whole, settings), check=True, env={**os.environ, "RAY_ADDRESS": "local"})
+        whole = whole.now()
         print("| stage | fault | rows | lost, twice or unlike | failed | seconds more | what happened |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for stage in arguments.stages or FOLDERS:
@@ -344,7 +346,7 @@ def main() -> None:
             for fault in arguments.faults or FAULTS:
                 if not applies(stage, fault):
                     continue
-                found = disturbed(whole, place, stage, fault, settings, RunDirectory.at(str(reference)))
+                found = disturbed(whole, place, stage, fault, settings, RunDirectory.at(str(reference)).now())
                 code = f"exit code {found['code']}; " if found["code"] else ""
                 words = [stage, fault, found["rows"], found["unlike"], found["failed"]]
                 words += [f"{found['seconds'] - base:.0f}", code + found["notes"]]

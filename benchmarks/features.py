@@ -96,13 +96,13 @@ def main() -> None:
             counts.append(len(list_photos(made.dataset).photos))
             place = f"{folder}/{photos}"
             pipeline.run(made, place, "images")
-            run = RunDirectory.at(place)
             with Memory() as watched:
                 pipeline.run(made, place, "features")
             memory.append(watched.most)
-            seconds.append(run.read_json("stages", "features.json")["seconds"])
+            run = RunDirectory.at(place).now()
+            seconds.append(run.entry(FEATURES.folder)["seconds"])
             loops.append(bare(run))
-        stored = sum(file.stat().st_size for file in Path(place, "features").iterdir())
+        stored = sum(file.stat().st_size for file in Path(run.uri(FEATURES.folder)).iterdir())
     each, loop = (seconds[1] - seconds[0]) / (counts[1] - counts[0]), sum(loops) / 2
     print(f"photos {counts}: {seconds[0]:.1f} and {seconds[1]:.1f} s, at most {memory[0]:.0f} and {memory[1]:.0f} MB")
     print(f"per photo: stage {1000 * each:.1f} ms, bare loop {1000 * loop:.1f} ms: {loop / each:.2f} of its speed")

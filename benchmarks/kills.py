@@ -48,7 +48,8 @@ def command(run: RunDirectory, settings: Sequence[str]) -> list[str]:
 
 def under_way(run: RunDirectory, stage: str) -> bool:
     """Whether a stage has finished something, but not all."""
-    entry = run.read_json("stages", f"{stage}.json")
+    run = run.now()
+    entry = run.results and run.entry(written(run, stage))
     if not entry or entry["state"] != "running":
         return False
     if stage == "train_hcp":
@@ -71,6 +72,7 @@ def kill_in(run: RunDirectory, settings: Sequence[str], stage: str) -> str:
         if driver.poll() is not None:
             return "not killed: the run was over first"
         driver.send_signal(signal.SIGKILL)
+    run = run.now()
     if stage.startswith("train"):
         return "after its first epoch"
     return f"{len(run.shards(written(run, stage)))} of {len(run.shards('images')) // 2} shards written"
@@ -128,6 +130,7 @@ def main() -> None:
             kills[stage] = kill_in(killed, settings, stage)
             print(f"killed in {stage}: {kills[stage]}", flush=True)
         subprocess.run(command(killed, settings), check=True)
+        whole, killed = whole.now(), killed.now()
         tables, weights = tables_compared(whole, killed), weights_compared(whole, killed)
         print(json.dumps({"kills": kills, "tables": tables, "weights_equal": weights}))
 

@@ -369,7 +369,7 @@ def main() -> None:
         parser.error(f"--parts knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
     if "cam" in parts and not options.weights:
         parser.error("cam needs --weights, an ImageNet VGG-16")
-    place = RunDirectory.at(options.run)
+    place = RunDirectory.at(options.run).now()
     if not place.shards("scores"):
         sys.exit(f"{options.run} holds no scores: wsseg run RECIPE --run-dir {options.run} --until refine")
     job = open_run(options.run)

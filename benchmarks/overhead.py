@@ -30,7 +30,8 @@ def timed(run: RunDirectory, settings: Sequence[str]) -> dict[str, float]:
     begin = time.perf_counter()
     subprocess.run(command(run, settings), check=True, env={**os.environ, "RAY_ADDRESS": "local"})
     whole = time.perf_counter() - begin
-    seconds = {name: run.read_json("stages", f"{name}.json")["seconds"] for name in run.read_json("run.json")["stages"]}
+    run = run.now()
+    seconds = {name: run.entry(folder)["seconds"] for name, folder in run.read_json("run.json")["stages"].items()}
     return {**seconds, "start, report": whole - sum(seconds.values()), "all": whole}
 
 
@@ -46,7 +47,8 @@ def main() -> None:
         print(f"{'stage':<16} {'local s':>8} {'Ray s':>8} {'local / Ray':>11}")
         for stage, alone in seconds["local"].items():
             print(f"{stage:<16} {alone:8.1f} {seconds['ray'][stage]:8.1f} {alone / seconds['ray'][stage]:11.2f}")
-        tables, weights = tables_compared(*runs.values()), weights_compared(*runs.values())
+        found = [run.now() for run in runs.values()]
+        tables, weights = tables_compared(*found), weights_compared(*found)
     print(json.dumps({"seconds": seconds, "tables": tables, "weights_equal": weights}))
 
 

@@ -33,9 +33,11 @@ def main() -> None:
     for count in arguments.photos:
         planned = plan.seconds(loaded, costs, {"train": count, "val": min(count, val)}, here)
         with tempfile.TemporaryDirectory() as folder:
-            run = RunDirectory.at(f"{folder}/run")
-            pipeline.run(recipe.load(arguments.recipe, [*arguments.settings, f"dataset.limit={count}"]), run.root)
-            taken = {name: run.read_json("stages", f"{name}.json")["seconds"] for name in planned}
+            pipeline.run(
+                recipe.load(arguments.recipe, [*arguments.settings, f"dataset.limit={count}"]), f"{folder}/run"
+            )
+            stages = RunDirectory.at(f"{folder}/run").read_json("metrics.json")["stages"]
+            taken = {name: stages[name]["seconds"] for name in planned}
         print(f"\n{count} photos: {'stage':<16} {'planned s':>10} {'taken s':>10} {'planned / taken':>16}")
         for name, seconds in [*planned.items(), ("all", sum(planned.values()))]:
             real = taken.get(name, sum(taken.values()))

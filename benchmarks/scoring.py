@@ -58,7 +58,7 @@ from wsseg_ray.hcp.pooling import POOLINGS, MapPooling
 from wsseg_ray.hcp.scoring import score_proposals
 from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
-from wsseg_ray.storage import RunDirectory
+from wsseg_ray.storage import ENTRY, RunDirectory
 from wsseg_ray.tables import SCORES
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/voc-animals/VOCdevkit/VOC2012"
@@ -267,7 +267,7 @@ def stage(data: Path, photos: int, use_gpu: bool) -> dict[str, dict[str, float]]
             chosen = recipe.load("paper-voc12", [*settings, f"runtime.engine={engine}"])
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 process.submit(pipeline.run, chosen, run.root, "score").result()
-            found[engine] = _stage_times(run)
+            found[engine] = _stage_times(run.now())
     return found
 
 
@@ -276,10 +276,10 @@ def _stage_times(run: RunDirectory) -> dict[str, float]:
     reported = run.read_json("metrics.json")["stages"]["score"]
     if reported["failed"]:
         raise RuntimeError(f"score: {reported['failed']} photos failed: {run.read_json('failures', 'score.json')[:1]}")
-    folder = Path(run.root)
-    end = (folder / "stages" / "score.json").stat().st_mtime
-    fitted = (folder / "scores" / "pca.npz").stat().st_mtime
-    written = sorted((file.stat().st_mtime, file.stem) for file in (folder / "scores").glob("*.parquet"))
+    folder = Path(run.uri(SCORES.folder))
+    end = (folder / ENTRY).stat().st_mtime
+    fitted = (folder / "pca.npz").stat().st_mtime
+    written = sorted((file.stat().st_mtime, file.stem) for file in folder.glob("*.parquet"))
     first = len(run.read_shard(SCORES, written[0][1], ["image_id"]))
     running = written[-1][0] - written[0][0]
     return {
@@ -291,7 +291,7 @@ def _stage_times(run: RunDirectory) -> dict[str, float]:
         "running": running,
         "end": end - written[-1][0],
         "rate": (reported["rows"] - first) / running if running else float("nan"),
-        "bytes_a_photo": sum(file.stat().st_size for file in (folder / "scores").glob("*.parquet")) / reported["rows"],
+        "bytes_a_photo": sum(file.stat().st_size for file in folder.glob("*.parquet")) / reported["rows"],
     }
 
 

@@ -43,6 +43,7 @@ from wsseg_ray.recipe import dump, load
 from wsseg_ray.segmentation.network import parameter_groups
 from wsseg_ray.stages import segmenters, train_segmenter
 from wsseg_ray.stages.feed import Batch, SgdStep, read_batches
+from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import SUPERVISION
 
 FOLDER = segmenters.folder(0)
@@ -81,17 +82,15 @@ def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
     recipe = load(str(Path(run.root, "recipe.yaml")), overrides)
     (place / "recipe.yaml").write_text(dump(recipe))
     shutil.copy(Path(run.root, "run.json"), place)
-    left = arguments.photos
+    found, left = RunDirectory.at(str(place)).now(), arguments.photos
     for shard in run.shards("supervision"):
         if left <= 0:
             break
         left -= len(run.read_good(SUPERVISION, shard, []))
         for table in ("images", "proposals", "supervision"):
-            (place / table).mkdir(exist_ok=True)
-            shutil.copy(Path(run.root, table, f"{shard}.parquet"), place / table)
+            found.write_bytes(run.read_bytes(table, f"{shard}.parquet"), table, f"{shard}.parquet")
     if run.exists("hcp", "network.pt"):
-        (place / "hcp").mkdir()
-        shutil.copy(Path(run.root, "hcp", "network.pt"), place / "hcp")
+        found.write_bytes(run.read_bytes("hcp", "network.pt"), "hcp", "network.pt")
     return open_run(str(place))
 
 

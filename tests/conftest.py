@@ -93,11 +93,11 @@ def tiny(tmp_path_factory) -> list[str]:
 def tiny_run(cluster, tiny, tmp_path_factory) -> tuple[pipeline.Outcome, RunDirectory]:
     """The demo on Ray, whole and undisturbed."""
     place = str(tmp_path_factory.mktemp("tiny") / "run")
-    return pipeline.run(recipe.load("demo", tiny), place), RunDirectory.at(place)
+    return pipeline.run(recipe.load("demo", tiny), place), RunDirectory.at(place).now()
 
 
 @pytest.fixture(scope="session")
 def tiny_local(tiny, tmp_path_factory) -> tuple[pipeline.Outcome, RunDirectory]:
     """The same without Ray. Look at it, and copy it to change it."""
     place = str(tmp_path_factory.mktemp("local") / "run")
-    return pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), place), RunDirectory.at(place)
+    return pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), place), RunDirectory.at(place).now()

@@ -19,7 +19,7 @@ from wsseg_ray import pipeline
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.stage import Job, open_run
 from wsseg_ray.recipe import AUTO, Recipe, load, validate
-from wsseg_ray.storage import RunDirectory
+from wsseg_ray.storage import ENTRY, RunDirectory
 from wsseg_ray.tables import IMAGES, PREDICTIONS, PROPOSALS, REFINED, SCORES, SUPERVISION, Row, Table, schema
 
 TABLES = (IMAGES, PROPOSALS, SCORES, REFINED, SUPERVISION, PREDICTIONS)
@@ -35,7 +35,13 @@ def empty_job(place: Path, *settings: str, classes: Sequence[str] = ("x",)) -> J
 def copy(run: RunDirectory, folder: Path) -> RunDirectory:
     """A copy of a run, to change it."""
     shutil.copytree(run.root, folder / "run")
-    return RunDirectory.at(str(folder / "run"))
+    return RunDirectory.at(str(folder / "run")).now()
+
+
+def ran(recipe: Recipe, run: RunDirectory, until: str | None = None) -> RunDirectory:
+    """Run a recipe in a run directory; the directory with its results."""
+    pipeline.run(recipe, run.root, until)
+    return run.now()
 
 
 def photos_of(settings: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
@@ -72,10 +78,16 @@ def same_weights(a: RunDirectory, b: RunDirectory, *place: str) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def files(run: RunDirectory, *folder: str) -> list[str]:
+    """Names in a folder of a result, without what its stage says of it."""
+    return [name for name in run.names(*folder) if name not in (ENTRY, pipeline.FAILED)]
+
+
 def entries(run: RunDirectory) -> dict[str, Any]:
     """What each stage of a run left of itself."""
     stages = pipeline.stages_of(open_run(run).recipe)
-    return {stage.name: run.read_json("stages", f"{stage.name}.json") for stage in stages}
+    own = run.now()
+    return {stage.name: own.entry(stage.writes) for stage in stages}
 
 
 def measured(run: RunDirectory) -> dict[str, Any]:
@@ -92,7 +104,8 @@ def cut_off(run: RunDirectory, stage: str, *files: str) -> None:
     """Take back a stage as a kill leaves it: without some of its files, and without its end mark."""
     for file in files:
         run.delete(*file.split("/"))
-    run.write_json(run.read_json("stages", f"{stage}.json") | {"state": "running"}, "stages", f"{stage}.json")
+    folder = run.read_json("run.json")["stages"][stage]
+    run.write_entry((run.entry(folder) or {}) | {"state": "running"}, folder)
 
 
 def kill_driver(

@@ -65,7 +65,7 @@ def run_example(titles: list[str], folder: Path, engine: str = "local", until: s
     path.write_text(yaml.safe_dump(merged(yaml.safe_load(SMALL), changes)))
     outcome = pipeline.run(recipe.load(str(path)), str(folder / "run"), until)
     assert not outcome.failed
-    return RunDirectory.at(str(folder / "run"))
+    return RunDirectory.at(str(folder / "run")).now()
 
 
 @pytest.fixture

@@ -55,6 +55,8 @@ def test_what_is_labelled_is_not_labelled_again(tiny_local, photos, tmp_path, ca
     assert files(tmp_path / "out") == expected, "a labelling that was cut off goes on"
     label(*place[:3], "AN_A")
     assert files(tmp_path / "out").keys() == expected.keys() and files(tmp_path / "out") != expected
+    label(*place)
+    assert files(tmp_path / "out") == expected, "and back again"
 
 
 def test_one_file_for_all_photos(tiny_local, photos, tmp_path):
@@ -128,5 +130,5 @@ def test_on_ray(tiny_local, photos, tmp_path, cluster):
         outcome = label(tiny_local[1].root, str(folder), str(tmp_path / engine), "SN_B", engine=engine)
         assert outcome.labelled == len(expected) and list(outcome.failed) == ["broken"]
     assert files(tmp_path / "ray") == files(tmp_path / "local") == expected
-    runs = [RunDirectory.at(str(tmp_path / engine / ".wsseg")) for engine in ("local", "ray")]
+    runs = [RunDirectory.at(str(tmp_path / engine / ".wsseg")).now() for engine in ("local", "ray")]
     assert same_rows(*runs, LABELS)

@@ -27,10 +27,10 @@ STATUS = {
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     run = RunDirectory.at(str(tmp_path))
-    run.write_json({"stages": STAGES}, "run.json")
+    run.write_json({"stages": {name: name for name in STAGES}}, "run.json")
     for stage in ("images", "proposals", "train_hcp"):
-        run.write_json(DONE, "stages", f"{stage}.json")
-    run.write_json({"state": "running"}, "stages", "score.json")
+        run.write_entry(DONE, stage)
+    run.write_entry({"state": "running"}, "score")
     return run
 
 
@@ -71,7 +71,7 @@ def test_a_folder_with_a_password(monkeypatch):
 
 
 def test_stages_of_ones_own_and_rounds_are_shown(run):
-    run.write_json({"stages": ["images", "mine", "relabel-1"]}, "run.json")
+    run.write_json({"stages": {name: name for name in ("images", "mine", "relabel-1")}}, "run.json")
     assert [line.split()[0] for line in lines(run)] == ["images", "mine", "relabel-1"]
 
 

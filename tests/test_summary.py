@@ -35,7 +35,7 @@ SECOND = Stage("second", (), "second", metrics=lambda job: {"hcp": {"val_map": 3
 def job(tmp_path) -> Job:
     job = empty_job(tmp_path, classes=("cat",))
     for name in ("first", "second"):
-        job.run.write_json(ENTRY, "stages", f"{name}.json")
+        job.run.write_entry(ENTRY, name)
     job.run.write_json([{"image_id": "<a>", "stage": "first", "error": "no <photo>"}], "failures", "first.json")
     return job
 
@@ -48,7 +48,7 @@ def test_stages_add_to_the_same_parts(job):
 
 
 def test_a_stage_that_took_no_time_has_no_rate(job):
-    job.run.write_json({**ENTRY, "seconds": 0.0}, "stages", "first.json")
+    job.run.write_entry({**ENTRY, "seconds": 0.0}, "first")
     assert summary.metrics(job, [FIRST])["stages"]["first"]["rows_per_second"] is None
 
 

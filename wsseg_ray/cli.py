@@ -154,7 +154,7 @@ def status(
     from wsseg_ray.status import is_over, lines, stages
     from wsseg_ray.storage import RunDirectory
 
-    place = RunDirectory.at(run)
+    place = RunDirectory.at(run).now()
     if as_json:
         print(json.dumps(stages(place), indent=1))
         return
@@ -164,6 +164,27 @@ def status(
         if not watch or is_over(place):
             return
         time.sleep(2)
+
+
+@app.command()
+def clean(run: RunArgument, yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False) -> None:
+    """Remove the results that a run's recipe no longer uses, such as those of other settings."""
+    from wsseg_ray.cleaning import remove, unused
+    from wsseg_ray.engine.stage import open_run
+    from wsseg_ray.storage import RunDirectory
+
+    place = open_run(run).run
+    found = unused(place)
+    if not found:
+        print("there is nothing to remove: the recipe uses every result")
+        return
+    for folder, name in found:
+        size = sum(RunDirectory(place.root).sizes(folder, name).values())
+        print(f"{folder}/{name}  {size / 1e6:.1f} MB")
+    if not yes:
+        typer.confirm("remove them?", abort=True)
+    remove(place, found)
+    print(f"removed {len(found)} results")
 
 
 @app.command()

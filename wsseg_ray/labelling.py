@@ -21,16 +21,16 @@ from wsseg_ray.datasets.pixels import photo_size
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.engine.stage import Job, Stage, Step, Work
 from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.lease import held
 from wsseg_ray.network_file import Trained
 from wsseg_ray.networks import labels_of, open_network, probabilities_of
 from wsseg_ray.outputs import OUTPUTS, Labelled, Output
 from wsseg_ray.recipe import validate
 from wsseg_ray.registry import folders
 from wsseg_ray.segmentation.network import SegmentationNetwork
-from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages import STAGES
 from wsseg_ray.stages.predictor import Predictor, ViewsRow, unpacked
-from wsseg_ray.stages.rows import SeenRow, add_photo
+from wsseg_ray.stages.rows import SeenRow, add_photo, file_of
 from wsseg_ray.stages.segmenters import network_named
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, Row, Table, blobs, texts
@@ -98,13 +98,15 @@ def label(
     known = trained.recipe.model_dump()
     recipe = validate({**known, "runtime": {**known["runtime"], "engine": engine}})
     listing = Listing(trained.classes, list(range(1, len(trained.classes) + 1)), found)
-    work.write_bytes(network_file.as_bytes(trained, {}), NETWORK)
-    job = Job(work, recipe, listing, folders())
     stages = [STAGES.get(IMAGES.folder), _stage(trained, place.root, form)]
-    pipeline.work_through(job, stages, stages)
-    failed = _failures(work)
+    job = pipeline.with_results(Job(work, recipe, listing, folders()), stages)
+    with held(work):
+        _forget_others(job)
+        work.write_bytes(network_file.as_bytes(trained, {}), NETWORK)
+        pipeline.work_through(job, stages, stages)
+    failed = _failures(job.run)
     parts, labelled = [], 0
-    for row in work.rows(LABELS):
+    for row in job.run.rows(LABELS):
         if row.is_good:
             labelled += 1
             parts += row.part
@@ -167,6 +169,14 @@ def _stage(trained: Trained, out: str, form: str) -> Stage:
     )
 
 
+def _forget_others(job: Job) -> None:
+    """Delete what the table says of another labelling in the same folder: this one writes over its files."""
+    before = {"results": job.run.results}
+    if job.run.read_json("run.json") != before:
+        RunDirectory(job.run.root).delete(LABELS.folder)
+        job.run.write_json(before, "run.json")
+
+
 def _load(job: Job) -> list[SegmentationNetwork]:
     return [network_file.read(job.run.read_bytes(NETWORK), NETWORK).network]
 
@@ -178,7 +188,7 @@ def _rows(job: Job, shard: str) -> list[SeenRow]:
 def _finish(name: str, out: str, form: str, job: Job, row: ViewsRow) -> LabelRow:
     """The labels of a photo at its full size, in its file or as its part of the one file."""
     about, views = network_named(job.recipe, name), unpacked(row)[0]
-    data, output = read_bytes(row.uri), OUTPUTS.get(form)
+    data, output = file_of(row), OUTPUTS.get(form)
     labels = labels_of(job.recipe, about, row.photo, views, photo_size(data))
     shares = partial(probabilities_of, job.recipe, about, row.photo, views)
     encoded = output.encode(Labelled(Place(row.uri).name, data, labels, job.classes, shares))

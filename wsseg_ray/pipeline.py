@@ -1,9 +1,9 @@
 """A run: its stages in order, what depends on what, what is done already.
 
-A stage that is done leaves `stages/<name>.json` in the run: the fingerprint of what made it (its part of the recipe
-and its inputs' fingerprints), its rows and seconds. When the recipe runs again, a stage with the same fingerprint is
-skipped or, where it was cut off, goes on. A stage with another fingerprint is deleted and starts again, and so do those
-that read what it writes.
+What a stage writes lies in a folder with the fingerprint of all that makes it: its part of the recipe, its inputs'
+fingerprints, the user's own code, and the version of the tables. When a recipe runs again, a stage whose folder is
+there is skipped or, where it was cut off, goes on. After a change of the recipe the stages that depend on it write to
+other folders. The old ones stay, and serve again when the change is taken back; `cleaning` removes them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from pydantic import BaseModel
 
 from wsseg_ray import datasets, summary
 from wsseg_ray.choices import settle
+from wsseg_ray.cleaning import unused
 from wsseg_ray.console import chatter_to, say
 from wsseg_ray.engine.resources import check_names
 from wsseg_ray.engine.shards import TRIES
 from wsseg_ray.engine.stage import Job, Runner, Stage, as_seen_by, open_run, with_replacements
 from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.lease import held
 from wsseg_ray.recipe import Recipe, check_variants, dump, fingerprint
-from wsseg_ray.registry import folders
+from wsseg_ray.registry import folders, own_code
 from wsseg_ray.stages import STAGES
 from wsseg_ray.stages.segmenters import most_rounds
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import Table
 
-FORMAT = 6  # of the tables; a new one re-runs everything
+FORMAT = 7  # of the tables; a new one re-runs everything
+FAILED = "failures.json"  # of a result: the photos that failed
 
 
 @dataclass(frozen=True)
@@ -85,23 +88,40 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     names = [stage.name for stage in stages]
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: no such stage; there are {', '.join(names)}")
-    job = prepare(recipe, place, stages)
-    place.write_bytes(dump(recipe).encode(), "recipe.yaml")
-    about: dict[str, Any] = {"classes": job.classes, "mask_values": job.listing.mask_values, "stages": names}
-    about["choices"] = {choice.key: choice.value for choice in choices}
-    place.write_json({**about, "code": job.code, "replaced": job.replaced}, "run.json")
-    wanted = stages[: names.index(until) + 1] if until else stages
-    work_through(job, wanted, stages)
-    metrics, written = summary.conclude(job, wanted)
+    job = with_results(prepare(recipe, place, stages), stages)
+    with held(place):
+        place.write_bytes(dump(recipe).encode(), "recipe.yaml")
+        about: dict[str, Any] = {"classes": job.classes, "mask_values": job.listing.mask_values}
+        about["stages"] = {stage.name: stage.writes for stage in stages}
+        about["choices"] = {choice.key: choice.value for choice in choices}
+        about |= {"code": job.code, "replaced": job.replaced, "results": job.run.results}
+        place.write_json(about, "run.json")
+        _tell_of_others(job.run)
+        wanted = stages[: names.index(until) + 1] if until else stages
+        work_through(job, wanted, stages)
+        metrics, written = summary.conclude(job, wanted)
     return Outcome({name: entry["failed"] for name, entry in metrics["stages"].items() if entry["failed"]}, written)
+
+
+def with_results(job: Job, stages: Sequence[Stage]) -> Job:
+    """The job, with the folders of its stages' results."""
+    marks = fingerprints(job, stages)
+    return replace(job, run=replace(job.run, results={stage.writes: marks[stage.name] for stage in stages}))
+
+
+def _tell_of_others(run: RunDirectory) -> None:
+    others = dict.fromkeys(folder for folder, _ in unused(run))
+    if others:
+        say(f"kept: results of other settings in {', '.join(others)}; `wsseg clean` removes them")
+    if RunDirectory(run.root).exists("stages"):  # until format 6
+        say("results of an older version of wsseg_ray lie in the run directory too; they are not used")
 
 
 def work_through(job: Job, wanted: Sequence[Stage], stages: Sequence[Stage]) -> None:
     """Do what the wanted ones of all stages of a run have left to do."""
-    marks = fingerprints(job, stages)
     with _runner(job, wanted) as runner:
         for stage in wanted:
-            _run_stage(as_seen_by(stage, job, stages), runner, stage, marks[stage.name])
+            _run_stage(as_seen_by(stage, job, stages), runner, stage)
 
 
 def write_report(run_dir: str) -> str:
@@ -110,8 +130,7 @@ def write_report(run_dir: str) -> str:
     Raises RecipeError where the folder is no run.
     """
     job = open_run(run_dir)
-    entries = {stage.name: job.run.read_json("stages", f"{stage.name}.json") or {} for stage in stages_of(job.recipe)}
-    done = [stage for stage in stages_of(job.recipe) if entries[stage.name].get("state") == "done"]
+    done = [stage for stage in stages_of(job.recipe) if (job.run.entry(stage.writes) or {}).get("state") == "done"]
     return summary.conclude(job, done)[1]
 
 
@@ -165,13 +184,17 @@ def _leaves(section: BaseModel, before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def fingerprints(job: Job, stages: Sequence[Stage]) -> dict[str, str]:
-    """The fingerprint of what makes each stage, by its name: its keys of the recipe, and the inputs' fingerprints."""
+    """The fingerprint of what makes each stage's result, by the stage's name: its keys of the recipe, code of the
+    user's own that they or the stage name, and the fingerprints of what it reads."""
     settings = owned(job.recipe, stages)
+    own_stages = {STAGES.get(path).name: path for path in job.recipe.extra_stages}
     found: dict[str, str] = {}
     for place, stage in enumerate(stages):
         seen = as_seen_by(stage, job, stages)
         inputs = [found[one.name] for one in stages[:place] if _is_read(seen, stage, one.writes)]
-        found[stage.name] = fingerprint(FORMAT, stage.name, settings[stage.name], stage.also(seen), inputs)
+        named = [own_stages.get(stage.name), *settings[stage.name].values()]
+        code = [digest for value in named for digest in own_code(value)]
+        found[stage.name] = fingerprint(FORMAT, stage.name, settings[stage.name], stage.also(seen), inputs, code)
     return found
 
 
@@ -194,13 +217,12 @@ def _upload(file: str, place: RunDirectory, kind: str) -> str:
     return place.uri(*where)
 
 
-def _run_stage(job: Job, runner: Runner, stage: Stage, mark: str) -> None:
-    """Skip, resume or start a stage, of this fingerprint."""
-    entry = job.run.read_json("stages", f"{stage.name}.json")
-    if not entry or entry["fingerprint"] != mark:
-        job.run.delete(stage.writes)
-        entry = {"fingerprint": mark, "state": "running"}
-        job.run.write_json(entry, "stages", f"{stage.name}.json")
+def _run_stage(job: Job, runner: Runner, stage: Stage) -> None:
+    """Skip, resume or start a stage."""
+    entry = job.run.entry(stage.writes)
+    if entry is None:
+        entry = {"state": "running"}
+        job.run.write_entry(entry, stage.writes)
     start = time.monotonic()
     if entry["state"] != "done":
         runner.ask_for(job, stage)
@@ -208,16 +230,22 @@ def _run_stage(job: Job, runner: Runner, stage: Stage, mark: str) -> None:
     job.run.delete(TRIES, stage.name)
     if worked == 0 and entry["state"] == "done":
         say(f"{stage.name:<16} done before")
-        return
+    else:
+        _finish(job, stage, entry, worked, start)
+    job.run.write_json(job.run.read_json(stage.writes, FAILED), "failures", f"{stage.name}.json")
+
+
+def _finish(job: Job, stage: Stage, entry: dict[str, Any], worked: int, start: float) -> None:
+    """Write down that a stage is done, and what failed."""
     rows, failures = _count(job, stage.name, stage.table) if stage.table else (worked, [])
-    job.run.write_json(failures, "failures", f"{stage.name}.json")
+    job.run.write_json(failures, stage.writes, FAILED)
     # Seconds and rows a second speak of the session that finished the stage: what a kill interrupted is not known.
     entry |= {"state": "done", "rows": rows, "failed": len(failures), "worked": worked}
     entry["seconds"] = time.monotonic() - start
     status = job.run.read_json("status.json") or {}
     is_own = status.get("stage") == stage.name
     entry["busy"] = (status.get("busy_share") or 0) * status["seconds"] if is_own else 0.0
-    job.run.write_json(entry, "stages", f"{stage.name}.json")
+    job.run.write_entry(entry, stage.writes)
 
 
 def _count(job: Job, name: str, table: Table[Any]) -> tuple[int, list[dict[str, str]]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,8 +89,8 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
         runs, sizes = [], (sample // 16, sample // 4, sample)
         for size in sizes:
             limited = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"limit": size})})
-            run = RunDirectory.at(f"{folder}/{size}")
-            pipeline.run(limited, run.root)
+            pipeline.run(limited, f"{folder}/{size}")
+            run = RunDirectory.at(f"{folder}/{size}").now()
             runs.append({stage.name: _entry(run, stage) for stage in stages})
             cluster = run.read_json("status.json")["cluster"]
     here = Machines(cluster["CPU"], cluster["GPU"])
@@ -104,11 +103,10 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
 
 
 def _entry(run: RunDirectory, stage: Stage) -> Measured:
-    entry = run.read_json("stages", f"{stage.name}.json")
+    entry = run.entry(stage.writes)
+    assert entry is not None  # the run is over
     photos = sum(stage.split in ("all", row.split) for row in run.rows(IMAGES, ["split"]))
-    folder = Path(run.root, stage.writes)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, size)
+    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, sum(run.sizes(stage.writes).values()))
 
 
 def _planned(recipe: Recipe, costs: dict[str, Cost]) -> list[Stage]:

@@ -12,6 +12,7 @@ A registry keeps import paths, so asking whether a name exists imports nothing h
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -117,6 +118,18 @@ def look_in(*folders: str | Path) -> None:
             _folders.append(folder)
         if folder not in sys.path:
             sys.path.append(folder)
+
+
+def own_code(value: Any) -> list[str]:
+    """Digests of the files of the user's own modules that a value of the recipe names, or each of a list's values."""
+    if isinstance(value, list):
+        return [digest for one in value for digest in own_code(one)]
+    if not isinstance(value, str) or not IMPORT_PATH.fullmatch(value):
+        return []
+    top = value.partition(":")[0].partition(".")[0]
+    found = [file for folder in _folders for file in (Path(folder, f"{top}.py"), Path(folder, top)) if file.exists()]
+    files = sorted(found[0].rglob("*.py")) if found and found[0].is_dir() else found[:1]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def folders() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wsseg_ray.engine.local import LocalRunner, as_sent, photo_kernel
+from wsseg_ray.engine.local import as_sent, photo_kernel
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Stage, as_seen_by, open_run
 from wsseg_ray.errors import RecipeError
@@ -62,7 +62,7 @@ def replay(run: str, stage: str, photo: str | None = None) -> Iterator[tuple[Row
     if found.work is None:
         raise RecipeError(f"{stage} is a training: it has no photos to replay; there are {', '.join(names)}")
     any_photo, seen = False, as_seen_by(found, job, stages)
-    for row, stored in _rows(replace(seen, run=_Unwritten(job.run.root)), found, photo):
+    for row, stored in _rows(replace(seen, run=_Unwritten(job.run.root, job.run.results)), found, photo):
         any_photo = True
         yield row, differences(row, stored)
     if not any_photo:
@@ -72,8 +72,7 @@ def replay(run: str, stage: str, photo: str | None = None) -> Iterator[tuple[Row
 def _rows(job: Job, stage: Stage, photo: str | None) -> Iterator[tuple[Row, Row | None]]:
     assert stage.work is not None
     work = stage.work(job)
-    threads = LocalRunner().needs(job, stage).threads
-    kernels = [photo_kernel(job, step, threads) for step in work.steps]
+    kernels = [photo_kernel(job, step) for step in work.steps]
     for shard in job.run.shards(work.table.folder):
         stored = {row.image_id: row for row in job.run.read_shard(work.table, shard)}
         if photo is not None and photo not in stored:

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from functools import lru_cache
+from hashlib import blake2b
 
 import pyarrow.parquet as pq
 
@@ -52,6 +53,11 @@ def read_bytes(place: str) -> bytes:
     if found := _CELL.match(place):
         return _cell(found[1], int(found[2]), found[3])
     return storage.read_bytes(place)
+
+
+def digest(data: bytes) -> str:
+    """What tells a file from others: 16 hex digits of BLAKE2b. Costs about a millisecond per megabyte."""
+    return blake2b(data, digest_size=8).hexdigest()
 
 
 def _downloaded(address: str) -> bytes:

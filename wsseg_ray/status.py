@@ -17,7 +17,7 @@ def lines(run: RunDirectory) -> list[str]:
     Raises RecipeError where the folder is not a run.
     """
     status = run.read_json("status.json") or {}
-    return [_line(name, run.read_json("stages", f"{name}.json"), status) for name in _stages(run)]
+    return [_line(name, run.entry(folder), status) for name, folder in _stages(run).items()]
 
 
 def stages(run: RunDirectory) -> list[dict[str, Any]]:
@@ -29,22 +29,24 @@ def stages(run: RunDirectory) -> list[dict[str, Any]]:
     Raises RecipeError where the folder is not a run.
     """
     status = run.read_json("status.json") or {}
-    return [{"stage": name, **_row(name, run.read_json("stages", f"{name}.json"), status)} for name in _stages(run)]
+    return [{"stage": name, **_row(name, run.entry(folder), status)} for name, folder in _stages(run).items()]
 
 
 def is_over(run: RunDirectory) -> bool:
     """Whether every stage is done or the run was stopped."""
     if (run.read_json("status.json") or {}).get("state") == "stopped":
         return True
-    entries = [run.read_json("stages", f"{name}.json") for name in _stages(run)]
+    entries = [run.entry(folder) for folder in _stages(run).values()]
     return all(entry and entry["state"] == "done" for entry in entries)
 
 
-def _stages(run: RunDirectory) -> list[str]:
+def _stages(run: RunDirectory) -> dict[str, str]:
+    """The folder of each stage's result, by the stage's name, in order."""
     about = run.read_json("run.json")
     if about is None:
         raise RecipeError(f"{shown(run.root)} is no run: it holds no run.json")
-    return about["stages"]
+    stages: dict[str, str] = about["stages"]
+    return stages
 
 
 def _row(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,11 @@ same in every table. So a stage joins tables file by file, works shard by shard,
 done. A file is written completely or not at all, and a shard that runs again writes the same file: no row is there
 twice.
 
+What a stage writes is its result. It lies in a folder whose name is the fingerprint of all that made it, such as
+`scores/3f2a91bc04d7e6f5`. So another setting writes elsewhere: nothing is mixed, also where a task of an older run
+writes late, and nothing is deleted. `run.json` says which results the run's recipe has; `uri` puts their fingerprints
+into paths.
+
 A run directory is local or on an object store (`s3://`, `gs://`), through pyarrow's filesystems. A failing call to
 storage is repeated for some minutes. If it still fails, `StorageError` is raised and no photo is recorded as failed.
 """
@@ -20,10 +25,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -32,6 +37,7 @@ from pyarrow import fs
 
 from wsseg_ray.tables import R, Table, columns_of, decode, encode
 
+ENTRY = "stage.json"  # of a result: what its stage says of it
 PATIENCE = 300.0  # seconds that storage may fail before a run gives up
 # Errors of a local or mounted disk that may pass; all others are final.
 _PASSING = {
@@ -81,24 +87,36 @@ def shown(uri: str) -> str:
 class RunDirectory:
     """The directory of a run's tables, checkpoints and report.
 
-    `root` is an absolute path or a URI; `?endpoint_override=...` (for MinIO, for example) stays at the end of a URI.
+    Arguments:
+        root: an absolute path or a URI; `?endpoint_override=...` (for MinIO, for example) stays at the end of a URI.
+        results: the fingerprint of the result in use, by its folder. `uri` puts it behind the folder.
     """
 
     root: str
+    results: dict[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def at(cls, place: str) -> RunDirectory:
-        """A run directory at a path or URI; a relative path is made absolute, because jobs run in other folders."""
+        """A run directory at a path or URI; a relative path is made absolute, because jobs run in other folders.
+
+        Reads nothing; `now` has the results.
+        """
         if not is_uri(place):
             return cls(str(Path(place).expanduser().resolve()))
         folder, mark, query = place.partition("?")
         return cls(folder.rstrip("/") + mark + query)
+
+    def now(self) -> RunDirectory:
+        """The same directory, with the results that its `run.json` names now; with none where there is no such file."""
+        return replace(self, results=(self.read_json("run.json") or {}).get("results", {}))
 
     @property
     def is_local(self) -> bool:
         return not is_uri(self.root)
 
     def uri(self, *parts: str) -> str:
+        if parts and parts[0] in self.results:
+            parts = (parts[0], self.results[parts[0]], *parts[1:])
         if self.is_local:
             return "/".join((self.root, *parts))
         folder, mark, query = self.root.partition("?")
@@ -133,6 +151,14 @@ class RunDirectory:
     def write_json(self, value: Any, *parts: str) -> None:
         self.write_bytes(json.dumps(value, indent=1).encode(), *parts)
 
+    def entry(self, folder: str) -> dict[str, Any] | None:
+        """What a stage says of its result in a folder; None where it has not begun: `state` (running or done) and, once
+        it is done, `rows`, `failed`, `worked`, `seconds` and `busy`."""
+        return cast("dict[str, Any] | None", self.read_json(folder, ENTRY))
+
+    def write_entry(self, entry: dict[str, Any], folder: str) -> None:
+        self.write_json(entry, folder, ENTRY)
+
     def delete(self, *parts: str) -> None:
         """Delete a folder or file below the run, if it is there."""
         filesystem, path = filesystem_of(self.uri(*parts))
@@ -155,6 +181,17 @@ class RunDirectory:
         except FileNotFoundError:  # deleted during the listing, by a run that starts a stage again
             return []
         return sorted(info.base_name for info in infos)
+
+    def is_file(self, *parts: str) -> bool:
+        filesystem, path = filesystem_of(self.uri(*parts))
+        return patiently(filesystem, path, lambda: filesystem.get_file_info(path)).is_file
+
+    def sizes(self, *parts: str) -> dict[str, int]:
+        """Bytes of each file below a folder, by its path from there; none where the folder is missing."""
+        filesystem, path = filesystem_of(self.uri(*parts))
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        infos = patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
+        return {info.path[len(path) :].lstrip("/"): info.size for info in infos if info.is_file}
 
     def shards(self, table: str, split: str = "") -> list[str]:
         """The shards of a table, sorted: all, or only of the split `train` or `val`."""

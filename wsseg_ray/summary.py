@@ -39,7 +39,7 @@ def metrics(job: Job, stages: Sequence[Stage]) -> dict[str, Any]:
     """Every number of the run, from its tables; IoU values are percentages."""
     found: dict[str, Any] = {
         "classes": job.classes,
-        "stages": {stage.name: _speed(job, stage.name) for stage in stages},
+        "stages": {stage.name: _speed(job, stage) for stage in stages},
     }
     for stage in stages:
         for key, part in stage.metrics(as_seen_by(stage, job, stages)).items():
@@ -52,8 +52,9 @@ def failures(job: Job, stages: Sequence[Stage]) -> list[dict[str, str]]:
     return [one for stage in stages for one in job.run.read_json("failures", f"{stage.name}.json") or []]
 
 
-def _speed(job: Job, name: str) -> dict[str, float]:
-    entry = job.run.read_json("stages", f"{name}.json")
+def _speed(job: Job, stage: Stage) -> dict[str, float]:
+    entry = job.run.entry(stage.writes)
+    assert entry is not None  # the stage is done
     rate = entry["worked"] / entry["seconds"] if entry["seconds"] else math.nan
     return {**{key: entry[key] for key in ("rows", "failed", "seconds")}, "rows_per_second": rate}
 

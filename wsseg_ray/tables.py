@@ -82,6 +82,7 @@ class ImageRow(Row):
     labels: np.ndarray = array("int32", (-1,), "(K,) indices into the class list, sorted")
     split: str = text("train or val")
     mask_uri: str = text('where the true mask lies, or ""')
+    digest: str = text('`sources.digest` of the photo\'s file, by which later stages see that it changed; or ""')
 
 
 @dataclass

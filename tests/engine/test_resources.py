@@ -70,7 +70,7 @@ def test_every_kind_of_task_runs_beside_the_actors(stage, kinds, nodes, settings
 def test_what_the_recipe_says_goes():
     settings = ["score.gpus=0.5", "score.cpus=2", "score.memory_gb=3", "score.min_workers=2", "score.max_workers=6"]
     found = asked("score", CLOUD, *(f"runtime.stages.{setting}" for setting in settings))
-    assert found == Needs(2, 0.5, 3 * GB, 2, 6, 2)
+    assert found == Needs(2, 0.5, 3 * GB, 2, 6, 1), "a GPU takes photos in batches"
     assert found.options() == {"num_cpus": 2, "num_gpus": 0.5, "memory": 3 * GB}
     assert found.bundle() == {"CPU": 2, "GPU": 0.5, "memory": 3 * GB}
     assert asked("supervise", CLOUD, "runtime.stages.supervise.max_workers=3").most == 3

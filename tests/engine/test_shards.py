@@ -1,5 +1,7 @@
 """The work on one shard: errors cost their own row alone, and a photo that kills processes is found."""
 
+import threading
+
 import pytest
 
 from tests.runs import empty_job, equal
@@ -165,3 +167,25 @@ def test_a_suspect_shard_is_taken_one_by_one(tmp_path):
     job.run.write_json({"at": "", "died": {}}, *NOTE)
     each(job, PLACE, kernel, ImageRow, [Row("a"), Row("b")])
     assert kernel.calls == [1, 1]
+
+
+def test_rows_of_an_actor_are_worked_on_at_once(tmp_path):
+    """Three threads meet in the kernel; the rows keep their order. A suspect shard is taken one by one."""
+    job, meeting = empty_job(tmp_path), threading.Barrier(3, timeout=60)
+
+    def kernel(row: Row) -> Row:
+        meeting.wait()
+        return upper(row)
+
+    rows = [Row(name) for name in "abcdef"]
+    found, _ = each(job, PLACE, kernel, ImageRow, rows, at_once=3)
+    assert [row.uri for row in found] == list("ABCDEF")
+    job.run.write_json({"at": "", "died": {}}, *NOTE)
+    busy = threading.Lock()
+
+    def alone(row: Row) -> Row:
+        assert busy.acquire(blocking=False)
+        busy.release()
+        return upper(row)
+
+    each(job, PLACE, alone, ImageRow, rows, at_once=3)

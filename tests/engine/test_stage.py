@@ -81,7 +81,8 @@ def test_a_run_is_opened(tmp_path):
     about = {
         "classes": ["a"],
         "mask_values": [5],
-        "stages": [],
+        "stages": {},
+        "results": {},
         "code": [str(tmp_path / "gone")],
         "replaced": {"a": "b"},
     }

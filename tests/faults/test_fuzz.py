@@ -77,7 +77,7 @@ def job(folder: Path, **settings: str) -> Job:
 def look(stage: Stage, made: Job, row: Row) -> Row:
     """What the only step of a stage makes of a row."""
     (step,) = stage.work(made).steps
-    return guard(photo_kernel(made, step, 1), step.row, row)
+    return guard(photo_kernel(made, step), step.row, row)
 
 
 def photo_seed(form: str) -> bytes:

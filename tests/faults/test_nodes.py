@@ -8,8 +8,8 @@ from ray._private import worker
 from ray.experimental import internal_kv
 
 from benchmarks.faults import Trial, three_nodes
-from tests.runs import photos_of, same_rows
-from wsseg_ray import pipeline, recipe
+from tests.runs import photos_of, ran, same_rows
+from wsseg_ray import recipe
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import SCORES
 
@@ -27,7 +27,7 @@ def test_a_lost_node_costs_no_row(nodes, store, upload, tiny, tiny_local):
     files, settings = photos_of(tiny)
     run = RunDirectory.at(store[1]("lost-node"))
     settings += [f"dataset.root={upload('lost', files)}"]
-    pipeline.run(recipe.load("demo", [*settings, "runtime.engine=local"]), run.root, "train_hcp")
+    run = ran(recipe.load("demo", [*settings, "runtime.engine=local"]), run, "train_hcp")
     trial = Trial(nodes, run, "score", settings)
     trial.start()
     assert trial.wait_until(lambda: trial.processes(("Map", "MapWorker")) or trial.under_way())

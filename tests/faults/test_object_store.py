@@ -50,8 +50,8 @@ def test_the_demos_photos_lie_where_every_machine_can_read_them(store):
 
 @pytest.mark.run
 def test_a_run_without_ray_on_an_object_store(store, tiny, tiny_local):
-    run = RunDirectory.at(store[1]("local"))
-    outcome = pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), run.root)
+    outcome = pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), store[1]("local"))
+    run = RunDirectory.at(store[1]("local")).now()
     assert outcome.failed == {} and "secret" not in outcome.report
     assert all(same_rows(run, tiny_local[1], table) for table in (SCORES, SUPERVISION))
     assert measured(run) == measured(tiny_local[1])
@@ -66,7 +66,7 @@ def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, 
     real, cut = RayRunner.map_shards, threading.Event()
 
     def cut_off() -> None:
-        while not run.shards("scores"):
+        while not run.now().shards("scores"):
             cut.wait(0.05)
         proxy.close()
         cut.set()
@@ -80,6 +80,7 @@ def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, 
 
     monkeypatch.setattr(RayRunner, "map_shards", map_and_cut)
     outcome = pipeline.run(recipe.load("demo", tiny), run.root, "supervise")
+    run = run.now()
     assert cut.is_set() and outcome.failed == {}
     found = [entry for entry in entries(run).values() if entry]
     assert len(found) == 6 and all(entry["state"] == "done" and entry["failed"] == 0 for entry in found)
@@ -169,8 +170,9 @@ def test_photos_run_and_labels_in_an_object_store(store, upload, tiny, tiny_loca
     """The numbers of the same photos on a disk."""
     files, settings = photos_of(tiny)
     root = upload("photos", files)
-    run = RunDirectory.at(store[1]("photos-run"))
-    outcome = pipeline.run(recipe.load("demo", [*settings, f"dataset.root={root}", "runtime.engine=local"]), run.root)
+    loaded = recipe.load("demo", [*settings, f"dataset.root={root}", "runtime.engine=local"])
+    outcome = pipeline.run(loaded, store[1]("photos-run"))
+    run = RunDirectory.at(store[1]("photos-run")).now()
     assert outcome.failed == {} and measured(run) == measured(tiny_local[1])
     folder = ("predictions", "SN_B", "results", "VOC2012", "Segmentation", "comp6_val_cls")
     bucket, mark, query = root.partition("?")

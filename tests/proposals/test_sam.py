@@ -64,10 +64,10 @@ def test_superpixels_that_lie_in_a_mask_by_more_than_half():
 def test_what_is_no_sam_is_told(monkeypatch):
     pytest.importorskip("onnxruntime")
     with pytest.raises(RecipeError, match=r"proposals\.sam: a file is no ONNX network"):
-        sam.load(b"", b"", 1)
+        sam.load(b"", b"")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(RecipeError, match=r"pip install 'wsseg_ray\[sam\]'"):
-        sam.load(b"", b"", 1)
+        sam.load(b"", b"")
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_mobile_sam_finds_a_square():
         pytest.skip(f"{MOBILE}_encoder.onnx is not there")
     photo = np.full((200, 300, 3), 60, np.uint8)
     photo[60:140, 100:200] = (220, 60, 40)
-    masks, quality = sam.find_masks(sam.load(*(file.read_bytes() for file in files), 2), photo, 3)
+    masks, quality = sam.find_masks(sam.load(*(file.read_bytes() for file in files)), photo, 3)
     square = np.zeros((200, 300), bool)
     square[60:140, 100:200] = True
     overlap = [(mask & square).sum() / (mask | square).sum() for mask in masks]

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from tests.runs import copy
-from wsseg_ray import pipeline, recipe
+from tests.runs import copy, ran
+from wsseg_ray import recipe
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.segmentation.losses import class_weights
@@ -40,7 +40,7 @@ def test_where_all_weigh_the_same_nothing_is_counted(tiny_local):
 def test_networks_that_learn_from_masks_change_and_others_do_not(tiny_local, tiny, tmp_path):
     run = copy(tiny_local[1], tmp_path)
     settings = [*tiny, "runtime.engine=local", "segmentation.balance=0.5"]
-    pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
+    run = ran(recipe.load("demo", settings), run, "train_segmenter")
     for name, same in (("AN_A", True), ("SN_B", False)):
         files = [place.read_bytes("segmenters", name, "network.pt") for place in (run, tiny_local[1])]
         assert (files[0] == files[1]) == same, name

@@ -40,7 +40,7 @@ def settings(tiny: list[str], backbone: str, *more: str) -> list[str]:
 def run(place, settings: list[str], until: str | None = None) -> RunDirectory:
     outcome = pipeline.run(recipe.load("demo", settings), str(place), until)
     assert outcome.failed == {}
-    return RunDirectory.at(str(place))
+    return RunDirectory.at(str(place)).now()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,12 +109,12 @@ def test_with_and_without_stored_features_the_scores_are_the_same(lite, tmp_path
 def test_a_changed_backbone_is_a_new_look(lite, tmp_path):
     own, stored = lite
     again = copy(stored, tmp_path)
-    before = again.read_json("stages", "features.json")["fingerprint"]
-    run(again.root, [*own, "hcp.image_epochs=2"], "features")
-    assert again.read_json("stages", "features.json")["fingerprint"] == before
+    before = again.results["features"]
+    again = run(again.root, [*own, "hcp.image_epochs=2"], "features")
+    assert again.results["features"] == before
     other = ["hcp.backbone=timm:test_vit", "segmentation.backbone=timm:test_vit", "segmentation.head=linear"]
-    run(again.root, [*own, *other], "features")
-    assert again.read_json("stages", "features.json")["fingerprint"] != before
+    again = run(again.root, [*own, *other], "features")
+    assert again.results["features"] != before
 
 
 def test_segmenters_of_another_backbone_have_features_of_their_own(tiny, tmp_path):
@@ -165,9 +165,9 @@ def test_a_photo_on_which_the_backbone_fails_is_told_and_the_others_go_on(tiny, 
     own = settings(tiny, "test_efficientnet")
     outcome = pipeline.run(recipe.load("demo", own), str(tmp_path), "score")
     assert outcome.failed == {"features": 1}
-    (failure,) = RunDirectory.at(str(tmp_path)).read_json("failures", "features.json")
+    (failure,) = RunDirectory.at(str(tmp_path)).now().read_json("failures", "features.json")
     assert "no memory for this photo" in failure["error"]
-    scored = [row.image_id for row in RunDirectory.at(str(tmp_path)).rows(SCORES, ["image_id"])]
+    scored = [row.image_id for row in RunDirectory.at(str(tmp_path)).now().rows(SCORES, ["image_id"])]
     assert len(scored) == 23 and failure["image_id"] not in scored
 
 

@@ -13,6 +13,6 @@ def test_on_ray_as_in_one_process(cluster, tiny, tmp_path):
         own = [*settings(tiny, "test_efficientnet", "segmentation.networks=[AN_B]"), f"runtime.engine={engine}"]
         outcome = pipeline.run(recipe.load("demo", own), str(tmp_path / engine), "score")
         assert outcome.failed == {}
-        runs.append(RunDirectory.at(str(tmp_path / engine)))
+        runs.append(RunDirectory.at(str(tmp_path / engine)).now())
     for table in (FEATURES, SCORES):
         assert same_rows(*runs, table)

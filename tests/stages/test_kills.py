@@ -13,8 +13,8 @@ from unittest import mock
 
 import pytest
 
-from tests.runs import copy, cut_off, entries, kill_driver, same_rows, same_weights, weights
-from wsseg_ray import pipeline, recipe
+from tests.runs import copy, cut_off, entries, files, kill_driver, ran, same_rows, same_weights, weights
+from wsseg_ray import recipe
 from wsseg_ray.engine import training
 from wsseg_ray.stages import refine, score, train_segmenter
 from wsseg_ray.status import is_over
@@ -59,7 +59,7 @@ def test_a_killed_actor_and_a_killed_worker_cost_no_row(tiny_run, tiny, tmp_path
     cut_off(run, "refine", "refined")  # its sums are made anew
     monkeypatch.setattr(score, "Scorer", DyingScorer)
     monkeypatch.setattr(refine, "_moments_rows", dying_rows)
-    pipeline.run(recipe.load("demo", tiny), run.root, "refine")
+    run = ran(recipe.load("demo", tiny), run, "refine")
     assert Path(run.root, "score.killed").exists() and Path(run.root, "refine.killed").exists()
     for table, count in ((SCORES, 24), (REFINED, 12)):
         assert len(list(run.rows(table))) == count and same_rows(run, undisturbed, table), table
@@ -68,10 +68,10 @@ def test_a_killed_actor_and_a_killed_worker_cost_no_row(tiny_run, tiny, tmp_path
 def test_a_killed_driver_loses_nothing(tiny_run, tiny, tmp_path):
     """kill -9 as soon as the first shard of proposals is there; the second run does the others and no more."""
     run = RunDirectory.at(str(tmp_path / "run"))
-    kill_driver(run, tiny, "proposals", lambda: run.shards("proposals"))
-    survived = run.shards("proposals")
+    kill_driver(run, tiny, "proposals", lambda: run.now().shards("proposals"))
+    survived = run.now().shards("proposals")
     assert survived
-    pipeline.run(recipe.load("demo", tiny), run.root, "proposals")
+    run = ran(recipe.load("demo", tiny), run, "proposals")
     assert entries(run)["proposals"]["rows"] == 12
     assert same_rows(run, tiny_run[1], IMAGES) and same_rows(run, tiny_run[1], PROPOSALS)
 
@@ -83,19 +83,20 @@ def test_a_driver_killed_while_regions_learn_changes_no_weight(tiny_local, tiny,
         (tmp_path / name).mkdir()
     whole, killed = (copy(tiny_local[1], tmp_path / name) for name in ("whole", "killed"))
     settings = [*tiny, *SELF_TAUGHT, "runtime.engine=local"]
-    pipeline.run(recipe.load("demo", settings), whole.root, "train_hcp")
+    whole = ran(recipe.load("demo", settings), whole, "train_hcp")
     kill_driver(killed, settings, "train_hcp", lambda: "region" in steps(killed))
     assert entries(killed)["train_hcp"]["state"] == "running"
-    pipeline.run(recipe.load("demo", settings), killed.root, "train_hcp")
+    killed = ran(recipe.load("demo", settings), killed, "train_hcp")
     log = whole.read_json("hcp", "log.json")
     assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
     assert killed.read_json("hcp", "log.json") == log
-    assert killed.names("hcp") == whole.names("hcp") == ["log.json", "network.pt", "state.pt"]
+    assert files(killed, "hcp") == files(whole, "hcp") == ["log.json", "network.pt", "state.pt"]
     assert same_weights(killed, whole, "hcp", "network.pt")
 
 
 def steps(run: RunDirectory) -> str:
     """Steps of the epochs that a training has kept so far."""
+    run = run.now()
     if not run.exists("hcp", "state.pt"):
         return ""
     return " ".join(entry["step"] for entry in weights(run, "hcp", "state.pt")["log"])
@@ -114,7 +115,7 @@ SEGMENTERS = [
 def trained(tiny_run, tiny, tmp_path_factory) -> RunDirectory:
     """The run with a longer training of one network, undisturbed."""
     run = copy(tiny_run[1], tmp_path_factory.mktemp("trained"))
-    pipeline.run(recipe.load("demo", [*tiny, *SEGMENTERS]), run.root, "train_segmenter")
+    run = ran(recipe.load("demo", [*tiny, *SEGMENTERS]), run, "train_segmenter")
     return run
 
 
@@ -147,7 +148,7 @@ def dying_loop(names, round_, worker, real=train_segmenter._loop):
 def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path, monkeypatch):
     run = retrain(trained, tmp_path)
     monkeypatch.setattr(train_segmenter, "_loop", dying_loop)
-    pipeline.run(recipe.load("demo", [*tiny, *SEGMENTERS]), run.root, "train_segmenter")
+    run = ran(recipe.load("demo", [*tiny, *SEGMENTERS]), run, "train_segmenter")
     assert Path(run.root, "trainer.killed").exists()
     same_training(run, trained)
 
@@ -183,7 +184,7 @@ def test_a_stopped_job_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny,
     assert ended.returncode != 0
     assert run.read_json("status.json")["state"] == "stopped" and is_over(run)
     assert not run.exists("segmenters", "AN_A", "network.pt")
-    pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
+    run = ran(recipe.load("demo", settings), run, "train_segmenter")
     same_training(run, trained)
 
 

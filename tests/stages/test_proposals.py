@@ -34,7 +34,7 @@ def weights(tmp_path_factory) -> str:
 def ran(place: str, settings: list[str]) -> tuple[dict[str, str], dict[str, ProposalRow]]:
     """Where the photos lie, and their proposals."""
     pipeline.run(recipe.load("demo", [*settings, "dataset.limit=3"]), place, until="proposals")
-    run = RunDirectory.at(place)
+    run = RunDirectory.at(place).now()
     return {row.image_id: row.uri for row in run.rows(IMAGES)}, by_name(run, PROPOSALS)
 
 

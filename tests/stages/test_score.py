@@ -8,6 +8,7 @@ import pytest
 from tests.runs import by_name, copy
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
+from wsseg_ray.sources import digest
 from wsseg_ray.stages import score
 from wsseg_ray.stages.rows import RegionsRow, add_photo
 from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, decode, encode
@@ -78,6 +79,7 @@ def test_pca_is_fitted_once_on_a_sample(tiny_local, tmp_path):
 def test_a_photo_that_was_changed_since_is_an_error(tiny_local):
     job = open_run(tiny_local[1])
     row = score.STAGE.work(job).read(job, job.run.shards("proposals")[0])[0]
-    row.height += 1
-    with pytest.raises(ValueError, match="it was changed since"):
+    assert add_photo(job, row).photo.shape == (row.height, row.width, 3)
+    row.digest = digest(b"another file of the same name")
+    with pytest.raises(ValueError, match=f"{row.image_id}: the photo was changed since stage images"):
         add_photo(job, row)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.engine.two_workers import AWorker
-from tests.runs import copy, same_weights, weights
-from wsseg_ray import pipeline, recipe
+from tests.runs import copy, files, ran, same_weights, weights
+from wsseg_ray import recipe
 from wsseg_ray.engine import training
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import Job, open_run
@@ -73,8 +73,7 @@ def retrained(tiny_local, tiny, folder, settings) -> RunDirectory:
     """A copy of a run whose HCP is trained again, with other settings."""
     folder.mkdir()
     run = copy(tiny_local[1], folder)
-    pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local", *settings]), run.root, "train_hcp")
-    return run
+    return ran(recipe.load("demo", [*tiny, "runtime.engine=local", *settings]), run, "train_hcp")
 
 
 class Died(BaseException):
@@ -107,13 +106,13 @@ def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
     with monkeypatch.context() as patched, pytest.raises(Died):
         patched.setattr(training, "step", step)
         retrained(tiny_local, tiny, tmp_path / "cut", CUT)
-    run = RunDirectory.at(str(tmp_path / "cut" / "run"))
-    assert not run.exists("hcp", "network.pt")
-    pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local", *CUT]), run.root, "train_hcp")
+    run = RunDirectory.at(str(tmp_path / "cut" / "run")).now()
+    assert run.exists("hcp") and not run.exists("hcp", "network.pt")
+    run = ran(recipe.load("demo", [*tiny, "runtime.engine=local", *CUT]), run, "train_hcp")
     log = whole.read_json("hcp", "log.json")
     assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
     assert run.read_json("hcp", "log.json") == log and same_weights(run, whole, "hcp", "network.pt")
-    assert run.names("hcp") == whole.names("hcp") == ["log.json", "network.pt", "state.pt"]
+    assert files(run, "hcp") == files(whole, "hcp") == ["log.json", "network.pt", "state.pt"]
 
 
 def test_what_is_trained_is_not_trained_again(tiny_local):
@@ -191,7 +190,7 @@ def test_one_and_two_workers_train_the_same_network(tiny_run, tiny, tmp_path):
         (tmp_path / f"{workers}").mkdir()
         run = copy(tiny_run[1], tmp_path / f"{workers}")
         settings = [*tiny, "hcp.freeze=all", f"runtime.stages.train_hcp.max_workers={workers}"]
-        pipeline.run(recipe.load("demo", settings), run.root, "train_hcp")
+        run = ran(recipe.load("demo", settings), run, "train_hcp")
         found.append(weights(run, "hcp", "network.pt"))
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import copy, cut_off, empty_job, entries, same_weights, weights
-from wsseg_ray import pipeline, recipe
+from tests.runs import copy, cut_off, empty_job, entries, files, ran, same_weights, weights
+from wsseg_ray import recipe
 from wsseg_ray.engine import training
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
@@ -28,8 +28,8 @@ LOCAL = ["runtime.engine=local", "segmentation.ablation=false"]
 RIVALS = [network.name for network in NETWORKS.variants() if network.kind in ("rival", "cam")]
 
 
-def ran(run: RunDirectory, tiny: list[str], *settings: str, until: str | None = "train_segmenter") -> None:
-    pipeline.run(recipe.load("demo", [*tiny, *LOCAL, *settings]), run.root, until)
+def retrain(run: RunDirectory, tiny: list[str], *settings: str, until: str | None = "train_segmenter") -> RunDirectory:
+    return ran(recipe.load("demo", [*tiny, *LOCAL, *settings]), run, until)
 
 
 def names_trained(monkeypatch) -> list[str]:
@@ -207,9 +207,7 @@ EPOCHS = ["segmentation.networks=[AN_A, SN_B]", "segmentation.epochs=3", "runtim
 @pytest.fixture(scope="module")
 def whole(tiny_local, tiny, tmp_path_factory) -> RunDirectory:
     """An undisturbed training of two networks."""
-    run = copy(tiny_local[1], tmp_path_factory.mktemp("segmenters"))
-    ran(run, tiny, *EPOCHS)
-    return run
+    return retrain(copy(tiny_local[1], tmp_path_factory.mktemp("segmenters")), tiny, *EPOCHS)
 
 
 @pytest.mark.run
@@ -229,8 +227,8 @@ def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
 
     with monkeypatch.context() as patched, pytest.raises(Died):
         patched.setattr(training, "step", step)
-        ran(run, tiny, *EPOCHS)
-    ran(run, tiny, *EPOCHS)
+        run = retrain(run, tiny, *EPOCHS)
+    run = retrain(run, tiny, *EPOCHS)
     for name in ("AN_A", "SN_B"):
         assert same_weights(run, whole, "segmenters", name, "network.pt")
         logs = [[e["loss"] for e in place.read_json("segmenters", name, "log.json")] for place in (run, whole)]
@@ -242,7 +240,7 @@ def test_a_network_that_is_added_is_trained_alone(tiny_local, tiny, tmp_path, mo
     run = copy(tiny_local[1], tmp_path)
     before = entries(run)
     names = names_trained(monkeypatch)
-    ran(run, tiny, "segmentation.networks=[AN_A, SN_B, FULL, AN_B]", until=None)
+    run = retrain(run, tiny, "segmentation.networks=[AN_A, SN_B, FULL, AN_B]", until=None)
     assert names == ["AN_B 0"]
     assert all(same_weights(run, tiny_local[1], "segmenters", name, "network.pt") for name in ("AN_A", "SN_B", "FULL"))
     after = entries(run)
@@ -257,10 +255,10 @@ def test_the_rivals_are_networks_like_others(tiny_local, tiny, tmp_path, monkeyp
     late = "ILP_BB"  # a twin of MIL-ILP's network, which is then there: nothing is trained for it
     first = [name for name in RIVALS if name not in (late, "CAM")]
     names = names_trained(monkeypatch)
-    ran(run, tiny, f"segmentation.networks=[SN_B, {', '.join(first)}]")
+    run = retrain(run, tiny, f"segmentation.networks=[SN_B, {', '.join(first)}]")
     assert names == ["START 0", *(f"{name} 0" for name in ("MIL_FCN", "EM_ADAPT", "CCNN", "ILP"))]
     names.clear()
-    ran(run, tiny, f"segmentation.networks=[SN_B, {', '.join([*first, late])}]", until=None)
+    run = retrain(run, tiny, f"segmentation.networks=[SN_B, {', '.join([*first, late])}]", until=None)
     assert names == []
     assert same_weights(run, tiny_local[1], "segmenters", "SN_B", "network.pt")
     found = run.read_json("metrics.json")["networks"]
@@ -286,11 +284,11 @@ def test_rounds_of_a_torchvision_network(tiny_local, tiny, tmp_path, monkeypatch
     run = copy(tiny_local[1], tmp_path)
     views = "prediction={scales: [0.5, 1], mirror: true}"
     names = names_trained(monkeypatch)
-    ran(run, tiny, *in_rounds("segmentation.networks=[CAM, FULL]", views), until="train_segmenter-2")
+    run = retrain(run, tiny, *in_rounds("segmentation.networks=[CAM, FULL]", views), until="train_segmenter-2")
     assert names == ["CAM 0", "FULL 0", "CAM 1", "CAM 2"]
     kept = {round_: weights(run, segmenters.folder(round_), "CAM", "network.pt") for round_ in range(3)}
     names.clear()
-    ran(run, tiny, *in_rounds(views), until=None)
+    run = retrain(run, tiny, *in_rounds(views), until=None)
     assert names == ["SN_B 0", "SN_B 1"]
     assert {tuple(row.networks) for row in run.rows(own_labels(1))} == {("SN_B",)}, "labels of CAM are not made again"
     for round_, before in kept.items():
@@ -300,7 +298,7 @@ def test_rounds_of_a_torchvision_network(tiny_local, tiny, tmp_path, monkeypatch
     taught = {name: [(entry["round"], entry["epoch"]) for entry in log] for name, log in logs.items()}
     assert taught == {"SN_B": [(0, 0), (1, 0)], "CAM": [(0, 0), (1, 0), (2, 0)], "FULL": [(0, 0)]}
     assert all(0 <= entry["waited"] <= 1 for log in logs.values() for entry in log)
-    assert {f: run.names(f) for f in ("segmenters", "segmenters-1", "segmenters-2")} == {
+    assert {f: files(run, f) for f in ("segmenters", "segmenters-1", "segmenters-2")} == {
         "segmenters": ["CAM", "FULL", "SN_B"],
         "segmenters-1": ["CAM", "SN_B"],
         "segmenters-2": ["CAM"],
@@ -313,13 +311,13 @@ def test_rounds_of_a_torchvision_network(tiny_local, tiny, tmp_path, monkeypatch
 def test_a_round_that_was_cut_off_goes_on(tiny_local, tiny, tmp_path, monkeypatch):
     """Without a network and some of its labels: they are made again, and are the same."""
     run = copy(tiny_local[1], tmp_path)
-    ran(run, tiny, *in_rounds("segmentation.networks=[SN_B]"), until="train_segmenter-1")
+    run = retrain(run, tiny, *in_rounds("segmentation.networks=[SN_B]"), until="train_segmenter-1")
     before = weights(run, "segmenters-1", "SN_B", "network.pt")
     shard = run.shards("labels-1")[0]
     cut_off(run, "relabel-1", f"labels-1/{shard}.parquet")
     cut_off(run, "train_segmenter-1", "segmenters-1/SN_B/network.pt")
     names = names_trained(monkeypatch)
-    ran(run, tiny, *in_rounds("segmentation.networks=[SN_B]"), until="train_segmenter-1")
+    run = retrain(run, tiny, *in_rounds("segmentation.networks=[SN_B]"), until="train_segmenter-1")
     after = weights(run, "segmenters-1", "SN_B", "network.pt")
     assert names == ["SN_B 1"] and all(torch.equal(after[name], before[name]) for name in before)
 
@@ -340,7 +338,7 @@ def test_one_and_two_workers_train_the_same_networks(tiny_run, tiny, tmp_path):
         (tmp_path / f"{workers}").mkdir()
         run = copy(tiny_run[1], tmp_path / f"{workers}")
         settings = [*tiny, *SHARED, f"runtime.num_workers={workers}"]
-        pipeline.run(recipe.load("demo", settings), run.root, "train_segmenter")
+        run = ran(recipe.load("demo", settings), run, "train_segmenter")
         found.append({name: weights(run, "segmenters", name, "network.pt") for name in ("AN_A", "SN_B", "CCNN")})
     one, two = found
     for name, tensors in one.items():

@@ -16,6 +16,7 @@ import numpy as np
 from wsseg_ray.engine import resources, shards
 from wsseg_ray.engine.meter import Meter
 from wsseg_ray.engine.resources import Needs, Node
+from wsseg_ray.engine.shards import OnOneThread
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.tables import Row, decode, encode
@@ -45,7 +46,7 @@ class LocalRunner:
         missing = {shard: rows for shard, rows in todo.items() if shard not in done}
         if not missing:
             return 0
-        kernels = [photo_kernel(job, step, self.needs(job, stage).threads) for step in work.steps]
+        kernels, threads = [photo_kernel(job, step) for step in work.steps], self.needs(job, stage).threads
         photos = failed = 0
         error = ""
         with self._meter(job, stage, "shards", len(missing), any(step.actor for step in work.steps)) as meter:
@@ -54,7 +55,8 @@ class LocalRunner:
                 spent: dict[str, float] = {}
                 for step, kernel in zip(work.steps, kernels, strict=True):
                     name = shards.step_name(step, step is work.steps[-1])
-                    rows, seconds = shards.each(job, (stage.name, shard, name), kernel, step.row, rows)
+                    place, at_once = (stage.name, shard, name), threads if step.actor else 1
+                    rows, seconds = shards.each(job, place, kernel, step.row, rows, at_once)
                     spent["busy" if step.actor else name] = seconds
                     rows = as_sent(step.row, rows)
                 job.run.write_shard(work.table, shard, rows)
@@ -128,28 +130,9 @@ def as_sent(row: type[Row], rows: Sequence[Row]) -> list[Row]:
     return decode(row, encode(row, rows))
 
 
-def photo_kernel(job: Job, step: Step, threads: int) -> Callable[[Any], Row]:
-    """What a step does with a row, in this process.
-
-    Arguments:
-        threads: torch threads of an actor's step that does not say how many.
-    """
-    if not step.actor:
-        return partial(step.kernel, job)
-    return _OnThreads(step.kernel(job), step.threads or threads)
-
-
-class _OnThreads:
-    """An actor's kernel, on its number of torch threads."""
-
-    def __init__(self, kernel: Callable[[Any], Row], threads: int) -> None:
-        self._kernel, self._threads, self.many = kernel, threads, getattr(kernel, "many", None)
-
-    def __call__(self, row: Any) -> Row:
-        import torch
-
-        torch.set_num_threads(self._threads)
-        return self._kernel(row)
+def photo_kernel(job: Job, step: Step) -> Callable[[Any], Row]:
+    """What a step does with a row, in this process."""
+    return OnOneThread(step.kernel(job)) if step.actor else partial(step.kernel, job)
 
 
 def _cores() -> int:

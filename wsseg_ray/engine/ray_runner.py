@@ -357,15 +357,14 @@ class _Actor:
 
     def __init__(self, job: Job, stage: str, step: Step, row: type[Row], threads: int) -> None:
         self._job, self._stage, self._step, self._row = job, stage, step, row
-        self._threads, self._kernel = step.threads or threads, step.kernel(job)
+        self._threads, self._kernel = threads, shards.OnOneThread(step.kernel(job))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        torch.set_num_threads(self._threads)
         found = []
         for shard, rows, spent in _shards_of(batch, self._row):
             spent["waited"] = max(0.0, time.time() - spent["at"])  # the clocks of two machines may differ
             place = (self._stage, shard, shards.step_name(self._step, False))
-            done, spent["busy"] = shards.each(self._job, place, self._kernel, self._step.row, rows)
+            done, spent["busy"] = shards.each(self._job, place, self._kernel, self._step.row, rows, self._threads)
             found.append(_block(self._step.row, shard, done, spent))
         return pa.concat_tables(found)
 

@@ -41,7 +41,7 @@ class Needs:
     memory: float  # bytes; 0: not counted
     least: int
     most: int | None
-    threads: int  # torch threads of a worker on CPUs
+    threads: int  # of a worker on CPUs: torch's, or of an actor the photos that it works on at once
 
     def options(self) -> dict[str, Any]:
         """As Ray's remote options."""
@@ -86,6 +86,7 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
     Tasks take a CPU. Actors and training workers take a GPU and a CPU each: as many actors as there are GPUs, as many
     trainers as leave each two photos of a batch. Without GPUs: on nodes under 8 CPUs one actor or trainer of half a
     CPU that computes on all of them; on larger ones actors of 4 CPUs on half the cluster, one trainer on half a node.
+    An actor computes on as many photos at once as it has threads.
 
     Arguments:
         nodes: of the cluster.
@@ -103,6 +104,7 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
     most = section.max_workers or recipe.runtime.num_workers or max(1, suiting)
     least = section.min_workers or (most if trains else 1)
     threads = int(largest.cpus / most) if largest.cpus < SMALL_NODE else int(cpus)
+    threads = threads if trains or not gpus else 1  # a GPU takes several photos in one batch
     return Needs(cpus, gpus, memory, min(least, most), max(least, most), max(1, threads))
 
 

@@ -75,7 +75,7 @@ def open_run(run_dir: str | RunDirectory) -> Job:
 
     Raises RecipeError where the folder is no run.
     """
-    place = run_dir if isinstance(run_dir, RunDirectory) else RunDirectory.at(run_dir)
+    place = (run_dir if isinstance(run_dir, RunDirectory) else RunDirectory.at(run_dir)).now()
     about = place.read_json("run.json")
     if about is None or not place.exists("recipe.yaml"):
         raise RecipeError(f"{run_dir} is no run: it holds no recipe.yaml and run.json")
@@ -116,14 +116,13 @@ class Step:
     Arguments:
         kernel: `(job, row) -> row`, in a task; or, of actors, `kernel(job)` makes what is then called with each row.
         row: the class of the rows that it returns.
-        actor: whether the step needs an actor, which holds a network.
-        threads: torch threads of an actor; None: as many as the stage's resources give.
+        actor: whether the step needs an actor, which holds a network. On a CPU it is called on several threads at
+            once, with one thread of torch each.
     """
 
     kernel: Any
     row: type[Row]
     actor: bool = False
-    threads: int | None = None
 
 
 @dataclass(frozen=True)

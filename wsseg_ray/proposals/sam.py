@@ -32,11 +32,9 @@ class Sam(NamedTuple):
     decoder: Any
 
 
-def load(encoder: bytes, decoder: bytes, threads: int) -> Sam:
-    """SAM from the contents of its two files, on the GPU where ONNX Runtime has one.
+def load(encoder: bytes, decoder: bytes) -> Sam:
+    """SAM from the contents of its two files, on the GPU where ONNX Runtime has one, else on one thread.
 
-    Arguments:
-        threads: of the CPU.
     Raises RecipeError where ONNX Runtime is not installed, or where a file is none of SAM's.
     """
     try:
@@ -44,7 +42,7 @@ def load(encoder: bytes, decoder: bytes, threads: int) -> Sam:
     except ImportError as error:
         raise RecipeError("proposals.sam needs ONNX Runtime: pip install 'wsseg_ray[sam]'") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1  # several photos at once take less time
     there = onnxruntime.get_available_providers()
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
     try:

@@ -20,7 +20,6 @@ from PIL import Image
 from torch.nn import functional
 
 from wsseg_ray.backbones import BACKBONES
-from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine import training
 from wsseg_ray.engine.stage import Job, Worker, photo_number
 from wsseg_ray.hcp.dropout import mixed
@@ -29,8 +28,7 @@ from wsseg_ray.segmentation.heads import HEADS
 from wsseg_ray.segmentation.losses import IGNORE
 from wsseg_ray.segmentation.networks import Network
 from wsseg_ray.segmentation.targets import crop_and_mirror, hard_target, soft_target
-from wsseg_ray.sources import read_bytes
-from wsseg_ray.stages.rows import truth_of
+from wsseg_ray.stages.rows import photo_of, truth_of
 from wsseg_ray.stages.segmenters import network_named
 from wsseg_ray.stages.stored import Kept, maps_of, segmenters_read
 from wsseg_ray.tables import IMAGES, PROPOSALS, SUPERVISION, FeatureRow, Table, own_labels
@@ -133,9 +131,9 @@ def _source(job: Job, step: SgdStep) -> tuple[str, str, int]:
 def _read(job: Job, kind: str, network: str, round_: int, shard: str, ids: set[str]) -> dict[str, dict[str, Any]]:
     """Photos of a shard, with what `_supervision` has of them."""
     rows = _supervision(job, kind, network, round_, shard)
-    images = job.run.read_good(job.table(IMAGES), shard, ["uri"])
+    images = job.run.read_good(job.table(IMAGES), shard, ["uri", "digest"])
     for image_id in ids:
-        rows[image_id]["photo"] = read_photo(read_bytes(images[image_id].uri), job.recipe.dataset.max_side)
+        rows[image_id]["photo"] = photo_of(job, images[image_id])
     return rows
 
 

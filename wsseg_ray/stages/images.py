@@ -15,7 +15,7 @@ import numpy as np
 from wsseg_ray.datasets import Photo
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
-from wsseg_ray.sources import read_bytes
+from wsseg_ray.sources import digest, read_bytes
 from wsseg_ray.tables import IMAGES, ImageRow, Row, plan_shards
 
 
@@ -38,7 +38,9 @@ def _work(job: Job) -> Work[ImageRow]:
 
 
 def _look(job: Job, row: ImageRow) -> ImageRow:
-    row.height, row.width = read_photo(read_bytes(row.uri), job.recipe.dataset.max_side).shape[:2]
+    data = read_bytes(row.uri)
+    row.height, row.width = read_photo(data, job.recipe.dataset.max_side).shape[:2]
+    row.digest = digest(data)
     return row
 
 

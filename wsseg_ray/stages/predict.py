@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask, read_photo
+from wsseg_ray.datasets.pixels import encode_mask, photo_size, read_mask
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation import iou
 from wsseg_ray.recipe import Recipe
@@ -26,7 +26,7 @@ from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.labels import enlarge, segment
 from wsseg_ray.stages.pictures import chosen, truth
 from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, trained_networks, unpacked
-from wsseg_ray.stages.rows import SeenRow, add_photo
+from wsseg_ray.stages.rows import SeenRow, add_photo, file_of, photo_of
 from wsseg_ray.stages.segmenters import networks, read_log
 from wsseg_ray.stages.stored import STORED
 from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
@@ -69,7 +69,7 @@ def _zipped(job: Job, name: str) -> bytes:
 def _finish(job: Job, row: ViewsRow) -> PredictionRow:
     """Labels, with and without CRF, of every network, at full size; their files and confusion matrices."""
     every, crf = networks(job.recipe), job.recipe.crf
-    data = read_bytes(row.uri)
+    data = file_of(row)
     full = photo_size(data)
     true = read_mask(read_bytes(row.mask_uri), *full, job.listing.mask_values) if row.mask_uri else None
     found = PredictionRow(networks=[network.name for network in every])
@@ -125,7 +125,7 @@ def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str]
         for name, png in zip(row.networks, column, strict=True)
         if name in shown
     ]
-    photo = read_photo(read_bytes(image.uri), job.recipe.dataset.max_side)
+    photo = photo_of(job, image)
     labels = [job.classes[label] for label in image.labels]
     return Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image))
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,14 +114,14 @@ class Predictor:
 
 
 class RememberingBackbone(BaseBackbone):
-    """A backbone that several networks share: asked about the same tensor again, it has the answer."""
+    """A backbone that several networks share: it has the answer where a thread asks about the same tensor again."""
 
     def __init__(self, backbone: BaseBackbone) -> None:
         super().__init__()
         self._backbone, self.channels = backbone, backbone.channels
-        self._last: tuple[torch.Tensor | None, Any] = (None, None)
+        self._known = threading.local()
 
     def forward(self, photos: torch.Tensor) -> Any:
-        if photos is not self._last[0]:
-            self._last = (photos, self._backbone(photos))
-        return self._last[1]
+        if photos is not getattr(self._known, "photos", None):
+            self._known.photos, self._known.answer = photos, self._backbone(photos)
+        return self._known.answer

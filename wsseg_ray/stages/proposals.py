@@ -29,9 +29,7 @@ from wsseg_ray.tables import PROPOSALS, ProposalRow
 def _work(job: Job) -> Work[ProposalRow]:
     steps: tuple[Step, ...] = (Step(_propose, ProposalRow),)
     if _has_network(job.recipe):
-        # One thread for boundaries: convolutions on more differ in the last bits, and a watershed follows every bit.
-        threads = 1 if _has_backbone(job.recipe) else None
-        steps = (Step(add_photo, PhotoRow), Step(_Drawing, DrawnRow, actor=True, threads=threads), *steps)
+        steps = (Step(add_photo, PhotoRow), Step(_Drawing, DrawnRow, actor=True), *steps)
     return Work(PROPOSALS, photo_rows, steps)
 
 
@@ -52,9 +50,9 @@ def _trunk(recipe: Recipe) -> VGG:
     return contours.contour_trunk(weights_source(weights), weights)
 
 
-def _sam(settings: ProposalsSection, threads: int) -> sam.Sam:
+def _sam(settings: ProposalsSection) -> sam.Sam:
     encoder, decoder = (_onnx(f"{settings.sam}{name}") for name in sam.FILES)
-    return sam.load(encoder, decoder, threads)
+    return sam.load(encoder, decoder)
 
 
 def _onnx(place: str) -> bytes:
@@ -73,7 +71,7 @@ class _Drawing:
         if _has_backbone(job.recipe):
             self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
         if self._settings.sam:
-            self._sam = _sam(self._settings, torch.get_num_threads())
+            self._sam = _sam(self._settings)
 
     def __call__(self, row: PhotoRow) -> DrawnRow:
         drawn = DrawnRow(**vars(row))
@@ -176,7 +174,7 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
 def _sam_finding(settings: ProposalsSection) -> Finding:
     """Whether SAM can be loaded; where it can, the run says that it is no longer one of names alone."""
     try:
-        _sam(settings, 1)
+        _sam(settings)
     except RecipeError as error:
         return Finding("weights", False, str(error), error)
     note = "proposals.sam: SAM has learned from outlines, so these results are not of image-level labels alone"

@@ -12,7 +12,7 @@ import numpy as np
 from wsseg_ray.datasets.pixels import read_mask, read_photo
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.proposals.regions import RegionProposals, from_flat
-from wsseg_ray.sources import read_bytes
+from wsseg_ray.sources import digest, read_bytes
 from wsseg_ray.tables import IMAGES, FeatureRow, ImageRow, ProposalRow, array, number, text
 
 
@@ -33,6 +33,7 @@ class RegionsRow(ProposalRow, FeatureRow):
     """A row of `proposals` with the photo, or its stored features; of a val photo the regions are empty."""
 
     uri: str = text("where the photo lies")
+    digest: str = text("as in ImageRow")
     split: str = text("train or val")
     labels: np.ndarray = array("int32", (-1,), "(K,) the photo's classes")
     photo: np.ndarray = array("uint8", ("height", "width", 3), "(H, W, 3) RGB, after dataset.max_side")
@@ -57,6 +58,14 @@ class HasRegions(Protocol):
     indices: np.ndarray
 
 
+class HasFile(Protocol):
+    """A row that says where the photo lies, as `ImageRow` does."""
+
+    image_id: str
+    uri: str
+    digest: str
+
+
 class HasMask(Protocol):
     """A row that says where the true mask lies, as `ImageRow` does."""
 
@@ -69,15 +78,28 @@ P = TypeVar("P", PhotoRow, SeenRow, RegionsRow)
 
 
 def add_photo(job: Job, row: P) -> P:
-    """The row with its photo, decoded.
-
-    Raises ValueError or OSError where it cannot be decoded, or has another size than in the table `images`.
-    """
-    row.photo = read_photo(read_bytes(row.uri), job.recipe.dataset.max_side)
-    if row.photo.shape[:2] != (row.height, row.width):
-        found, known = "x".join(map(str, row.photo.shape[1::-1])), f"{row.width}x{row.height}"
-        raise ValueError(f"the photo is {found} px now and was {known} px in stage images: it was changed since")
+    """The row with its photo; see `photo_of`."""
+    row.photo = photo_of(job, row)
     return row
+
+
+def photo_of(job: Job, row: HasFile) -> np.ndarray:
+    """The photo of a row, decoded: (H, W, 3) uint8, after `dataset.max_side`.
+
+    Raises ValueError or OSError where it cannot be decoded, or is not the photo that stage `images` saw.
+    """
+    return read_photo(file_of(row), job.recipe.dataset.max_side)
+
+
+def file_of(row: HasFile) -> bytes:
+    """The bytes of a row's photo. Raises ValueError where they are not those that stage `images` saw."""
+    data = read_bytes(row.uri)
+    if row.digest and digest(data) != row.digest:
+        raise ValueError(
+            f"{row.image_id}: the photo was changed since stage images, whose regions and features are of the photo as "
+            "it was; put it back, or start again in another run directory"
+        )
+    return data
 
 
 def photo_rows(job: Job, shard: str) -> list[PhotoRow]:

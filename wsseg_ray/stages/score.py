@@ -66,7 +66,8 @@ def _with_source(job: Job, row: RegionsRow) -> RegionsRow:
 def _rows(job: Job, shard: str) -> list[RegionsRow]:
     images = job.run.read_good(job.table(IMAGES), shard)
     about: dict[str, dict[str, Any]] = {
-        image_id: {"uri": image.uri, "split": image.split, "labels": image.labels} for image_id, image in images.items()
+        image_id: {key: getattr(image, key) for key in ("uri", "digest", "split", "labels")}
+        for image_id, image in images.items()
     }
     if features := hcp_reads(job.recipe):
         seen = job.run.read_good(job.table(features), shard)

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine.stage import Job, Stage, Step, Work
 from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.refinement import KEEPS
 from wsseg_ray.report import Strip
-from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.pictures import chosen, truth
-from wsseg_ray.stages.rows import regions_of, truth_of
+from wsseg_ray.stages.rows import photo_of, regions_of, truth_of
 from wsseg_ray.stages.selection import kept_candidates
 from wsseg_ray.supervision import MASKS, READINGS, REFINERS, Evidence
 from wsseg_ray.tables import (
@@ -50,6 +48,7 @@ class EvidenceRow(ScoreRow):
     """All that is known of a photo: columns of `images`, `proposals`, `scores` and `refined`."""
 
     uri: str = text("where the photo lies")
+    digest: str = text("as in ImageRow")
     mask_uri: str = text('where the true mask lies, or ""')
     height: int = number("int32", "pixels")
     width: int = number("int32", "pixels")
@@ -67,7 +66,7 @@ def _work(job: Job) -> Work[SupervisionRow]:
 
 
 def _rows(job: Job, shard: str) -> list[EvidenceRow]:
-    images = job.run.read_good(job.table(IMAGES), shard, ["uri", "mask_uri"])
+    images = job.run.read_good(job.table(IMAGES), shard, ["uri", "digest", "mask_uri"])
     columns = ["height", "width", "superpixels", "indptr", "indices", "objectness", "is_mask"]
     proposals = job.run.read_good(job.table(PROPOSALS), shard, columns)
     scores, refined = (job.run.read_good(job.table(table), shard) for table in (SCORES, REFINED))
@@ -105,16 +104,12 @@ def _maps_and_mask(
         _by_label(row, kept),
         _by_label(row, ~kept),
         np.zeros((len(labels), len(regions.areas))),
-        partial(_photo, job, row.uri),
+        partial(photo_of, job, row),
     )
     evidence = replace(evidence, maps=READINGS.get(reading or settings.reading)(evidence))
     for name in settings.refiners:
         evidence = replace(evidence, maps=REFINERS.get(name)(evidence))
     return evidence.maps, MASKS.get(settings.mask)(evidence, settings)
-
-
-def _photo(job: Job, uri: str) -> np.ndarray:
-    return read_photo(read_bytes(uri), job.recipe.dataset.max_side)
 
 
 def _by_label(row: EvidenceRow, chosen: np.ndarray) -> list[np.ndarray]:
@@ -219,7 +214,7 @@ def _strips(job: Job) -> list[Strip]:
             Strip(
                 row.image_id,
                 "train",
-                _photo(job, image.uri),
+                photo_of(job, image),
                 labels,
                 maps=[(name, p.astype(np.float32)[superpixels]) for name, p in maps],
                 rough=row.mask[superpixels],

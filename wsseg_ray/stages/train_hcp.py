@@ -19,7 +19,6 @@ from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.datasets import Listing
-from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.engine import training
 from wsseg_ray.engine.checkpoints import restore, weights_finding
 from wsseg_ray.engine.schedule import learning_rate_at
@@ -32,9 +31,8 @@ from wsseg_ray.hcp.network import HypothesisNetwork, parameter_groups
 from wsseg_ray.hcp.scoring import choose_candidates, pool_photos, pool_sources, score_proposals, score_source
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import HcpSection, Recipe
-from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.hcp import FOLDER, backbone_problems, build, cautions, colours_of, loss_of, read_log
-from wsseg_ray.stages.rows import regions_of
+from wsseg_ray.stages.rows import photo_of, regions_of
 from wsseg_ray.stages.stored import Kept, hcp_reads, map_of, read_projection
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import FEATURES, IMAGES, PROPOSALS
@@ -309,7 +307,7 @@ class Feed:
             if self._features and image_id in stored:  # else the backbone failed on it, and it does not train
                 seen = map_of(stored[image_id])
             elif not self._features:
-                photo = read_photo(read_bytes(images[image_id].uri), self._job.recipe.dataset.max_side)
+                photo = photo_of(self._job, images[image_id])
             loaded[image_id] = Entry(photo, seen, regions_of(row), row.hypotheses)
         return loaded
 
