@@ -301,12 +301,13 @@ def away_for_a_while(trial: Trial, place: Path) -> Iterator[None]:
 
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of this server
     proxy = Proxy(server._server.port)
     query = f"?scheme=http&endpoint_override=127.0.0.1:{proxy.port}&allow_bucket_creation=true"
-    store = fs.FileSystem.from_uri(f"s3://key:secret@runs{query}")[0]
+    store = fs.FileSystem.from_uri(f"s3://runs{query}")[0]
     store.create_dir("runs")
     fs.copy_files(str(place), "runs/run", source_filesystem=fs.LocalFileSystem(), destination_filesystem=store)
-    trial.run = RunDirectory.at(f"s3://key:secret@runs/run{query}")
+    trial.run = RunDirectory.at(f"s3://runs/run{query}")
 
     def cut() -> None:
         if trial.wait_until(trial.under_way):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 # Before torch and faiss are imported: on two cores their threads cost small arrays more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Of the S3 server of the tests, in this process and in those of Ray; never those of the person who runs them.
+os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 import pytest
 

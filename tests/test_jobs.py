@@ -25,7 +25,7 @@ def cluster_yaml() -> dict:
 
 @pytest.fixture
 def manifest() -> dict:
-    return yaml.safe_load((ROOT / "rayjob.yaml").read_text())
+    return next(yaml.safe_load_all((ROOT / "rayjob.yaml").read_text()))
 
 
 def test_cluster_yaml_is_what_ray_accepts(cluster_yaml):
@@ -37,6 +37,22 @@ def test_cluster_yaml_is_what_ray_accepts(cluster_yaml):
     assert filled["head_node_type"] == "head" and kinds["head"]["resources"] == {"CPU": 0}
     assert all(kinds[kind]["min_workers"] == 0 < kinds[kind]["max_workers"] for kind in ("cpu", "gpu"))
     assert kinds["cpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_nobody_without_the_token_reaches_a_cluster(cluster_yaml, manifest):
+    """Every process of both clusters is in token mode, and no dashboard of `ray up` is open to a network."""
+    assert "-e RAY_AUTH_MODE=token" in cluster_yaml["docker"]["run_options"]
+    assert cluster_yaml["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    head = " ".join(cluster_yaml["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in head and "0.0.0.0" not in head
+    spec = manifest["spec"]["rayClusterSpec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    _, policy = yaml.safe_load_all((ROOT / "rayjob.yaml").read_text())
+    chosen = policy["spec"]["podSelector"]["matchLabels"].items()
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert chosen <= group["template"]["metadata"]["labels"].items()
+    assert policy["kind"] == "NetworkPolicy" and policy["spec"]["policyTypes"] == ["Ingress"]
+    assert all(rule["from"] for rule in policy["spec"]["ingress"]), "a rule without `from` lets everybody in"
 
 
 def test_every_recipe_fits_on_the_cluster(cluster_yaml):

@@ -48,6 +48,9 @@ def test_round_trip(tmp_path):
         ("runtime.engine=spark", ["runtime.engine", "'local'"]),
         ("runtime.stages.score.cpu=1", ["runtime.stages.score.cpu", "no such key", "cpus"]),
         ("runtime.cluster=[{cpu: 1}]", ["runtime.cluster", "no such key", "cpus"]),
+        ("dataset.root=s3://key:secret@bucket/x", ["dataset.root", "a password", "AWS_ACCESS_KEY_ID"]),
+        ("proposals.root=s3://key:secret@bucket", ["proposals.root", "a password"]),
+        ("hcp.weights=https://me:secret@host/x.pth", ["hcp.weights", "a password"]),
         ("seed", ["section.key=value"]),
         ("seed=[", ["YAML"]),
     ],
@@ -56,6 +59,7 @@ def test_a_mistake_is_named(override, words):
     with pytest.raises(RecipeError) as caught:
         recipe.load("demo", [override])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_is_no_recipe(tmp_path):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from wsseg_ray import recipe
+from wsseg_ray import registry as module
+from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.registry import Registry, folders, look_in, registry
 
@@ -173,3 +175,29 @@ def variant_fields(section) -> list[tuple[str, str]]:
         marks = [*field.metadata, *(m for kind in recipe.get_args(field.annotation) for m in recipe.get_args(kind))]
         found += [(name, mark.path) for mark in marks if isinstance(mark, recipe.VariantOf)]
     return found
+
+
+def test_code_of_ones_own_can_be_refused(tmp_path, monkeypatch):
+    """For recipes and runs of others. What the package has, and its families, stay."""
+    (tmp_path / "mine.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert BACKBONES.check("mine:backbone")
+    monkeypatch.setattr(module, "_own_modules", True)
+    module.refuse_own_modules()
+    with pytest.raises(ValueError, match=r"'mine:backbone': modules of your own are refused \(--no-plugins\)"):
+        BACKBONES.get("mine:backbone")
+    assert BACKBONES.check("vgg16") and BACKBONES.check("torchvision:resnet50")
+
+
+def test_the_digest_of_code_of_ones_own(tmp_path, monkeypatch):
+    """Of the module's file, or of all files of a package; nothing of names that the package has."""
+    monkeypatch.setattr(module, "_folders", [str(tmp_path)])
+    (tmp_path / "mine.py").write_text("a = 1")
+    (before,) = module.own_code("mine:a")
+    (tmp_path / "mine.py").write_text("a = 2")
+    assert module.own_code("mine:a") != [before] and module.own_code(["mine:a", "max"]) == module.own_code("mine:a")
+    (tmp_path / "package").mkdir()
+    for name in ("__init__", "parts"):
+        (tmp_path / "package" / f"{name}.py").write_text(name)
+    assert len(module.own_code("package.parts:a")) == 2
+    assert module.own_code("timm:resnet50") == module.own_code("vgg16") == module.own_code(3) == []

@@ -1,3 +1,4 @@
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -58,6 +59,21 @@ def test_a_part_of_a_tar_file(tmp_path):
 def test_a_file_whose_name_looks_like_a_part_is_a_file(tmp_path):
     (tmp_path / "x.jpg#bytes=1+2").write_bytes(b"photo")
     assert read_bytes(f"{tmp_path}/x.jpg#bytes=1+2") == b"photo"
+
+
+def test_what_could_be_read_for_ever_is_refused(tmp_path, monkeypatch):
+    """A pipe, a device, a folder; and a file that is too large, wherever it lies."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("/dev/zero")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe", "link", "folder"):
+        with pytest.raises(OSError, match=rf"{name}\.jpg is no regular file"):
+            read_bytes(f"{tmp_path}/{name}.jpg")
+    monkeypatch.setattr(sources, "MOST_BYTES", 10_000_000)
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(12_000_000)
+    with pytest.raises(OSError, match=r"large\.jpg has 12 MB, more than 10"):
+        read_bytes(f"{tmp_path}/large.jpg")
 
 
 def test_cells_of_a_parquet_file(tmp_path):

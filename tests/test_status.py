@@ -39,8 +39,8 @@ def test_a_run_under_way(run):
     found = lines(run)
     assert found[0] == "images           done      12 photos in 3 s, 1 failed"
     assert found[3] == (
-        "score            running    25 %, 3 of 12 shards; 1.5 photos/s; 3 min left; actors 93 % busy; 2 failed; "
-        "90 photos"
+        "score            running    25 %, 3 of 12 shards; 1.5 photos/s; 3 min left; actors at work 93 % of the time; "
+        "2 failed; 90 photos"
     )
     assert found[4:] == [f"{name:<16} waiting" for name in ("refine", "supervise", "train_segmenter", "predict")]
     assert not is_over(run)

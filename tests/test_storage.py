@@ -83,10 +83,10 @@ def test_a_name_that_no_disk_takes_is_its_photos_fault(run):
 @pytest.mark.parametrize("failures", [1, 3])
 def test_storage_that_fails_for_a_while_is_asked_again(run, monkeypatch, failures):
     run.write_bytes(b"1", "x")
-    real, left = storage.fs.LocalFileSystem.open_input_stream, [failures]
+    real, left = storage.fs.LocalFileSystem.open_input_file, [failures]
 
     class Flaky(storage.fs.LocalFileSystem):
-        def open_input_stream(self, path):
+        def open_input_file(self, path):
             left[0] -= 1
             if left[0] >= 0:
                 raise OSError(errno.ESTALE, "Stale file handle")

@@ -23,7 +23,6 @@ MOST_TOLD = 20  # photos of which `predict` prints a line
 
 app = typer.Typer(
     name="wsseg",
-    help="From photos with image-level labels to a network that labels every pixel.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help in boxes takes half a second to import
@@ -38,6 +37,20 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run directory
 NetworkName = Annotated[str, typer.Argument(metavar="NETWORK", help="a network of the run, such as SN_B")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for other programs")]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")]
+
+
+@app.callback()
+def options(
+    no_plugins: Annotated[
+        bool,
+        typer.Option("--no-plugins", help="refuse recipes and runs that import code of their own: for those of others"),
+    ] = False,
+) -> None:
+    """From photos with image-level labels to a network that labels every pixel."""
+    if no_plugins:
+        from wsseg_ray.registry import refuse_own_modules
+
+        refuse_own_modules()
 
 
 @app.command()

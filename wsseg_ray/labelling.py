@@ -25,7 +25,7 @@ from wsseg_ray.lease import held
 from wsseg_ray.network_file import Trained
 from wsseg_ray.networks import labels_of, open_network, probabilities_of
 from wsseg_ray.outputs import OUTPUTS, Labelled, Output
-from wsseg_ray.recipe import validate
+from wsseg_ray.recipe import refuse_password, validate
 from wsseg_ray.registry import folders
 from wsseg_ray.segmentation.network import SegmentationNetwork
 from wsseg_ray.stages import STAGES
@@ -89,6 +89,8 @@ def label(
     Raises DatasetError where there is no photo or two would be written to one file, RecipeError without the network or
     the form, RuntimeError where all photos fail to be labelled.
     """
+    refuse_password("--out", out)
+    refuse_password("PHOTOS", photos)
     output = _output(form)
     found = _photos(photos, output)
     trained = open_network(run, name)

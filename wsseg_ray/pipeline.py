@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from wsseg_ray import datasets, summary
 from wsseg_ray.choices import settle
 from wsseg_ray.cleaning import unused
@@ -27,7 +25,7 @@ from wsseg_ray.engine.shards import TRIES
 from wsseg_ray.engine.stage import Job, Runner, Stage, as_seen_by, open_run, with_replacements
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.lease import held
-from wsseg_ray.recipe import Recipe, check_variants, dump, fingerprint
+from wsseg_ray.recipe import Recipe, check_variants, dump, fingerprint, leaves, refuse_password
 from wsseg_ray.registry import folders, own_code
 from wsseg_ray.stages import STAGES
 from wsseg_ray.stages.segmenters import most_rounds
@@ -80,6 +78,7 @@ def run(recipe: Recipe, run_dir: str, until: str | None = None) -> Outcome:
     Raises RecipeError, DatasetError, WeightsError or OSError before any work where the input cannot be used;
     RuntimeError where a stage fails as a whole.
     """
+    refuse_password("--run-dir", run_dir)
     place = RunDirectory.at(run_dir)
     recipe, choices = settle(recipe, (place.read_json("run.json") or {}).get("choices"))
     for choice in choices:
@@ -166,21 +165,12 @@ def owned(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
                 raise RecipeError(f"the stages {claims[claim]} and {stage.name} both depend on {claim} first")
             claims[claim] = stage.name
     found: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
-    for key, value in _leaves(recipe):
+    for key, value in leaves(recipe):
         parts = key.split(".")
         owner = next((claims[c] for n in range(len(parts), 0, -1) if (c := ".".join(parts[:n])) in claims), None)
         if owner is not None:
             found[owner][key] = value
     return found
-
-
-def _leaves(section: BaseModel, before: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
 
 
 def fingerprints(job: Job, stages: Sequence[Stage]) -> dict[str, str]:

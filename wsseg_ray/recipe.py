@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -439,9 +441,32 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
 def validate(data: dict[str, Any]) -> Recipe:
     """A recipe from plain data. Raises RecipeError, with one line per problem."""
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError("\n".join(_problem(e) for e in error.errors())) from error
+    for key, value in leaves(recipe):
+        if isinstance(value, str):
+            refuse_password(key, value)
+    return recipe
+
+
+def refuse_password(key: str, place: str) -> None:
+    """Raise RecipeError for a URI with a user and password: they would be written into the run, for all its readers."""
+    if re.match(r"\w+://[^/?]*@", place):
+        raise RecipeError(
+            f"{key}: a URI with a password would be kept in the run's files; take the password out, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machines a role"
+        )
+
+
+def leaves(section: BaseModel, before: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a recipe, such as `hcp.backbone`, with their values."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def check_variants(section: BaseModel, before: str = "") -> None:

@@ -65,6 +65,8 @@ class Registry(Generic[T]):
             raise ValueError(
                 f"no {self.kind} '{value}'; there are {there or 'none'}, or give one of your own as module:attribute"
             )
+        if not _own_modules:
+            raise ValueError(f"no {self.kind} '{value}': modules of your own are refused (--no-plugins)")
         top = family.partition(".")[0]
         if top not in sys.modules and importlib.util.find_spec(top) is None:
             raise ValueError(
@@ -109,6 +111,13 @@ def registry(path: str) -> Registry[Any]:
 
 
 _folders: list[str] = []
+_own_modules = True
+
+
+def refuse_own_modules() -> None:
+    """From now on a name that would import a module of the user's own is refused: for recipes and runs of others."""
+    global _own_modules
+    _own_modules = False
 
 
 def look_in(*folders: str | Path) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from wsseg_ray import storage
 from wsseg_ray.storage import StorageError, filesystem_of, patiently, shown
 
-MOST_BYTES = 500_000_000  # of a photo from the web
+MOST_BYTES = 500_000_000  # of a photo or mask
 WEB_TRIES = 4
 _RANGE = re.compile(r"(.+\.tar(?:\?.*)?)#bytes=(\d+)\+(\d+)$")
 _CELL = re.compile(r"(.+\.parquet(?:\?.*)?)#row=(\d+)&column=(.+)$")
@@ -52,7 +52,7 @@ def read_bytes(place: str) -> bytes:
         return _range(found[1], int(found[2]), int(found[3]))
     if found := _CELL.match(place):
         return _cell(found[1], int(found[2]), found[3])
-    return storage.read_bytes(place)
+    return storage.read_bytes(place, MOST_BYTES)
 
 
 def digest(data: bytes) -> str:

@@ -74,7 +74,7 @@ def _line(name: str, entry: dict[str, Any] | None, status: dict[str, Any]) -> st
         parts.append(f"{status['rows'] / status['seconds']:.1f} photos/s")
         parts.append(f"{_duration(status['seconds'] * (1 - share) / share)} left" if share else "")
     if status["busy_share"] is not None:
-        parts.append(f"actors {100 * status['busy_share']:.0f} % busy")
+        parts.append(f"actors at work {100 * status['busy_share']:.0f} % of the time")
     parts += [f"{status['failed']:.0f} failed" if status["failed"] else "", status["note"]]
     silence = time.time() - status["at"]
     if status["state"] == "stopped":

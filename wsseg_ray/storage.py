@@ -21,6 +21,7 @@ import json
 import os
 import random
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,16 +65,23 @@ class StorageError(RuntimeError):
     """Storage that cannot be written, or failed for longer than PATIENCE. The message names the place."""
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, most: int | None = None) -> bytes:
     """The content of a local path or a URI.
 
-    Raises OSError where it cannot be read, StorageError where the storage failed for longer than PATIENCE.
+    Arguments:
+        most: bytes that a file may have; None: any number.
+    Raises OSError where it cannot be read, is no regular file (a pipe or a device could be read for ever) or is too
+    large, StorageError where the storage failed for longer than PATIENCE.
     """
     filesystem, path = filesystem_of(uri)
+    if isinstance(filesystem, fs.LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(f"{path} is no regular file")
 
     def read() -> bytes:
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
+        with filesystem.open_input_file(path) as file:
+            if most is not None and file.size() > most:
+                raise OSError(f"{shown(uri)} has {file.size() // 10**6} MB, more than {most // 10**6}")
+            return file.read()
 
     return patiently(filesystem, shown(uri), read)
 

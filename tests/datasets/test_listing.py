@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from wsseg_ray import datasets
@@ -39,6 +41,13 @@ def test_refuses_an_id_that_occurs_twice(monkeypatch):
     serve(monkeypatch, photo("a"), photo("a", "val", ()))
     with pytest.raises(DatasetError, match="'a' occurs twice"):
         list_photos(SECTION)
+
+
+def test_files_that_differ_in_their_suffix_keep_it(monkeypatch):
+    """Neither of them costs the other photos anything, nor the run."""
+    files = [replace(photo("a"), uri=f"/photos/a.{suffix}") for suffix in ("jpg", "png")]
+    serve(monkeypatch, *files, photo("b"))
+    assert [p.image_id for p in list_photos(SECTION).photos] == ["a_jpg", "a_png", "b"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 import contextlib
 import io
+import subprocess
+import sys
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -86,6 +89,33 @@ def test_shrinks_and_never_enlarges():
         assert small.shape == (16, 16, 3)
         assert np.abs(small[0].astype(int) - [10, 20, 30]).max() <= 2
         assert np.abs(small[-1].astype(int) - [50, 60, 70]).max() <= 2
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(40, 400), st.integers(40, 400), st.integers(8, 60), st.sampled_from([500, 4_000_000]))
+def test_a_photo_is_shrunk_in_bands_as_in_one_piece(height, width, max_side, band):
+    """As Pillow does it, whose copies in other modes would take several times the memory."""
+    image = Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width), np.uint8))
+    size = photo_size(encode(image), max_side)[::-1]
+    expected = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    with mock.patch.object(pixels, "BAND", band):
+        np.testing.assert_array_equal(read_photo(encode(image), max_side), np.asarray(expected))
+
+
+def test_a_small_file_with_a_hundred_megapixels_takes_little_memory(tmp_path):
+    """12 kB of a bilevel PNG: a byte per pixel, and no more."""
+    Image.new("1", (9900, 9900)).save(tmp_path / "large.png")
+    code = """
+import pathlib, resource, sys
+from wsseg_ray.datasets.pixels import read_photo
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert read_photo(pathlib.Path(sys.argv[1]).read_bytes(), 400).shape == (400, 400, 3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) < 200_000, f"{run.stdout} kB"
 
 
 @settings(deadline=None)
@@ -184,6 +214,25 @@ def test_mask_with_a_small_palette_keeps_its_indices():
     image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8))
     image.putpalette([0, 0, 0, 9, 9, 9, 9, 9, 9, 7, 7, 7])
     assert read_mask(encode(image, bits=2), 2, 2, [2, 3]).tolist() == [[0, 255], [1, 2]]
+
+
+def test_a_mask_of_0_and_255_shows_no_class():
+    for values in ([[0, 255]], [[255, 255]]):
+        with pytest.raises(PixelError, match=r"no values but 0 and 255.* the i-th class must have the value i"):
+            read_mask(encode(np.array(values, np.uint8)), 1, 2, [1])
+
+
+def test_a_mask_whose_palette_was_sorted_anew_is_refused():
+    """A program that saves few colours may number them as it likes: 15, a person, was 1, an aeroplane, here."""
+    values = np.array([[0, 1, 2]], np.uint8)
+    swapped = Image.fromarray(values)
+    swapped.putpalette(voc_palette()[[0, 15, 1]].tobytes())
+    with pytest.raises(PixelError, match="VOC's colours under other numbers"):
+        read_mask(encode(swapped), 1, 3, [1, 15])
+    assert read_mask(encode_mask(values), 1, 3, [1, 2]).tolist() == [[0, 1, 2]]
+    grey = Image.fromarray(np.array([[0, 128, 3]], np.uint8))
+    grey.putpalette(np.arange(256).repeat(3).tolist())
+    assert read_mask(encode(grey), 1, 3, [3]).tolist() == [[0, 255, 1]], "colours of its own are no swap"
 
 
 def test_mask_shrinks_with_its_photo():

@@ -54,8 +54,8 @@ def store():
     server.start()
     proxy = Proxy(server._server.port)
     query = f"scheme=http&endpoint_override=127.0.0.1:{proxy.port}&allow_bucket_creation=true"
-    fs.FileSystem.from_uri(f"s3://key:secret@runs?{query}")[0].create_dir("runs")
-    yield proxy, lambda name: f"s3://key:secret@runs/{name}?{query}"
+    fs.FileSystem.from_uri(f"s3://runs?{query}")[0].create_dir("runs")
+    yield proxy, lambda name: f"s3://runs/{name}?{query}"
     server.stop()
 
 
@@ -64,7 +64,7 @@ def upload(store):
     """`(bucket, {path: bytes}) -> URI` of a bucket of its own with these objects."""
 
     def make(bucket: str, files: dict[str, bytes]) -> str:
-        place = store[1]("").replace("@runs/", f"@{bucket}")
+        place = store[1]("").replace("s3://runs/", f"s3://{bucket}")
         filesystem, name = fs.FileSystem.from_uri(place)
         filesystem.create_dir(name)
         for path, data in files.items():

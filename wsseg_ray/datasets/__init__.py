@@ -120,8 +120,9 @@ def list_photos(section: DatasetSection, own_folder: str | None = None, seed: in
     elif section.root is None:
         raise DatasetError(f"dataset.root: layout '{section.layout}' needs the data set's folder")
     listing = layout.read(section, seed)
-    _refuse_duplicates(listing.photos)
-    wanted = [photo for photo in listing.photos if photo.labels or photo.error]
+    every = _with_suffixes(listing.photos)
+    _refuse_duplicates(every)
+    wanted = [photo for photo in every if photo.labels or photo.error]
     photos = [photo for split in ("train", "val") for photo in _spread(wanted, split, section.limit)]
     train = [photo for photo in photos if photo.split == "train"]
     if all(photo.error for photo in train):
@@ -177,6 +178,23 @@ def id_problem(image_id: str) -> str:
     if len(image_id.encode()) > MAX_ID_BYTES:
         return f"the image id {image_id[:40]!r}... has more than {MAX_ID_BYTES} bytes; shorten the file's name"
     return ""
+
+
+def _with_suffixes(photos: list[Photo]) -> list[Photo]:
+    """The photos; those of the same name whose files differ in their suffix, as a.jpg and a.png, keep it: a.jpg is
+    called a_jpg."""
+    suffixes: dict[str, list[str]] = {}
+    for photo in photos:
+        suffixes.setdefault(photo.image_id, []).append(_suffix(photo))
+    shared = {name for name, found in suffixes.items() if len(found) > 1 and len(set(found)) == len(found)}
+    return [
+        replace(photo, image_id=f"{photo.image_id}_{_suffix(photo)}") if photo.image_id in shared else photo
+        for photo in photos
+    ]
+
+
+def _suffix(photo: Photo) -> str:
+    return photo.uri.partition("?")[0].rpartition(".")[2]
 
 
 def _refuse_duplicates(photos: list[Photo]) -> None:

@@ -11,6 +11,8 @@ from PIL import Image
 
 MAX_PIXELS = 100_000_000  # a larger photo fails before it is decoded: 300 MB as RGB
 MIN_SIDE = 8  # pixels; networks need a few cells
+GAP = 2.0  # a photo is averaged to so many times the wanted size before it is resized
+BAND = 4_000_000  # pixels that are averaged at once
 VOID = 255
 ORIENTATION = 0x0112  # EXIF tag
 TRANSPOSE = {
@@ -47,7 +49,7 @@ def read_photo(data: bytes, max_side: int | None = None) -> np.ndarray:
         size = _shrunk(photo.size, max_side)
         if size != photo.size:
             photo.draft(None, (2 * size[0], 2 * size[1]))
-        rgb = _eight_bit(photo).convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        rgb = _resized(photo, size)
         return np.array(rgb.transpose(TRANSPOSE[turn]) if turn in TRANSPOSE else rgb)
 
 
@@ -71,7 +73,7 @@ def read_mask(data: bytes, height: int, width: int, mask_values: list[int], max_
         mask_values: the pixel value of every class.
         max_side: that of the photo.
     Returns (height, width) uint8: 0 background, i + 1 for mask_values[i], 255 for every other value.
-    Raises PixelError where it is not such a PNG or its size differs from the photo's.
+    Raises PixelError where it is not such a PNG, its size differs from the photo's, or its values are no classes.
     """
     with _opened(data, ("PNG",)) as mask:
         if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
@@ -82,12 +84,31 @@ def read_mask(data: bytes, height: int, width: int, mask_values: list[int], max_
                 f"{width} x {height}" + (f" after max_side {max_side}" if max_side else "")
             )
         values = np.asarray(mask)
+        _refuse_swapped(mask, values)
     rows = (2 * np.arange(height) + 1) * values.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * values.shape[1] // (2 * width)
     lookup = np.full(256, VOID, np.uint8)
     lookup[0] = 0
     lookup[mask_values] = np.arange(1, len(mask_values) + 1)
     return lookup[np.minimum(values[rows[:, None], columns], VOID).astype(np.uint8)]
+
+
+def _refuse_swapped(mask: Image.Image, values: np.ndarray) -> None:
+    """Raise PixelError where a mask's values say nothing of classes: it has only 0 and 255, or a program has saved
+    VOC's colours under other numbers than VOC's."""
+    used = np.unique(values)
+    if used[-1] == VOID and used[-2:].tolist() in ([VOID], [0, VOID]):
+        raise PixelError("the mask has no values but 0 and 255, which is void; the i-th class must have the value i")
+    if mask.mode != "P":
+        return
+    colours = np.asarray(mask.getpalette("RGB")).reshape(-1, 3)
+    known = {tuple(colour): value for value, colour in reversed(list(enumerate(voc_palette().tolist())))}
+    meant = [known.get(tuple(colours[value].tolist())) if value < len(colours) else None for value in used.tolist()]
+    if None not in meant and meant != used.tolist():
+        raise PixelError(
+            "the mask has VOC's colours under other numbers than VOC's: a program has sorted its palette anew, and its "
+            "classes are swapped; save it with the palette that it had"
+        )
 
 
 def encode_mask(labels: np.ndarray) -> bytes:
@@ -155,6 +176,24 @@ def _shrunk(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
     if max_side is None or longer <= max_side:
         return size
     return max(1, round(size[0] * max_side / longer)), max(1, round(size[1] * max_side / longer))
+
+
+def _resized(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The photo as 8-bit RGB of a size, bilinear.
+
+    A photo that is shrunk a lot is first averaged to at least GAP times the size, which is Pillow's `reducing_gap`, in
+    bands of rows: as a whole, its copies in other modes would take up to three times its memory.
+    """
+    across, down = (max(1, int(have / want / GAP)) for have, want in zip(photo.size, size, strict=True))
+    if across == down == 1:
+        return _eight_bit(photo).convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    width, height = photo.size
+    small = Image.new("RGB", (-(-width // across), -(-height // down)))
+    rows = max(1, BAND // (width * down)) * down
+    for top in range(0, height, rows):
+        band = photo.crop((0, top, width, min(height, top + rows)))
+        small.paste(_eight_bit(band).convert("RGB").reduce((across, down)), (0, top // down))
+    return small.resize(size, Image.Resampling.BILINEAR, box=(0, 0, width / across, height / down))
 
 
 def _eight_bit(photo: Image.Image) -> Image.Image:

@@ -55,12 +55,12 @@ COUNTERS = {
     "rows": ("wsseg_rows", "Photos that a stage has done; of trainings: photos seen, over all epochs"),
     "failed": ("wsseg_failed_rows", "Photos that a stage could not process"),
     "task": ("wsseg_task_seconds", "Seconds that tasks worked: reading, decoding, kernels of the CPU, writing"),
-    "busy": ("wsseg_busy_seconds", "Seconds that actors or trainers computed, on GPUs where they have them"),
+    "busy": ("wsseg_busy_seconds", "Seconds that actors or trainers worked, by the clock; not how busy a GPU was"),
     "waited": ("wsseg_queue_wait_seconds", "Seconds that what actors work on lay ready; of trainers: that they waited"),
 }
 GAUGES = {
     "seconds": ("wsseg_stage_seconds", "Seconds since the stage began"),
-    "busy_share": ("wsseg_busy_share", "Share of the time that actors or trainers computed"),
+    "busy_share": ("wsseg_busy_share", "Share of the time that actors or trainers worked; not how busy a GPU was"),
     "progress": ("wsseg_progress", "Share of the stage's work that is done"),
 }
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -115,6 +115,7 @@ def test_equals_the_ascent_on_the_dual(gap):
     spread=st.sampled_from([0.0, 1.0, 20.0, 300.0]),
     gap=st.sampled_from([0.0, 5.0, 50.0, 1000.0]),
 )
+@example(seed=147163669, classes=4, spread=300.0, gap=1000.0)  # it needs hundreds of sweeps
 def test_a_weight_is_there_only_where_its_bound_is_tight(seed, classes, spread, gap):
     """The Karush-Kuhn-Tucker conditions, which hold at the optimum alone, because the dual is concave."""
     scores = drawn(seed, 3, classes, spread, gap).flatten(2)

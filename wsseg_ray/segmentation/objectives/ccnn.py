@@ -8,7 +8,7 @@ from torch.nn import functional
 FOREGROUND = 0.05  # smallest share of a photo for each of its classes
 BACKGROUND = (0.3, 0.7)  # smallest and largest share of the background
 TOLERANCE = 1e-3  # of a share
-SWEEPS = 200  # at most, over the classes
+SWEEPS = 1000  # at most, over the classes; a photo that needs more than 20 has logits that differ by hundreds
 STEPS = 60  # at most, in the search for one weight
 FAR = 1e6  # stands for an infinite difference of logits
 
