@@ -11,6 +11,7 @@ import pytest
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.stages import predictor, refine, rows, supervise  # noqa: F401 (they define row classes)
 from wsseg_ray.tables import (
+    MAX_SHARD_PIXELS,
     MAX_SHARD_ROWS,
     ImageRow,
     PredictionRow,
@@ -141,8 +142,11 @@ def test_rows_do_not_share_their_defaults():
     assert other.networks == []
 
 
+@pytest.mark.parametrize("pixels", [0, 160_000, 12_000_000, 50_000_000])
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 130, 3131])
-def test_shards_cover_every_photo_once(count):
-    shards = plan_shards(count)
+def test_shards_cover_every_photo_once(count, pixels):
+    """And have few photos where those are large: two of 12 megapixels, one of 50."""
+    shards = plan_shards(count, pixels)
     assert [i for shard in shards for i in shard] == list(range(count))
     assert all(len(shard) <= MAX_SHARD_ROWS for shard in shards)
+    assert all(len(shard) == 1 or len(shard) * pixels <= MAX_SHARD_PIXELS for shard in shards)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 MAX_SHARD_ROWS = 32  # bounds what one task holds and what a kill repeats
+MAX_SHARD_PIXELS = 32_000_000  # the same, of large photos: 100 MB as RGB
 
 Shape = tuple[str | int, ...]
 
@@ -189,17 +190,24 @@ def own_labels(round_: int) -> Table[OwnLabelsRow]:
     return Table(f"labels-{round_}", OwnLabelsRow)
 
 
-def shard_size(count: int) -> int:
-    """How many of `count` photos a shard holds: at most 32, and so few that there are 32 shards, but at least 4."""
-    return min(MAX_SHARD_ROWS, max(4, math.ceil(count / 32)))
+def shard_size(count: int, pixels: int = 0) -> int:
+    """How many of `count` photos a shard holds: at most 32, and so few that there are 32 shards, but at least 4.
+
+    Of large photos it holds so few that they have MAX_SHARD_PIXELS together, but at least one.
+
+    Arguments:
+        pixels: of the largest photo.
+    """
+    size = min(MAX_SHARD_ROWS, max(4, math.ceil(count / 32)))
+    return max(1, min(size, MAX_SHARD_PIXELS // pixels)) if pixels else size
 
 
-def plan_shards(count: int) -> list[range]:
+def plan_shards(count: int, pixels: int = 0) -> list[range]:
     """Cut `count` photos into shards of equal size.
 
-    It depends on the number of photos alone, so every machine cuts the same way.
+    It depends on the arguments alone, so every machine cuts the same way. Arguments: see `shard_size`.
     """
-    size = shard_size(count)
+    size = shard_size(count, pixels)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 

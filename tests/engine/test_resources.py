@@ -77,6 +77,15 @@ def test_what_the_recipe_says_goes():
     assert asked("score", CLOUD, "runtime.use_gpu=false").gpus == 0
 
 
+def test_large_photos_ask_for_memory_that_a_machine_has():
+    """200 bytes per pixel, at most half of a machine's memory; what the recipe says goes."""
+    loaded = recipe.load("demo", ["runtime.stages.score.memory_gb=3"])
+    found = {stage.name: needs(loaded, stage, LAPTOP, 12_000_000).memory for stage in stages(loaded)}
+    assert found["proposals"] == found["predict"] == 2.4 * GB and found["score"] == 3 * GB
+    assert needs(loaded, stages(loaded, "proposals")[0], LAPTOP, 50_000_000).memory == 4 * GB
+    assert needs(loaded, stages(loaded, "proposals")[0], LAPTOP).memory == 0, "where the size is not known"
+
+
 def test_a_training_shrinks_only_where_it_is_allowed_to():
     found = asked("train_segmenter", CLOUD, "segmentation.batch_size=8", "runtime.stages.train_segmenter.min_workers=1")
     assert (found.least, found.most) == (1, 4)

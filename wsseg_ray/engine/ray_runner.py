@@ -95,7 +95,7 @@ class RayRunner:
         resources.check(recipe, stages, cluster(recipe))
 
     def needs(self, job: Job, stage: Stage) -> Needs:
-        return resources.needs(job.recipe, stage, cluster(job.recipe))
+        return resources.needs(job.recipe, stage, cluster(job.recipe), resources.largest_photo(job.run))
 
     def ask_for(self, job: Job, stage: Stage) -> None:
         """Ask the autoscaler for what a stage needs at least, so that machines come, and stay, before work waits."""
@@ -271,7 +271,8 @@ def _dataset(
 def _beside_actors(job: Job, work: Work[Any], wanted: Needs) -> dict[str, Any]:
     """Ray's options of tasks that work beside actors."""
     kinds = sum(not step.actor for step in work.steps) + work.steps[-1].actor  # after an actor, a task writes
-    return {"num_cpus": resources.task_cpus(wanted, kinds, cluster(job.recipe))}
+    cpus = resources.task_cpus(wanted, kinds, cluster(job.recipe))
+    return {"num_cpus": cpus, **({"memory": wanted.memory // kinds} if wanted.memory else {})}
 
 
 def _input(missing: dict[str, Sequence[Row] | None], photos: int) -> ray.data.Dataset:

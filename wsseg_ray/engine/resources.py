@@ -15,11 +15,15 @@ from typing import Any
 from wsseg_ray.engine.stage import Stage
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe, StageSection
+from wsseg_ray.storage import RunDirectory
+from wsseg_ray.tables import IMAGES
 
 SMALL_NODE = 8  # CPUs; below it actors take half a CPU: two that ask for a whole one starve Ray Data on two cores
 ACTOR_CPUS = 4  # of an actor without a GPU on a larger node: its torch threads
 FEED_CPUS = 1  # of a task that feeds actors or trainers
 GB = 1e9
+BYTES_PER_PIXEL = 200  # of the largest photo: what a task needs for it at most, measured on proposals of 12 megapixels
+PIXELS_FILE = "pixels.json"  # in the table `images`: pixels of the largest of some photos
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def asked(recipe: Recipe, stage: Stage) -> StageSection:
     return section
 
 
-def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
+def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node], pixels: int = 0) -> Needs:
     """What a stage asks for: what its recipe says, else what suits the cluster.
 
     Tasks take a CPU. Actors and training workers take a GPU and a CPU each: as many actors as there are GPUs, as many
@@ -88,11 +92,16 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node]) -> Needs:
     CPU that computes on all of them; on larger ones actors of 4 CPUs on half the cluster, one trainer on half a node.
     An actor computes on as many photos at once as it has threads.
 
+    Memory is BYTES_PER_PIXEL of the largest photo, at most half of a machine's: so a machine gets as many workers at
+    once as it has room for.
+
     Arguments:
         nodes: of the cluster.
+        pixels: of the largest photo; 0: not known.
     """
     section = asked(recipe, stage)
-    memory = (section.memory_gb or 0) * GB
+    room = max(node.memory for node in nodes) / 2
+    memory = (section.memory_gb or 0) * GB or float(int(min(pixels * BYTES_PER_PIXEL, room)))
     workers = stage.workers(recipe)
     if workers == "tasks":
         return Needs(section.cpus or 1, 0, memory, 1, section.max_workers, 1)
@@ -123,6 +132,11 @@ def task_cpus(wanted: Needs, kinds: int, nodes: Sequence[Node]) -> float:
     most = (wanted.most or wanted.least) * wanted.cpus
     held = most if most < cpus else wanted.least * wanted.cpus
     return min(FEED_CPUS, (cpus - held) / kinds)
+
+
+def largest_photo(run: RunDirectory) -> int:
+    """Pixels of a run's largest photo, as far as stage `images` looked; 0 before it ran."""
+    return run.read_json(IMAGES.folder, PIXELS_FILE) or 0
 
 
 def check_names(recipe: Recipe, known: Sequence[str]) -> None:

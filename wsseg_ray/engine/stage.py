@@ -147,7 +147,7 @@ class Stage:
     Arguments:
         name: as in `--until` and `runtime.stages`.
         reads: folders of the tables and networks that it reads. The shards of the first one are gone through.
-        writes: the folder that it fills. The folder is deleted when the stage starts anew.
+        writes: the folder in which its results lie, each in a folder with its fingerprint.
         run: `run(job, runner)` does what is not done yet, and returns how many photos it did: 0 where nothing was left.
             None: `work` on the photos of the first table that it reads.
         settings: the recipe's keys that its result depends on and no earlier stage's does: "section" or "section.key".

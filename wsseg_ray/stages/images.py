@@ -6,6 +6,7 @@ would cost more, never meet it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,20 +14,47 @@ from typing import Any
 import numpy as np
 
 from wsseg_ray.datasets import Photo
-from wsseg_ray.datasets.pixels import read_photo
+from wsseg_ray.datasets.pixels import photo_size, read_photo
+from wsseg_ray.engine.resources import PIXELS_FILE
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.sources import digest, read_bytes
-from wsseg_ray.tables import IMAGES, ImageRow, Row, plan_shards
+from wsseg_ray.tables import IMAGES, MAX_SHARD_PIXELS, MAX_SHARD_ROWS, ImageRow, Row, plan_shards
+
+OPENED = 16  # photos whose size is looked at before the shards are cut
 
 
 def _run(job: Job, runner: Runner) -> int:
     """Write `images/` in shards named `train-00000`, `val-00000`, ...; returns the photos done now."""
     shards: dict[str, Sequence[Row] | None] = {}
+    pixels = _largest(job)
     for split in ("train", "val"):
         photos = [photo for photo in job.listing.photos if photo.split == split]
-        for number, members in enumerate(plan_shards(len(photos))):
+        for number, members in enumerate(plan_shards(len(photos), pixels)):
             shards[f"{split}-{number:05d}"] = [_row(photos[i]) for i in members]
     return runner.map_shards(job, STAGE, _work(job), shards)
+
+
+def _largest(job: Job) -> int:
+    """Pixels of the largest of some photos, evenly spread. It is written down: a run that goes on cuts the same shards.
+
+    Nothing is opened where `dataset.max_side` says that no shard can have too many pixels.
+    """
+    known = job.run.read_json(IMAGES.folder, PIXELS_FILE)
+    if known is None:
+        most, photos = job.recipe.dataset.max_side, [photo for photo in job.listing.photos if not photo.error]
+        some = photos[:: max(1, len(photos) // OPENED)]
+        known = most**2 if most else MAX_SHARD_PIXELS
+        if known * MAX_SHARD_ROWS > MAX_SHARD_PIXELS:
+            known = max((_pixels(photo, most) for photo in some), default=0)
+        job.run.write_json(known, IMAGES.folder, PIXELS_FILE)
+    return known
+
+
+def _pixels(photo: Photo, max_side: int | None) -> int:
+    try:
+        return math.prod(photo_size(read_bytes(photo.uri), max_side))
+    except (OSError, ValueError):  # it is recorded as failed when its turn comes
+        return 0
 
 
 def _row(photo: Photo) -> ImageRow:
