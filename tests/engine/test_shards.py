@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from tests.runs import empty_job, equal
-from wsseg_ray.engine.shards import MAX_DEATHS, TRIES, each, guard, refuse_all_failed, step_name
+from wsseg_ray.engine import memory
+from wsseg_ray.engine.shards import MAX_DEATHS, MAX_STARVED, TRIES, each, guard, refuse_all_failed, step_name
 from wsseg_ray.engine.stage import Step
 from wsseg_ray.storage import StorageError
 from wsseg_ray.tables import IMAGES, ImageRow, Row, ScoreRow
@@ -66,7 +67,7 @@ def test_a_shard_leaves_no_note(tmp_path):
 
     rows, seconds = each(job, PLACE, kernel, ImageRow, [Row("a"), Row("b")])
     assert [row.uri for row in rows] == ["A", "B"] and seconds > 0
-    assert seen == [{"at": "", "died": {}}] * 2, "it is written once: most shards die of nothing"
+    assert seen == [{"at": "", "died": {}, "starved": {}}] * 2, "it is written once: most shards die of nothing"
     assert not job.run.exists(*NOTE)
 
 
@@ -91,6 +92,30 @@ def test_a_photo_that_kills_every_process_is_found_and_given_up(tmp_path):
     assert [row.uri for row in found] == ["A", "", "C"]
     assert found[1].error == "images died each time it worked on this photo"
     assert tried.count("bad") == 1 + MAX_DEATHS and not job.run.exists(*NOTE)
+
+
+def test_a_photo_for_which_there_is_no_memory_has_more_tries_and_is_told_apart(tmp_path, monkeypatch):
+    """The processes of other photos may have taken it."""
+    job, tried = empty_job(tmp_path), []
+    monkeypatch.setattr(memory, "free_share", lambda: 0.05)
+
+    def kernel(row: Row) -> Row:
+        tried.append(row.image_id)
+        while row.image_id == "large" and len(tried) > 2 and not job.run.read_json(*NOTE).get("short"):
+            pass  # memory runs low while the photo is worked on
+        if row.image_id == "large":
+            raise Died
+        return upper(row)
+
+    rows = [Row("a"), Row("large")]
+    for _ in range(1 + MAX_STARVED):
+        with pytest.raises(Died):
+            each(job, PLACE, kernel, ImageRow, rows)
+    found, _ = each(job, PLACE, kernel, ImageRow, rows)
+    assert tried.count("large") == 1 + MAX_STARVED and found[0].uri == "A"
+    assert found[1].error.startswith(
+        "images had too little memory each time it worked on this photo alone: set dataset.m"
+    )
 
 
 def test_two_photos_that_kill_are_both_found(tmp_path):
@@ -164,7 +189,7 @@ def test_rows_are_taken_one_by_one_where_together_they_cannot(tmp_path, given):
 
 def test_a_suspect_shard_is_taken_one_by_one(tmp_path):
     job, kernel = empty_job(tmp_path), Many()
-    job.run.write_json({"at": "", "died": {}}, *NOTE)
+    job.run.write_json({"at": "", "died": {}, "starved": {}}, *NOTE)
     each(job, PLACE, kernel, ImageRow, [Row("a"), Row("b")])
     assert kernel.calls == [1, 1]
 
@@ -180,7 +205,7 @@ def test_rows_of_an_actor_are_worked_on_at_once(tmp_path):
     rows = [Row(name) for name in "abcdef"]
     found, _ = each(job, PLACE, kernel, ImageRow, rows, at_once=3)
     assert [row.uri for row in found] == list("ABCDEF")
-    job.run.write_json({"at": "", "died": {}}, *NOTE)
+    job.run.write_json({"at": "", "died": {}, "starved": {}}, *NOTE)
     busy = threading.Lock()
 
     def alone(row: Row) -> Row:

@@ -57,6 +57,20 @@ def test_a_run_without_ray_on_an_object_store(store, tiny, tiny_local):
     assert measured(run) == measured(tiny_local[1])
 
 
+@pytest.mark.run
+def test_a_store_that_loses_one_request_in_ten(store, tiny, tiny_local):
+    """Reading, writing, listing and deleting: each call is repeated, and no photo is called a failure."""
+    proxy, place = store
+    proxy.every = 10
+    try:
+        outcome = pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), place("lossy"), "supervise")
+    finally:
+        proxy.every = 0
+    run = RunDirectory.at(place("lossy")).now()
+    assert outcome.failed == {} and proxy.cuts > 20
+    assert all(same_rows(run, tiny_local[1], table) for table in (PROPOSALS, SCORES, REFINED, SUPERVISION))
+
+
 def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, tiny_run, tiny, monkeypatch):
     """The same tables, and no photo is called a failure: it waits, and goes on."""
     from wsseg_ray.engine.ray_runner import RayRunner

@@ -3,7 +3,8 @@
 Ray starts a task again, without end, when its process dies, and a photo that kills every process that touches it would
 keep a run busy for ever. So a shard that is being worked on leaves a note in `tries/`. A shard that finds such a note
 goes photo by photo and writes down which photo it is at. A photo whose process dies twice more is recorded as failed,
-and the others go on.
+and the others go on. A process that dies while the machine is short of memory says little of its photo, for other
+processes may have taken the memory: such a photo has MAX_STARVED tries.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from wsseg_ray.engine import memory
 from wsseg_ray.engine.stage import Job, Step
 from wsseg_ray.storage import StorageError
 from wsseg_ray.tables import Row
 
 TRIES = "tries"
 MAX_DEATHS = 2  # of a photo that is worked on alone, after the death that made it suspect
+MAX_STARVED = 6  # the same, of deaths while the machine was short of memory
 
 
 def each(
@@ -43,22 +46,38 @@ def each(
     note = (TRIES, place[0], f"{place[1]}-{place[2]}.json")
     start, tries, done = time.monotonic(), job.run.read_json(*note), []
     if tries is None:
-        job.run.write_json({"at": "", "died": {}}, *note)
+        job.run.write_json({"at": "", "died": {}, "starved": {}}, *note)
     elif tries["at"]:
-        tries["died"][tries["at"]] = tries["died"].get(tries["at"], 0) + 1
+        deaths = tries["starved" if tries.pop("short", False) else "died"]
+        deaths[tries["at"]] = deaths.get(tries["at"], 0) + 1
     if tries is None and (found := _together(kernel, rows)) is not None:
         rows, done = [], found
     elif tries is None and at_once > 1:
         with ThreadPoolExecutor(at_once) as pool:
             rows, done = [], list(pool.map(partial(guard, kernel, row), rows))
     for one in rows:
-        if tries is not None:
-            if tries["died"].get(one.image_id, 0) >= MAX_DEATHS:
-                one = Row(one.image_id, f"{place[0]} died each time it worked on this photo")
-            job.run.write_json({**tries, "at": one.image_id}, *note)
-        done.append(guard(kernel, row, one))
+        if tries is None:
+            done.append(guard(kernel, row, one))
+            continue
+        now = {**tries, "at": one.image_id}
+        job.run.write_json(now, *note)
+        with memory.watched(partial(job.run.write_json, {**now, "short": True}, *note)):
+            done.append(guard(kernel, row, _given_up(place[0], one, tries)))
     job.run.delete(*note)
     return done, time.monotonic() - start
+
+
+def _given_up(stage: str, row: Row, tries: dict[str, Any]) -> Row:
+    """The row, or one with an error where processes have died too often of it."""
+    if tries["died"].get(row.image_id, 0) >= MAX_DEATHS:
+        return Row(row.image_id, f"{stage} died each time it worked on this photo")
+    if tries["starved"].get(row.image_id, 0) >= MAX_STARVED:
+        return Row(
+            row.image_id,
+            f"{stage} had too little memory each time it worked on this photo alone: set dataset.max_side, or give it "
+            f"room by runtime.stages.{stage}.memory_gb",
+        )
+    return row
 
 
 def _together(kernel: Callable[[Any], Row], rows: Sequence[Row]) -> list[Row] | None:
