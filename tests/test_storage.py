@@ -1,9 +1,12 @@
 import errno
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsseg_ray import storage, tables
 from wsseg_ray.storage import RunDirectory, StorageError, shown
@@ -121,6 +124,18 @@ def test_what_is_not_there_is_not_waited_for(run, monkeypatch):
 def test_where_a_run_lies(place, root, file):
     run = RunDirectory.at(place)
     assert run.root == root and run.uri("a", "b") == file and run.is_local == (root[0] == "/")
+
+
+@given(name=st.text(min_size=1).filter(lambda name: "/" not in name and name not in (".", "..")))
+def test_no_name_says_anything_to_an_object_store(name):
+    """It is a name, whatever is in it: no query, no fragment, no escape."""
+    place = RunDirectory("s3://bucket/run?scheme=http&endpoint_override=127.0.0.1:9", {"scores": "f" * 16})
+    asked = []
+    with mock.patch.object(storage, "_object_store", lambda bucket: asked.append(bucket) or ("store", "bucket")):
+        found = [storage.filesystem_of(place.uri(*parts)) for parts in ((name,), ("scores", name), (name, "x"))]
+    below = [name, f"scores/{'f' * 16}/{name}", f"{name}/x"]
+    assert found == [("store", f"bucket/run/{path}") for path in below]
+    assert set(asked) == {"s3://bucket?scheme=http&endpoint_override=127.0.0.1:9"}
 
 
 def test_json_and_delete(run):
