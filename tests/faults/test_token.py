@@ -1,4 +1,4 @@
-"""A cluster in token mode, as `cluster.yaml` makes it: README's job runs with the token, and nothing does without it."""
+"""A cluster in token mode, as `cluster.yaml` makes it: a job runs with the token, and nothing does without it."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch.nn import functional
 
+from wsseg_ray.hcp.pooling import segment
 from wsseg_ray.hcp.pooling.segment import SEGMENT, pool_segments, superpixel_weights
 from wsseg_ray.proposals.regions import RegionProposals
 
@@ -29,9 +32,15 @@ def photos(draw):
 
 
 @settings(deadline=None, max_examples=50)
-@given(photos())
-def test_segments_equal_upsampling_and_dense_means(photo):
+@given(photos(), st.sampled_from([1, 30, segment.BAND]))
+def test_segments_equal_upsampling_and_dense_means(photo, band):
+    """Also in bands of few rows of cells, as large photos are gone through."""
     regions, features = photo
+    with mock.patch.object(segment, "BAND", band):
+        assert_equal_to_upsampling(regions, features)
+
+
+def assert_equal_to_upsampling(regions: RegionProposals, features: torch.Tensor) -> None:
     height, width = regions.superpixels.shape
     dense = functional.interpolate(features[None], (height, width), mode="bilinear", align_corners=False)[0].numpy()
     sums = np.zeros((len(regions.areas), 2))
