@@ -2,13 +2,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs import copy
-from wsseg_ray import cli, pipeline, recipe
+from tests.runs import copy, empty_job
+from wsseg_ray import cli, pipeline, recipe, registry
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.pipeline import Outcome
 from wsseg_ray.tables import REFINED
@@ -210,3 +211,32 @@ def test_a_stage_that_differs_is_exit_code_1(monkeypatch, tiny_local, tmp_path, 
     run.write_shard(REFINED, shard, rows)
     assert exit_code(monkeypatch, "replay", run.root, "refine") == 1
     assert f"distance: differs in 1 photos ({rows[0].image_id}), by 1 at most" in capsys.readouterr().out
+
+
+def test_every_command_is_in_the_documentation():
+    text = (Path(__file__).parent.parent / "docs/commands.md").read_text()
+    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert {name for name in names if f"`wsseg {name}" not in text} == set()
+    assert {line.split()[2].strip("`") for line in text.splitlines() if line.startswith("| `wsseg")} == names
+
+
+def test_code_of_a_recipe_is_refused(tmp_path, monkeypatch):
+    """`--no-plugins` before any command; without it the same recipe would be imported."""
+    monkeypatch.setattr(registry, "_own_modules", True)
+    (tmp_path / "theirs.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "theirs.yaml").write_text("extra_stages: ['theirs:STAGE']\n")
+    assert exit_code(monkeypatch, "--no-plugins", "doctor", str(tmp_path / "theirs.yaml")) == 2
+
+
+def test_results_of_other_settings_are_listed_and_removed(tmp_path, monkeypatch, capsys):
+    job = empty_job(tmp_path)
+    job.run.write_bytes(recipe.dump(job.recipe).encode(), "recipe.yaml")
+    about = {"classes": ["x"], "mask_values": [1], "code": [], "replaced": {}, "results": {"scores": "1" * 16}}
+    job.run.write_json(about, "run.json")
+    for mark in ("1" * 16, "2" * 16):
+        job.run.write_bytes(bytes(2_500_000), "scores", mark, "train-00000.parquet")
+    assert exit_code(monkeypatch, "clean", job.run.root, "--yes") == 0
+    assert f"scores/{'2' * 16}  2.5 MB" in capsys.readouterr().out
+    assert job.run.names("scores") == ["1" * 16]
+    assert exit_code(monkeypatch, "clean", job.run.root) == 0
+    assert "there is nothing to remove" in capsys.readouterr().out
