@@ -86,6 +86,10 @@ def test_large_photos_ask_for_memory_that_a_machine_has():
     assert needs(loaded, stages(loaded, "proposals")[0], LAPTOP).memory == 0, "where the size is not known"
 
 
+def test_a_task_beside_actors_uses_what_others_leave():
+    assert [resources.task_threads(nodes) for nodes in (LAPTOP, [Node(0.5, 0, 0)], SERVER, CLOUD)] == [2, 1, 1, 1]
+
+
 def test_a_training_shrinks_only_where_it_is_allowed_to():
     found = asked("train_segmenter", CLOUD, "segmentation.batch_size=8", "runtime.stages.train_segmenter.min_workers=1")
     assert (found.least, found.most) == (1, 4)

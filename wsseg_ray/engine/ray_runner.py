@@ -251,13 +251,14 @@ def _dataset(
             )
         else:
             read = work.read if place == 0 and row is None else None
-            task = partial(_task, job, stage.name, work, step, row, read, ends)
+            at_once = 1 if alone else resources.task_threads(cluster(job.recipe))
+            task = partial(_task, job, stage.name, work, step, row, read, ends, at_once)
             name = stage.name if alone else f"{stage.name}_{shards.step_name(step, ends)}"
             more = {"compute": TaskPoolStrategy(size=wanted.most), **wanted.options()} if alone else beside
             dataset = apply(_named(name, task), **options, **more)
         row = step.row
     if last.actor:
-        write = partial(_task, job, stage.name, work, None, row, None, True)
+        write = partial(_task, job, stage.name, work, None, row, None, True, 1)
         dataset = dataset.map_batches(
             _named(f"{stage.name}_write", write),
             batch_size=None,
@@ -320,6 +321,7 @@ def _task(
     row: type[Row] | None,
     read: Callable[[Job, str], Sequence[Row]] | None,
     ends: bool,
+    at_once: int,
     batch: pa.Table,
 ) -> pa.Table:
     """A step that runs in tasks, on all shards of a block; the last one writes the files."""
@@ -333,7 +335,7 @@ def _task(
         start = time.monotonic()
         if step is not None:
             name = shards.step_name(step, ends)
-            rows, _ = shards.each(job, (stage, shard, name), partial(step.kernel, job), step.row, rows)
+            rows, _ = shards.each(job, (stage, shard, name), partial(step.kernel, job), step.row, rows, at_once)
         if not ends:
             spent["read"] = time.monotonic() - start
             found.append(_block(step.row if step else Row, shard, rows, spent))

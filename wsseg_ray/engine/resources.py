@@ -134,6 +134,13 @@ def task_cpus(wanted: Needs, kinds: int, nodes: Sequence[Node]) -> float:
     return min(FEED_CPUS, (cpus - held) / kinds)
 
 
+def task_threads(nodes: Sequence[Node]) -> int:
+    """Photos that a task beside actors works on at once: on a small node one such task of a kind runs, see `task_cpus`,
+    and must be able to use every core that the others leave."""
+    cpus = max(node.cpus for node in nodes)
+    return max(1, int(cpus)) if cpus < SMALL_NODE else 1
+
+
 def largest_photo(run: RunDirectory) -> int:
     """Pixels of a run's largest photo, as far as stage `images` looked; 0 before it ran."""
     return run.read_json(IMAGES.folder, PIXELS_FILE) or 0
