@@ -8,22 +8,27 @@ VENV ?= .venv
 # A run starts many processes; without compiled files on disk, each process would compile all its imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo unit test install lint clean
+.PHONY: demo unit test long install lint clean
 
 demo: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/wsseg demo --run-dir runs/demo
 
 # The tests without Ray and without whole runs: two minutes on two cores.
 unit: $(VENV)/installed-$(EXTRA)
-	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray and not run and not slow" $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray and not run and not slow and not long" $(PYTEST_ARGS)
 
-# Tests without Ray on all cores, then those with Ray one after the other. Exit code 5: none was selected.
+# Tests without Ray on all cores, then those with Ray one after the other, but for the long ones. Exit code 5: none was
+# selected.
 test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray" $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	$(VENV)/bin/python -m pytest -m ray $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(VENV)/bin/python -m pytest -m "ray and not long" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+# The long tests: kills, a lost store, several workers, a cluster with a token. Run them before a release.
+long: $(VENV)/installed-$(EXTRA)
+	$(VENV)/bin/python -m pytest -m long $(PYTEST_ARGS)
 
 install: $(VENV)/installed-$(EXTRA)
 

@@ -71,6 +71,7 @@ def test_a_store_that_loses_one_request_in_ten(store, tiny, tiny_local):
     assert all(same_rows(run, tiny_local[1], table) for table in (PROPOSALS, SCORES, REFINED, SUPERVISION))
 
 
+@pytest.mark.long
 def test_a_run_on_an_object_store_that_goes_away_and_comes_back(store, cluster, tiny_run, tiny, monkeypatch):
     """The same tables, and no photo is called a failure: it waits, and goes on."""
     from wsseg_ray.engine.ray_runner import RayRunner

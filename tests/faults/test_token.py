@@ -60,6 +60,7 @@ def submit(address: str, environment: dict[str, str], *words: str) -> subprocess
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.long
 def test_a_job_runs_with_the_token_and_not_without(head, tiny, tmp_path):
     address, environment = head
     words = [word for setting in tiny for word in ("--set", setting)]

@@ -1,5 +1,7 @@
 """Stage `features` on Ray, and what reads it: the same tables as in one process."""
 
+import pytest
+
 from tests.runs import same_rows
 from tests.stages.test_features import settings
 from wsseg_ray import pipeline, recipe
@@ -7,6 +9,7 @@ from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import FEATURES, SCORES
 
 
+@pytest.mark.long
 def test_on_ray_as_in_one_process(cluster, tiny, tmp_path):
     runs = []
     for engine in ("local", "ray"):

@@ -65,6 +65,7 @@ def test_a_killed_actor_and_a_killed_worker_cost_no_row(tiny_run, tiny, tmp_path
         assert len(list(run.rows(table))) == count and same_rows(run, undisturbed, table), table
 
 
+@pytest.mark.long
 def test_a_killed_driver_loses_nothing(tiny_run, tiny, tmp_path):
     """kill -9 as soon as the first shard of proposals is there; the second run does the others and no more."""
     run = RunDirectory.at(str(tmp_path / "run"))
@@ -145,6 +146,7 @@ def dying_loop(names, round_, worker, real=train_segmenter._loop):
     interrupted(lambda: die_once(worker.job.run, "trainer"), lambda: real(names, round_, worker))
 
 
+@pytest.mark.long
 def test_a_killed_trainer_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path, monkeypatch):
     run = retrain(trained, tmp_path)
     monkeypatch.setattr(train_segmenter, "_loop", dying_loop)
@@ -176,6 +178,7 @@ cli.main()
 """
 
 
+@pytest.mark.long
 def test_a_stopped_job_goes_on_in_mid_epoch_and_changes_no_weight(trained, tiny, tmp_path):
     run = retrain(trained, tmp_path)
     settings = [*tiny, *SEGMENTERS]

@@ -54,6 +54,7 @@ def test_a_run_gives_the_bits_of_the_plain_call(tiny, weights, backbone, tmp_pat
         assert (row.objectness == objectness).all() and len(row.hypotheses) > 0
 
 
+@pytest.mark.long
 def test_one_worker_many_workers_and_no_ray_give_the_same_bits(cluster, tiny, weights, tmp_path):
     settings = [*tiny, f"proposals.weights={weights}"]
     _, plain = ran(str(tmp_path / "no-ray"), [*settings, "runtime.engine=local"])

@@ -183,6 +183,7 @@ def test_a_mistake_is_named_before_any_work(settings, words):
     assert isinstance(finding.problem, RecipeError) and all(word in finding.text for word in words), finding.text
 
 
+@pytest.mark.long
 def test_one_and_two_workers_train_the_same_network(tiny_run, tiny, tmp_path):
     """On Ray Train, with the backbone frozen: its BatchNorm would see each worker's part of a batch."""
     found = []
