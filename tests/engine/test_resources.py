@@ -1,5 +1,7 @@
 """What each stage asks for, from two cores to a thousand, and what a cluster can never give."""
 
+import math
+
 import pytest
 import yaml
 
@@ -83,7 +85,10 @@ def test_large_photos_ask_for_memory_that_a_machine_has():
     found = {stage.name: needs(loaded, stage, LAPTOP, 12_000_000).memory for stage in stages(loaded)}
     assert found["proposals"] == found["predict"] == 2.4 * GB and found["score"] == 3 * GB
     assert needs(loaded, stages(loaded, "proposals")[0], LAPTOP, 50_000_000).memory == 4 * GB
-    assert needs(loaded, stages(loaded, "proposals")[0], LAPTOP).memory == 0, "where the size is not known"
+    proposals = stages(loaded, "proposals")[0]
+    assert needs(loaded, proposals, LAPTOP).memory == 0, "where the size is not known"
+    assert needs(loaded, proposals, LAPTOP, 400 * 300).memory == 0, "photos of ordinary size"
+    assert needs(loaded, proposals, [Node(16, 0, math.inf, 8)], 12_000_000).memory == 0, "an autoscaler knows of none"
 
 
 def test_a_task_beside_actors_uses_what_others_leave():

@@ -86,6 +86,9 @@ def test_a_run_is_opened(tmp_path):
         "code": [str(tmp_path / "gone")],
         "replaced": {"a": "b"},
     }
+    run.write_json({key: about[key] for key in about if key != "results"}, "run.json")
+    with pytest.raises(RecipeError, match="was made by an older version"):
+        open_run(run.root)
     run.write_json(about, "run.json")
     job = open_run(run.root)
     assert job == open_run(run)

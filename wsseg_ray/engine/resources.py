@@ -23,6 +23,7 @@ ACTOR_CPUS = 4  # of an actor without a GPU on a larger node: its torch threads
 FEED_CPUS = 1  # of a task that feeds actors or trainers
 GB = 1e9
 BYTES_PER_PIXEL = 200  # of the largest photo: what a task needs for it at most, measured on proposals of 12 megapixels
+LEAST_MEMORY = 0.5e9  # bytes; a worker that needs less asks for none
 PIXELS_FILE = "pixels.json"  # in the table `images`: pixels of the largest of some photos
 
 
@@ -92,16 +93,15 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node], pixels: int = 0) 
     CPU that computes on all of them; on larger ones actors of 4 CPUs on half the cluster, one trainer on half a node.
     An actor computes on as many photos at once as it has threads.
 
-    Memory is BYTES_PER_PIXEL of the largest photo, at most half of a machine's: so a machine gets as many workers at
-    once as it has room for.
+    Where photos are large, memory is BYTES_PER_PIXEL of the largest one, at most half of a machine's: so a machine gets
+    as many workers at once as it has room for.
 
     Arguments:
         nodes: of the cluster.
         pixels: of the largest photo; 0: not known.
     """
     section = asked(recipe, stage)
-    room = max(node.memory for node in nodes) / 2
-    memory = (section.memory_gb or 0) * GB or float(int(min(pixels * BYTES_PER_PIXEL, room)))
+    memory = (section.memory_gb or 0) * GB or _memory(pixels, nodes)
     workers = stage.workers(recipe)
     if workers == "tasks":
         return Needs(section.cpus or 1, 0, memory, 1, section.max_workers, 1)
@@ -132,6 +132,16 @@ def task_cpus(wanted: Needs, kinds: int, nodes: Sequence[Node]) -> float:
     most = (wanted.most or wanted.least) * wanted.cpus
     held = most if most < cpus else wanted.least * wanted.cpus
     return min(FEED_CPUS, (cpus - held) / kinds)
+
+
+def _memory(pixels: int, nodes: Sequence[Node]) -> float:
+    """Bytes that a worker asks for where the recipe does not say.
+
+    0 for photos of ordinary size, and where machines may come whose memory is not known: an autoscaler would not start
+    them for it.
+    """
+    wanted, room = pixels * BYTES_PER_PIXEL, max(node.memory for node in nodes) / 2
+    return 0.0 if wanted < LEAST_MEMORY or room == math.inf else float(int(min(wanted, room)))
 
 
 def task_threads(nodes: Sequence[Node]) -> int:

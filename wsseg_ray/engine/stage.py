@@ -73,12 +73,14 @@ class Job:
 def open_run(run_dir: str | RunDirectory) -> Job:
     """A run that exists, to read from. Its listing holds no photos.
 
-    Raises RecipeError where the folder is no run.
+    Raises RecipeError where the folder is no run, or one of an older version.
     """
     place = (run_dir if isinstance(run_dir, RunDirectory) else RunDirectory.at(run_dir)).now()
     about = place.read_json("run.json")
     if about is None or not place.exists("recipe.yaml"):
         raise RecipeError(f"{run_dir} is no run: it holds no recipe.yaml and run.json")
+    if "results" not in about:
+        raise RecipeError(f"{run_dir} was made by an older version of wsseg_ray: run its recipe again")
     look_in(*(folder for folder in about["code"] if Path(folder).is_dir()))
     recipe = validate(yaml.safe_load(place.read_bytes("recipe.yaml")))
     listing = Listing(about["classes"], about["mask_values"], photos=[])
