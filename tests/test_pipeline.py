@@ -317,6 +317,17 @@ def test_a_stage_of_ones_own_replaces_a_table(tiny_local, tiny, tmp_path):
     assert all(equal(row, before[image_id]) for image_id, row in by_name(run, SUPERVISION).items()), "and back again"
 
 
+def test_a_change_of_ones_own_code_is_another_result(tiny, tmp_path):
+    text = KEEP_ALL.replace("REPLACES", '""')
+    loaded = beside_a_recipe(tmp_path, [*tiny, LOCAL, own_module(tmp_path, "growing", text)])
+    stages = pipeline.stages_of(loaded)
+    job = pipeline.prepare(loaded, RunDirectory.at(str(tmp_path / "run")), stages)
+    before = pipeline.fingerprints(job, stages)
+    (tmp_path / "growing.py").write_text(f"{text}# more\n")
+    after = pipeline.fingerprints(job, stages)
+    assert {name for name in after if after[name] != before[name]} == {"keep_all"}
+
+
 def test_a_stage_that_follows_none_is_refused(tmp_path, monkeypatch):
     text = KEEP_ALL.replace("REPLACES", '""').replace('after="refine"', 'after="lunch"')
     monkeypatch.syspath_prepend(tmp_path)
