@@ -197,7 +197,7 @@ def clean(run: RunArgument, yes: Annotated[bool, typer.Option("--yes", help="rem
     if not yes:
         typer.confirm("remove them?", abort=True)
     remove(place, found)
-    print(f"removed {len(found)} results")
+    print(f"removed {len(found)} result{'s' if len(found) > 1 else ''}")
 
 
 @app.command()
