@@ -3,10 +3,20 @@
 import threading
 
 import pytest
+import torch
 
 from tests.runs import empty_job, equal
 from wsseg_ray.engine import memory
-from wsseg_ray.engine.shards import MAX_DEATHS, MAX_STARVED, TRIES, each, guard, refuse_all_failed, step_name
+from wsseg_ray.engine.shards import (
+    MAX_DEATHS,
+    MAX_STARVED,
+    TRIES,
+    OnOneThread,
+    each,
+    guard,
+    refuse_all_failed,
+    step_name,
+)
 from wsseg_ray.engine.stage import Step
 from wsseg_ray.storage import StorageError
 from wsseg_ray.tables import IMAGES, ImageRow, Row, ScoreRow
@@ -214,3 +224,17 @@ def test_rows_of_an_actor_are_worked_on_at_once(tmp_path):
         return upper(row)
 
     each(job, PLACE, alone, ImageRow, rows, at_once=3)
+
+
+def test_threads_of_an_actor_have_one_thread_of_torch_each(tmp_path):
+    """From their first row to their last; afterwards the process has as many as before."""
+    torch.set_num_threads(2)
+    meeting, seen = threading.Barrier(2, timeout=60), []
+
+    def kernel(row: Row) -> Row:
+        seen.append(torch.get_num_threads())
+        meeting.wait()
+        return upper(row)
+
+    each(empty_job(tmp_path), PLACE, OnOneThread(kernel), ImageRow, [Row(name) for name in "abcd"], at_once=2)
+    assert seen == [1] * 4 and torch.get_num_threads() == 2

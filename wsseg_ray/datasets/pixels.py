@@ -84,7 +84,7 @@ def read_mask(data: bytes, height: int, width: int, mask_values: list[int], max_
                 f"{width} x {height}" + (f" after max_side {max_side}" if max_side else "")
             )
         values = np.asarray(mask)
-        _refuse_swapped(mask, values)
+        _refuse_meaningless(mask, values)
     rows = (2 * np.arange(height) + 1) * values.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * values.shape[1] // (2 * width)
     lookup = np.full(256, VOID, np.uint8)
@@ -93,16 +93,16 @@ def read_mask(data: bytes, height: int, width: int, mask_values: list[int], max_
     return lookup[np.minimum(values[rows[:, None], columns], VOID).astype(np.uint8)]
 
 
-def _refuse_swapped(mask: Image.Image, values: np.ndarray) -> None:
+def _refuse_meaningless(mask: Image.Image, values: np.ndarray) -> None:
     """Raise PixelError where a mask's values say nothing of classes: it has only 0 and 255, or a program has saved
     VOC's colours under other numbers than VOC's."""
     used = np.unique(values)
-    if used[-1] == VOID and used[-2:].tolist() in ([VOID], [0, VOID]):
+    if used.tolist() in ([VOID], [0, VOID]):
         raise PixelError("the mask has no values but 0 and 255, which is void; the i-th class must have the value i")
     if mask.mode != "P":
         return
     colours = np.asarray(mask.getpalette("RGB")).reshape(-1, 3)
-    known = {tuple(colour): value for value, colour in reversed(list(enumerate(voc_palette().tolist())))}
+    known = {tuple(colour): value for value, colour in enumerate(voc_palette().tolist())}
     meant = [known.get(tuple(colours[value].tolist())) if value < len(colours) else None for value in used.tolist()]
     if None not in meant and meant != used.tolist():
         raise PixelError(

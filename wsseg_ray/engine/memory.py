@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-LOW = 0.1  # share of the memory; Ray kills workers, and Linux processes, when less than half of that is left
+LOW = 0.1  # share of the memory; Ray kills workers when half of that is left
 LOOK_EVERY = 0.05  # seconds
 
 

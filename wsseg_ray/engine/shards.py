@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ def each(
     if tries is None and (found := _together(kernel, rows)) is not None:
         rows, done = [], found
     elif tries is None and at_once > 1:
-        with ThreadPoolExecutor(at_once) as pool:
+        with getattr(kernel, "pool", ThreadPoolExecutor)(at_once) as pool:
             rows, done = [], list(pool.map(partial(guard, kernel, row), rows))
     for one in rows:
         if tries is None:
@@ -115,6 +116,17 @@ class OnOneThread:
             return self._kernel(row)
         finally:
             torch.set_num_threads(before)
+
+    @contextmanager
+    def pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that call this kernel. The number of threads is in part the whole process's, so it is 1 until all of
+        them are done: else one that has done a row could give another one more threads in the middle of its row."""
+        import torch
+
+        before = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+        torch.set_num_threads(before)
 
 
 def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:
