@@ -4,8 +4,8 @@
 
 Runs `best` up to `features` with few and with many photos. Once the stage runs, a photo costs the difference of their
 seconds by the difference of their photos. The loop has the photos in memory, resized, and does nothing else, with as
-many threads as there are cores; it is the mean before and after the runs. Memory is the most that Ray's workers (or
-this process) hold together, looked at twice a second. Needs `../shared/data/voc-animals`, or `--voc`.
+many threads as there are cores; it is the mean after both runs. Memory is the most that Ray's processes hold together,
+and what this process takes more than before, looked at twice a second. Needs `../shared/data/voc-animals`, or `--voc`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ LOOP = 64  # photos of the bare loop
 
 
 class Memory:
-    """The most that the workers of Ray that this process started hold together, in MB; without Ray, this process."""
+    """The most that the processes below this one hold together, and that this one takes more than before, in MB."""
 
     def __init__(self) -> None:
-        self.most, self._stopped = 0.0, threading.Event()
+        self.most, self.more, self._stopped = 0.0, 0.0, threading.Event()
+        self._before = self._own(psutil.Process())
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Memory:
@@ -54,12 +55,14 @@ class Memory:
     def _watch(self) -> None:
         me = psutil.Process()
         while not self._stopped.wait(0.5):
-            self.most = max(self.most, sum(self._own(process) for process in [me, *me.children(recursive=True)]) / 1e6)
+            self.more = max(self.more, self._own(me) - self._before)
+            self.most = max(self.most, sum(map(self._own, me.children(recursive=True))))
 
-    def _own(self, process: psutil.Process) -> float:
+    @staticmethod
+    def _own(process: psutil.Process) -> float:
         try:
             memory = process.memory_info()
-            return memory.rss - memory.shared
+            return (memory.rss - memory.shared) / 1e6
         except psutil.Error:  # it has ended
             return 0.0
 
@@ -98,13 +101,14 @@ def main() -> None:
             pipeline.run(made, place, "images")
             with Memory() as watched:
                 pipeline.run(made, place, "features")
-            memory.append(watched.most)
+            memory.append((watched.most, watched.more))
             run = RunDirectory.at(place).now()
             seconds.append(run.entry(FEATURES.folder)["seconds"])
             loops.append(bare(run))
         stored = sum(file.stat().st_size for file in Path(run.uri(FEATURES.folder)).iterdir())
     each, loop = (seconds[1] - seconds[0]) / (counts[1] - counts[0]), sum(loops) / 2
-    print(f"photos {counts}: {seconds[0]:.1f} and {seconds[1]:.1f} s, at most {memory[0]:.0f} and {memory[1]:.0f} MB")
+    for count, spent, (workers, more) in zip(counts, seconds, memory, strict=True):
+        print(f"{count} photos: {spent:.1f} s; Ray's processes at most {workers:.0f} MB, this one {more:.0f} MB more")
     print(f"per photo: stage {1000 * each:.1f} ms, bare loop {1000 * loop:.1f} ms: {loop / each:.2f} of its speed")
     print(f"stored: {stored / counts[1] / 1e6:.2f} MB per photo")
 

@@ -44,7 +44,8 @@ from wsseg_ray.engine.stage import Job, open_run, photo_number
 from wsseg_ray.evaluation import iou
 from wsseg_ray.hcp.loss import binary_cross_entropy_loss, cross_entropy_loss, label_targets
 from wsseg_ray.hcp.scoring import choose_candidates
-from wsseg_ray.proposals.contours import contour_trunk
+from wsseg_ray.proposals.boundaries.hypercolumn import load
+from wsseg_ray.proposals.boundaries.vgg16 import VGG16
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.refinement import METRICS, selection
 from wsseg_ray.refinement.distance import Metric, moments_distance, pairwise_sums, photo_moments, sum_moments
@@ -275,7 +276,7 @@ def count_part(job: Job, candidates: Candidates, photos: list[Photo]) -> Iterato
 
 def cam_part(job: Job, weights: Path) -> Iterator[tuple[str, Callable[[Photo], np.ndarray]]]:
     """Class activation maps, as functions from a photo to the maps (K, H, W) of its labels, in 0..1."""
-    trunk = contour_trunk(weights)
+    trunk = load(VGG16, weights)
     pooled, labels = [], []
     rows = [
         row

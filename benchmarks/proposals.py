@@ -1,7 +1,8 @@
 """How well do object proposals find the objects of VOC photos, and what do they cost? Ours beside the field's.
 
     pip install '.[bench]'
-    python benchmarks/proposals.py --data VOC2012 [--photos N] [--methods ours,quadtree,...] [--weights VGG16.pth]
+    python benchmarks/proposals.py --data VOC2012 [--photos N] [--methods ours,quadtree,...]
+                                   [--backbone vgg16 --weights VGG16.pth]
 
 `--data` is the folder that holds JPEGImages, ImageSets and SegmentationClassAug or SegmentationClass. The photos of
 ImageSets/Segmentation/val.txt are taken at full size, in one process on one core, every method on a photo before the
@@ -18,11 +19,11 @@ mean over all objects of the best IoU (Pont-Tuset and Van Gool, ICCV 2015), and 
     ours                       what `generate(photo, 2000)` does, by colour and texture alone
     ours_nodes                 without pairs, triplets and 4-tuples
     ours_unranked              the largest first
-    ours_trunk, ...            the same three with VGG-16's contours; need --weights
+    ours_backbone, ...         the same three with the boundaries that --backbone finds
 
 Prints two tables of IoU and one of seconds, and a JSON line. With all methods a photo takes some 18 s.
 
-    python benchmarks/proposals.py --sizes [--weights VGG16.pth]
+    python benchmarks/proposals.py --sizes [--backbone ...]
 
 measures instead what `generate` costs on the first photo enlarged to 0.5, 1, 2, 4 and 8 megapixels, decoded: seconds,
 and the peak memory of a process that does nothing else.
@@ -41,6 +42,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -54,10 +56,11 @@ from tqdm import tqdm
 from wsseg_ray.datasets import choose_classes, pixels, voc
 from wsseg_ray.evaluation.objects import best_iou, objects, region_iou
 from wsseg_ray.proposals import combinations, hierarchies, ranking
+from wsseg_ray.proposals.boundaries import BOUNDARIES, Boundary
+from wsseg_ray.proposals.boundaries.hypercolumn import find, load
 from wsseg_ray.proposals.combinations import COARSE
-from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
 from wsseg_ray.proposals.generate import cut, generate, shrink
-from wsseg_ray.proposals.learned import layers
+from wsseg_ray.proposals.learned import PLAIN, layers
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import VOC_CLASSES
 
@@ -70,9 +73,10 @@ SCALES = (50, 100, 200, 400, 800, 1600)
 MEGAPIXELS = (0.5, 1, 2, 4, 8)
 REPEATS = 5
 SMOOTHINGS = (0.5, 0.8, 1.0)  # sigma, pixels
-STEPS = ("trunk", "contours, superpixels", "hierarchies", "combinations", "ranking")
+STEPS = ("backbone", "contours, superpixels", "hierarchies", "combinations", "ranking")
 
 Proposals = RegionProposals | np.ndarray  # regions, or boxes (N, 4): x0, y0, x1, y1, the end exclusive
+Find = Callable[[np.ndarray], Boundary | None]  # photo -> its boundary
 Method = Callable[[np.ndarray], tuple[Proposals, dict[str, float]]]  # photo -> proposals, seconds by step or {}
 
 
@@ -134,22 +138,31 @@ def selective_search(mode: str) -> Method:
     return search
 
 
-def ours(trunk: torch.nn.Sequential | None = None, coarse: tuple[int, ...] = COARSE, ranked: bool = True) -> Method:
+def finder(backbone: str | None, weights: str) -> Find:
+    """What finds the boundary of a photo; without a backbone nothing does."""
+    if backbone is None:
+        return lambda photo: None
+    found = BOUNDARIES.get(backbone)
+    return partial(find, found, load(found, weights))
+
+
+def ours(find: Find = lambda photo: None, coarse: tuple[int, ...] = COARSE, ranked: bool = True) -> Method:
     """What `generate` does, with a clock between its steps."""
 
     def propose(photo: np.ndarray) -> tuple[Proposals, dict[str, float]]:
         clock = [time.perf_counter()]
-        boundary = trunk_boundary(trunk, photo) if trunk else None
+        boundary = find(photo)
+        learned = boundary.learned if boundary else PLAIN
         clock.append(time.perf_counter())
-        parts, seen, mode = cut(photo, boundary)
+        parts, seen = cut(photo, boundary)
         clock.append(time.perf_counter())
-        strengths = hierarchies.arc_strengths(parts, seen, layers(f"arcs_{mode}"))
+        strengths = hierarchies.arc_strengths(parts, seen, layers(learned, "arcs"))
         trees = hierarchies.trees(parts, seen, strengths)
         clock.append(time.perf_counter())
         regions = combinations.candidates(parts, trees, coarse)
         clock.append(time.perf_counter())
         if ranked:
-            best, _ = ranking.rank(parts, seen, strengths, regions, layers(f"ranking_{mode}"), COUNTS[-1])
+            best, _ = ranking.rank(parts, seen, strengths, regions, layers(learned, "ranking"), COUNTS[-1])
         else:
             best = np.argsort(-(parts.areas @ regions), kind="stable")[: COUNTS[-1]]
         proposals = RegionProposals(parts.superpixels, sparse.csr_array(regions[:, best].T, dtype=np.float32))
@@ -159,9 +172,8 @@ def ours(trunk: torch.nn.Sequential | None = None, coarse: tuple[int, ...] = COA
     return propose
 
 
-def variants(trunk: torch.nn.Sequential | None = None) -> dict[str, Method]:
-    name = "ours_trunk" if trunk else "ours"
-    return {name: ours(trunk), f"{name}_nodes": ours(trunk, ()), f"{name}_unranked": ours(trunk, ranked=False)}
+def variants(name: str, find: Find = lambda photo: None) -> dict[str, Method]:
+    return {name: ours(find), f"{name}_nodes": ours(find, ()), f"{name}_unranked": ours(find, ranked=False)}
 
 
 METHODS: dict[str, Method] = {
@@ -169,7 +181,7 @@ METHODS: dict[str, Method] = {
     "felzenszwalb": felzenszwalb,
     "selective_search_fast": selective_search("Fast"),
     "selective_search_quality": selective_search("Quality"),
-    **variants(),
+    **variants("ours"),
 }
 NEEDS = {
     "felzenszwalb": "skimage.segmentation",
@@ -271,7 +283,7 @@ def _row(first: str, cells: list[str]) -> str:
     return f"| {' | '.join([first, *cells])} |"
 
 
-def scaling(photo: np.ndarray, weights: Path | None) -> list[dict[str, float]]:
+def scaling(photo: np.ndarray, backbone: str | None, weights: str) -> list[dict[str, float]]:
     """What `generate` costs by the size of the photo, each size in a process of its own."""
     measured = []
     for megapixels in MEGAPIXELS:
@@ -279,18 +291,18 @@ def scaling(photo: np.ndarray, weights: Path | None) -> list[dict[str, float]]:
         size = round(photo.shape[1] * scale), round(photo.shape[0] * scale)
         enlarged = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            measured.append({"megapixels": megapixels, **process.submit(_cost, enlarged, weights).result()})
+            measured.append({"megapixels": megapixels, **process.submit(_cost, enlarged, backbone, weights).result()})
     return measured
 
 
-def _cost(photo: np.ndarray, weights: Path | None) -> dict[str, float]:
+def _cost(photo: np.ndarray, backbone: str | None, weights: str) -> dict[str, float]:
     torch.set_num_threads(1)
-    trunk = contour_trunk(weights) if weights else None
+    find = finder(backbone, weights)
     before = _peak_mb()
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        generate(photo, COUNTS[-1], trunk_boundary(trunk, shrink(photo)) if trunk else None)
+        generate(photo, COUNTS[-1], find(shrink(photo)))
         seconds.append(time.perf_counter() - start)
     return {"seconds": round(float(np.median(seconds)), 3), "peak_mb": _peak_mb(), "before_mb": before}
 
@@ -306,11 +318,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder VOC2012")
     parser.add_argument("--photos", type=int, help="how many, evenly spread over the split; all without it")
     parser.add_argument("--methods", help="separated by commas; default: all")
-    parser.add_argument("--weights", type=Path, help="VGG-16, for the methods with a trunk")
+    parser.add_argument("--backbone", choices=BOUNDARIES.names, help="finds boundaries; for ours_backbone and --sizes")
+    parser.add_argument("--weights", default="auto", help="of the backbone: a file, or a name")
     parser.add_argument("--sizes", action="store_true", help="seconds and memory by the size of a photo instead")
     arguments = parser.parse_args()
-    if arguments.weights:
-        METHODS.update(variants(contour_trunk(arguments.weights)))
+    if arguments.backbone:
+        METHODS.update(variants("ours_backbone", finder(arguments.backbone, arguments.weights)))
     if arguments.photos is not None and arguments.photos < 1:
         parser.error("--photos must be at least 1")
     names = arguments.methods.split(",") if arguments.methods else list(METHODS)
@@ -323,7 +336,7 @@ def main() -> None:
     torch.set_num_threads(1)
     image_ids = voc.read_ids(split)
     if arguments.sizes:
-        for row in scaling(read(arguments.data, image_ids[0])[0], arguments.weights):
+        for row in scaling(read(arguments.data, image_ids[0])[0], arguments.backbone, arguments.weights):
             print(json.dumps(row))
         return
     wanted = min(arguments.photos or len(image_ids), len(image_ids))

@@ -1,21 +1,23 @@
-"""Learn the proposal generator's three perceptrons from the human segments of BSDS500, and write `learned.npz`.
+"""Learn the proposal generator's three perceptrons from the human segments of BSDS500, and write `perceptrons/`.
 
-    python benchmarks/train_proposals.py --bsds ../shared/data/bsds500 \
-        --weights ../shared/weights/vgg16_imagenet_conv_fp16.pth
+    python benchmarks/train_proposals.py --plain --weights VGG16.pth
+    python benchmarks/train_proposals.py --backbones timm:tf_efficientnet_lite2
 
 Every network learns from what the ones before it say of photos that they did not learn from (four folds), and is then
 learned once more from all 200 photos. No mask of an object is read: segments of BSDS are what a person saw as parts
 of a photo, grass and sky among them. What counts as an object here is geometry: a segment that two people agree on
 (IoU 0.7), of 200 pixels to half the photo, on at most two of its sides.
 
-Takes about 27 minutes and 8 GB on one core. Prints, of the photos left out, the precision of contours and how well
-objects are found.
+Takes about 27 minutes and 8 GB on one core with VGG-16 and `--plain`. Prints, of the photos left out, the precision of
+contours and how well objects are found.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,13 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from wsseg_ray.backbones.photos import normalise
-from wsseg_ray.backbones.vgg16 import VGG16
+from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.evaluation.objects import best_iou
-from wsseg_ray.proposals import combinations, contours, hierarchies, ranking
+from wsseg_ray.proposals import combinations, hierarchies, ranking
+from wsseg_ray.proposals.boundaries import BOUNDARIES, Boundary, BoundaryFinder
+from wsseg_ray.proposals.boundaries.hypercolumn import boundary, load, outputs
 from wsseg_ray.proposals.generate import cut
-from wsseg_ray.proposals.learned import Layers, perceive
+from wsseg_ray.proposals.learned import PLAIN, Layers, perceive
 
 FOLDS = 4
 PIXELS = 2500  # a photo, of which half lie on a boundary and a fifth within 4 px of one
@@ -48,24 +51,50 @@ COUNTS = [10, 100, 500, 1000, 2000]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bsds", type=Path, default=Path("../shared/data/bsds500"))
+    parser.add_argument("--backbones", nargs="+", default=BOUNDARIES.names, choices=BOUNDARIES.names)
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/vgg16_imagenet_conv_fp16.pth"))
-    parser.add_argument("--out", type=Path, default=Path("wsseg_ray/proposals/learned.npz"))
+    parser.add_argument("--plain", action="store_true", help="learn without a backbone, too")
+    parser.add_argument("--out", type=Path, default=Path("wsseg_ray/proposals/perceptrons"))
     arguments = parser.parse_args()
-    if not arguments.bsds.is_dir() or not arguments.weights.is_file():
-        sys.exit(f"skipped: needs {arguments.bsds} and {arguments.weights}")
+    if not arguments.bsds.is_dir():
+        sys.exit(f"skipped: needs {arguments.bsds}")
     photos, segments = read(arguments.bsds)
     folds = np.arange(len(photos)) % FOLDS
-    trunk = read_trunk(arguments.weights)
-    heads = learn_boundary(trunk, photos, segments, folds)
-    learned = {"boundary": heads[-1]}
-    for mode in ("plain", "trunk"):
-        parts = []
-        for photo, fold in zip(tqdm(photos, f"{mode}: superpixels"), folds, strict=True):
-            parts.append(cut(photo, boundary(trunk, photo, heads[fold]) if mode == "trunk" else None)[:2])
-        arcs = learn_arcs(parts, segments, folds)
-        learned[f"arcs_{mode}"] = arcs[-1]
-        learned[f"ranking_{mode}"] = learn_ranking(parts, segments, folds, arcs, mode)
-    save(arguments.out, learned)
+    for name in [*([None] if arguments.plain else []), *arguments.backbones]:
+        if name is None:
+            save(arguments.out / f"{PLAIN}.npz", learn(photos, segments, folds, lambda photo, fold: None))
+            continue
+        finder = BOUNDARIES.get(name)
+        backbone = load(finder, str(arguments.weights) if name == "vgg16" else "auto")
+        heads = learn_boundary(finder, backbone, photos, segments, folds)
+        find = partial(find_by, finder, backbone, heads)
+        learned = {"boundary": heads[-1], **learn(photos, segments, folds, find, finder.learned)}
+        save(arguments.out / f"{finder.learned}.npz", learned)
+
+
+def learn(
+    photos: list[np.ndarray],
+    segments: list[list[np.ndarray]],
+    folds: np.ndarray,
+    find: Callable[[np.ndarray, int], Boundary | None],
+    name: str = PLAIN,
+) -> dict[str, Layers]:
+    """The perceptrons that judge arcs and rank regions, over superpixels that follow the boundaries found."""
+    parts = [
+        cut(photo, find(photo, fold))
+        for photo, fold in zip(tqdm(photos, f"{name}: superpixels", disable=None), folds, strict=True)
+    ]
+    arcs = learn_arcs(parts, segments, folds)
+    return {"arcs": arcs[-1], "ranking": learn_ranking(parts, segments, folds, arcs, name)}
+
+
+@torch.inference_mode()
+def find_by(
+    finder: BoundaryFinder, backbone: BaseBackbone, heads: list[Layers], photo: np.ndarray, fold: int
+) -> Boundary:
+    """The boundary of a photo, by the head that did not learn from its fold."""
+    maps = outputs(finder, backbone, photo)
+    return Boundary(boundary(maps, photo.shape[:2], heads[fold], finder.centred), finder.learned)
 
 
 def read(root: Path) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
@@ -76,28 +105,20 @@ def read(root: Path) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     return [np.array(Image.open(file).convert("RGB")) for file in files], segments
 
 
-def read_trunk(path: Path) -> nn.Sequential:
-    trunk = VGG16.build(False).eval()
-    state = torch.load(path, weights_only=True)
-    trunk.load_state_dict({key.replace("features.", ""): value.float() for key, value in state.items()})
-    return trunk
-
-
-@torch.inference_mode()
-def boundary(trunk: nn.Sequential, photo: np.ndarray, head: Layers) -> np.ndarray:
-    return contours.boundary(contours.side_outputs(trunk, normalise(photo)), photo.shape[:2], head)
-
-
 def learn_boundary(
-    trunk: nn.Sequential, photos: list[np.ndarray], segments: list[list[np.ndarray]], folds: np.ndarray
+    finder: BoundaryFinder,
+    backbone: BaseBackbone,
+    photos: list[np.ndarray],
+    segments: list[list[np.ndarray]],
+    folds: np.ndarray,
 ) -> list[Layers]:
     """Heads that leave out each fold in turn, and one of all photos, from hypercolumns at sampled pixels."""
     rng = np.random.default_rng(0)
     columns, votes = [], []
-    for photo, people in zip(tqdm(photos, "hypercolumns"), segments, strict=True):
+    for photo, people in zip(tqdm(photos, "hypercolumns", disable=None), segments, strict=True):
         share = np.mean([drawn(labels) for labels in people], axis=0)
         pixels = sample(share, rng)
-        columns.append(hypercolumns(trunk, photo, pixels))
+        columns.append(hypercolumns(finder, backbone, photo, pixels))
         votes.append(share.ravel()[pixels].astype(np.float32))
     x, y, fold = np.concatenate(columns), np.concatenate(votes), np.repeat(folds, PIXELS)
     del columns
@@ -134,14 +155,19 @@ def sample(share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @torch.inference_mode()
-def hypercolumns(trunk: nn.Sequential, photo: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """All conv outputs at some pixels, bilinear, (n, 4224) float16."""
+def hypercolumns(finder: BoundaryFinder, backbone: BaseBackbone, photo: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """All maps at some pixels, bilinear, (n, C) float16."""
     height, width = photo.shape[:2]
     rows, columns = np.divmod(pixels, width)
-    places = np.stack([(columns + 0.5) / width * 2 - 1, (rows + 0.5) / height * 2 - 1], axis=-1)
+    if finder.centred:
+        places = np.stack([columns / (width - 1) * 2 - 1, rows / (height - 1) * 2 - 1], axis=-1)
+    else:
+        places = np.stack([(columns + 0.5) / width * 2 - 1, (rows + 0.5) / height * 2 - 1], axis=-1)
     grid = torch.tensor(places, dtype=torch.float32)[None, None]
-    outputs = contours.side_outputs(trunk, normalise(photo))
-    found = [functional.grid_sample(x, grid, padding_mode="border", align_corners=False)[0, :, 0] for x in outputs]
+    found = [
+        functional.grid_sample(own, grid, padding_mode="border", align_corners=finder.centred)[0, :, 0]
+        for own in outputs(finder, backbone, photo)
+    ]
     return torch.cat(found).T.clamp(max=60000).half().numpy()
 
 
@@ -212,12 +238,14 @@ def joint(labels: np.ndarray, part: hierarchies.Partition) -> np.ndarray:
 
 
 def learn_ranking(
-    parts: list, segments: list[list[np.ndarray]], folds: np.ndarray, arcs: list[Layers], mode: str
+    parts: list, segments: list[list[np.ndarray]], folds: np.ndarray, arcs: list[Layers], name: str
 ) -> Layers:
     """The network of all photos; the one that leaves out the last fold says how well objects are found there."""
     rng = np.random.default_rng(0)
     x, y, left_out = [], [], []
-    for (part, seen), people, fold in zip(tqdm(parts, f"{mode}: candidates"), segments, folds, strict=True):
+    for (part, seen), people, fold in zip(
+        tqdm(parts, f"{name}: candidates", disable=None), segments, folds, strict=True
+    ):
         strengths = hierarchies.arc_strengths(part, seen, arcs[fold])
         regions = combinations.candidates(part, hierarchies.trees(part, seen, strengths))
         features = ranking.features(part, seen, strengths, regions)
@@ -238,7 +266,7 @@ def learn_ranking(
         order, _ = ranking.diverse(regions, areas, perceive(network, features), max(COUNTS))
         found.append(best_iou(iou[order], COUNTS))
     reached = np.hstack(found).mean(axis=1)
-    print(f"{mode}: J at {COUNTS} on the last fold: {' '.join(f'{value:.3f}' for value in reached)}")
+    print(f"{name}: J at {COUNTS} on the last fold: {' '.join(f'{value:.3f}' for value in reached)}")
     return fit(ranker(), x, y)
 
 

@@ -96,7 +96,7 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, tmp_path
     assert exit_code(monkeypatch, "doctor", "demo", "--set", "dataset.limit=20") == 0
     assert "20 training and 20 val photos" in capsys.readouterr().out
     settings = ["--set", f"dataset.root={tmp_path}/none", "--set", "hcp.weights=none.pth"]
-    settings += ["--set", "proposals.weights=gone.pth"]
+    settings += ["--set", "proposals={backbone: vgg16, weights: gone.pth}"]
     assert exit_code(monkeypatch, "doctor", "paper-voc12", *settings, "--set", "segmentation.weights=random") == 2
     printed = capsys.readouterr().out
     assert (

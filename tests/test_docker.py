@@ -46,7 +46,13 @@ def test_the_image_has_all_that_is_needed(tmp_path):
     at = subprocess.run([bin_ / "python", "-c", code], cwd="/", env=here, capture_output=True, text=True, check=True)
     assert at.stdout.startswith(str(tmp_path / "env")), "the installed package, not this checkout"
     installed = Path(at.stdout.strip()).parent
-    for file in ("py.typed", "serve/page.html", "recipes/best.yaml", "report/page.html", "proposals/learned.npz"):
+    for file in (
+        "py.typed",
+        "serve/page.html",
+        "recipes/best.yaml",
+        "report/page.html",
+        "proposals/perceptrons/plain.npz",
+    ):
         assert (installed / file).exists()
 
 

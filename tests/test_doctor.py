@@ -32,7 +32,11 @@ def test_all_is_there(tiny):
 
 
 def test_what_is_missing_is_said_all_at_once(tiny, tmp_path):
-    settings = ["hcp.weights=none.pth", "proposals.weights=gone.pth", "refinement={engine: moments, metric: cosine}"]
+    settings = [
+        "hcp.weights=none.pth",
+        "proposals={backbone: vgg16, weights: gone.pth}",
+        "refinement={engine: moments, metric: cosine}",
+    ]
     found = examined(*tiny, *settings, f"dataset.root={tmp_path}/none")
     bad = {name for name, own in found.items() if not all(finding.good for finding in own)}
     assert bad == {"data", "weights", "refinement"}

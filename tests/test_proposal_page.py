@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsseg_ray import proposal_page as proposals
-from wsseg_ray.backbones.vgg16 import VGG16
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.proposal_page import border_map, heat_uri, level, mean_colours, region_pictures, render, write
+from wsseg_ray.proposals.boundaries import Boundary
 from wsseg_ray.proposals.hierarchies import Partition
 from wsseg_ray.proposals.regions import from_masks
 
@@ -49,21 +48,10 @@ def test_the_page_shows_every_step(photo):
     assert all(decode(uri).size for uri in re.findall(r'src="([^"]+)"', page))
 
 
-def test_with_a_trunk_the_page_shows_its_boundaries(photo):
-    page = section(render("a", photo, VGG16.build(False).eval(), 5), "contours")
+def test_the_page_shows_the_boundaries_of_a_backbone(photo):
+    boundary = Boundary(np.full(photo.shape[:2], 0.5, np.float32), "vgg16")
+    page = section(render("a", photo, boundary, 5), "contours")
     assert page.count("<img") == 3 and "boundary probability of the backbone" in page
-
-
-def test_the_trunk_sees_the_photo_once(photo, monkeypatch):
-    seen = []
-
-    def boundary(_, pixels):
-        seen.append(pixels)
-        return np.full(pixels.shape[:2], 0.5, np.float32)
-
-    monkeypatch.setattr(proposals, "trunk_boundary", boundary)
-    render("a", photo, VGG16.build(False), 5)
-    assert len(seen) == 1
 
 
 def test_the_page_asks_for_nothing_and_escapes_names(photo):

@@ -91,6 +91,7 @@ PAPER = {
     "proposals.source": ("generate", "Sec. 3.1: MCG; source mcg reads its files, our generator needs none"),
     "proposals.root": (None, "of source mcg alone"),
     "proposals.count": (2000, "Sec. 3.1: about 2,000"),
+    "proposals.backbone": ("vgg16", "ours: of our generator alone"),
     "proposals.weights": ("imagenet", "ours: of our generator alone"),
     "proposals.sam": (None, "the paper has no masks of another network"),
     "proposals.sam_points": (8, "of sam alone"),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from wsseg_ray import datasets
-from wsseg_ray.backbones.named import is_downloaded, is_reachable
+from wsseg_ray.backbones.named import is_downloaded, is_reachable, package_file
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import AUTO, Recipe, validate
@@ -19,6 +19,7 @@ from wsseg_ray.recipe import AUTO, Recipe, validate
 LARGE = "timm:vit_small_patch14_dinov2"  # where there is a GPU, and its weights can be had
 LARGE_HUB = "timm/vit_small_patch14_dinov2.lvd142m"
 SMALL = "timm:tf_efficientnet_lite2*1,1.5"  # 0.3 s per photo on a core; its weights come with the installation
+BOUNDARIES = "timm:tf_efficientnet_lite2"  # finds boundaries for proposals in 0.3 s per photo on a core
 FEW = 1000  # training photos up to which a second training, on a network's own labels, is worth its time
 REGIONS_SEEN = 2400  # photos whose regions HCP learns from, in each round
 SEEN = 9000  # photos that HCP, in each phase, and a segmentation network learn from: fewer epochs for more photos
@@ -87,6 +88,12 @@ def _backbone(recipe: Recipe) -> tuple[str, str]:
     return SMALL, f"a GPU, but the weights of {LARGE} cannot be downloaded"
 
 
+def _boundaries(recipe: Recipe) -> tuple[str | None, str]:
+    if package_file() is None:
+        return None, f"{BOUNDARIES}'s weights are not installed"
+    return BOUNDARIES, "its weights are installed"
+
+
 def _same_backbone(recipe: Recipe) -> tuple[str, str]:
     return recipe.hcp.backbone, "that of HCP"
 
@@ -129,6 +136,7 @@ CHOICES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "dataset.layout": _layout,
     "dataset.train_split": _train_split,
     "dataset.max_side": _max_side,
+    "proposals.backbone": _boundaries,
     "hcp.backbone": _backbone,
     "hcp.image_epochs": _hcp_epochs,
     "hcp.hypothesis_epochs": _hcp_epochs,

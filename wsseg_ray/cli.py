@@ -239,9 +239,12 @@ def report(run: RunArgument) -> None:
 def proposals(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="a JPEG, PNG, WebP or BMP file")],
     out: Annotated[Path, typer.Option(metavar="PAGE", help="the HTML file to write")],
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE|imagenet", help="an ImageNet VGG-16; default: only colour and texture")
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="finds boundaries; default: only colour and texture")
     ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="of the backbone; auto: the first there is")
+    ] = "auto",
     count: Annotated[int, typer.Option(min=1, help="how many proposals at most")] = 2000,
 ) -> None:
     """Show the region proposals of one photo on an HTML page."""
@@ -249,7 +252,7 @@ def proposals(
 
     if out.is_dir() or not out.parent.is_dir():
         raise RecipeError(f"--out {out}: must be a file in a folder that exists")
-    write(photo, out, weights, count)
+    write(photo, out, backbone, weights, count)
     print(f"page: {out}")
 
 

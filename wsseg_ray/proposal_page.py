@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from wsseg_ray.backbones.vgg import VGG
 from wsseg_ray.datasets.pixels import PixelError, read_photo
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.proposals.contours import contour_trunk, trunk_boundary
+from wsseg_ray.proposals.boundaries import BOUNDARIES, Boundary
+from wsseg_ray.proposals.boundaries.hypercolumn import find, load
 from wsseg_ray.proposals.generate import cut, generate, shrink
 from wsseg_ray.proposals.hierarchies import Partition, arc_strengths, trees
-from wsseg_ray.proposals.learned import layers
+from wsseg_ray.proposals.learned import PLAIN, layers
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.report.pictures import HEAT_STOPS, SIDE, heat_ramp, photo_uri, picture_uri
 from wsseg_ray.report.templates import template
@@ -26,13 +26,13 @@ SHOWN_REGIONS = 50
 DIMMED = 0.3  # brightness outside a region
 
 
-def write(photo: Path, out: Path, weights: str | None = None, count: int = 2000) -> None:
+def write(photo: Path, out: Path, backbone: str | None = None, weights: str = "auto", count: int = 2000) -> None:
     """Generate the proposals of a photo and write the page that shows them.
 
     Arguments:
         photo: a JPEG, PNG, WebP or BMP file.
         out: the page; its folder exists.
-        weights: an ImageNet VGG-16, see `contours.contour_trunk`; None: only colour and texture.
+        backbone, weights: as in the recipe's section `proposals`.
         count: how many proposals at most.
     Raises DatasetError where the photo cannot be read, WeightsError where the weights cannot be read.
     """
@@ -42,17 +42,20 @@ def write(photo: Path, out: Path, weights: str | None = None, count: int = 2000)
         raise DatasetError(f"{photo}: cannot be read: {error.strerror}") from error
     except PixelError as error:
         raise DatasetError(f"{photo}: {error}") from error
-    trunk = None if weights is None else contour_trunk(weights)
-    out.write_text(render(photo.name, pixels, trunk, count), encoding="utf-8")
+    boundary = None
+    if backbone is not None:
+        finder = BOUNDARIES.get(backbone)
+        boundary = find(finder, load(finder, weights), shrink(pixels))
+    out.write_text(render(photo.name, pixels, boundary, count), encoding="utf-8")
 
 
-def render(name: str, photo: np.ndarray, trunk: VGG | None = None, count: int = 2000) -> str:
+def render(name: str, photo: np.ndarray, boundary: Boundary | None = None, count: int = 2000) -> str:
     """The page of one photo: self-contained HTML, no script, no request, under 3 MB.
 
     Arguments:
         name: the photo's name on the page.
         photo: (H, W, 3) uint8, RGB.
-        trunk: VGG-16's conv layers with ImageNet's weights; None: contours come from colour and texture only.
+        boundary: see `generate`.
         count: how many proposals at most.
     Costs `generate`, and most of its steps a second time.
 
@@ -60,21 +63,20 @@ def render(name: str, photo: np.ndarray, trunk: VGG | None = None, count: int = 
     """
     started = perf_counter()
     working = shrink(photo)
-    boundary = None if trunk is None else trunk_boundary(trunk, working)
     proposals, objectness = generate(photo, count, boundary)
     seconds = perf_counter() - started
 
     contours, levels = [], []
     if len(proposals.areas) > 1:  # a plain photo is one superpixel and has no contour
-        parts, seen, mode = cut(working, boundary)
-        strengths = arc_strengths(parts, seen, layers(f"arcs_{mode}"))
+        parts, seen = cut(working, boundary)
+        strengths = arc_strengths(parts, seen, layers(boundary.learned if boundary else PLAIN, "arcs"))
         contours.append(("strength", heat_uri(border_map(parts, strengths))))
         tree = trees(parts, seen, strengths)[0]
         for regions in sorted({min(level, len(parts.areas)) for level in LEVELS}, reverse=True):
             filled = mean_colours(working, level(tree, regions)[parts.superpixels])
             levels.append((regions, picture_uri(Image.fromarray(filled), "png")))
     if boundary is not None:
-        contours.append(("trunk", heat_uri(boundary)))
+        contours.append(("backbone", heat_uri(boundary.strength)))
 
     page = template("proposals.html").render(
         name=name,

@@ -95,6 +95,7 @@ class VariantOf:
 Layout = Annotated[str, VariantOf("wsseg_ray.datasets:LAYOUTS")]
 Source = Annotated[str, VariantOf("wsseg_ray.proposals:SOURCES")]
 BackboneName = Annotated[str, VariantOf("wsseg_ray.backbones:BACKBONES")]
+BoundaryBackbone = Annotated[str, VariantOf("wsseg_ray.proposals.boundaries:BOUNDARIES")]
 Pooling = Annotated[str, VariantOf("wsseg_ray.hcp.pooling:POOLINGS")]
 HcpLoss = Annotated[str, VariantOf("wsseg_ray.hcp:LOSSES")]
 Metric = Annotated[str, VariantOf("wsseg_ray.refinement:METRICS")]
@@ -134,12 +135,19 @@ class ProposalsSection(Section):
     source: Source = "generate"
     root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
     count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
-    # generate: an ImageNet VGG-16 (a file, or `imagenet`) that finds the contours; null: only colour and texture
-    weights: str | None = None
+    # generate: a backbone that finds boundaries; null: contours of colour and texture alone
+    backbone: Annotated[BoundaryBackbone | None, OrAuto()] = None
+    weights: str = "auto"  # of this backbone, ImageNet's: a file, or a name that it has; auto: the first of these
     # Masks of SAM as further proposals: what the names of its two ONNX files begin with, such as weights/mobile_sam for
     # weights/mobile_sam_encoder.onnx and weights/mobile_sam_decoder.onnx. SAM has learned from outlines. null: none
     sam: str | None = None
     sam_points: int = Field(8, ge=1, le=64)  # points per side of the grid at which SAM is asked
+
+    @model_validator(mode="after")
+    def _weights_of_a_backbone(self) -> ProposalsSection:
+        if self.backbone is None and self.weights != AUTO:
+            raise ValueError(f"weights {self.weights} of which backbone? Give proposals.backbone too, such as vgg16")
+        return self
 
 
 class FeaturesSection(Section):

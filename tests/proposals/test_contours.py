@@ -1,17 +1,8 @@
-import io
-from itertools import pairwise
-
 import higra as hg
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import ndimage
-from torch.nn import functional
 
-from wsseg_ray.backbones.vgg16 import VGG16
-from wsseg_ray.backbones.weights import VGG16_FC
 from wsseg_ray.proposals import contours
 
 
@@ -64,59 +55,3 @@ def test_gradients_compare_adjacent_windows(radius, monkeypatch):
             assert strength == pytest.approx(np.linalg.norm(after - before), abs=1e-5)
             compared += 1
     assert compared
-
-
-def test_side_outputs_are_those_of_all_conv_layers():
-    trunk = VGG16.build(False).eval()
-    with torch.inference_mode():
-        photo = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        outputs = contours.side_outputs(trunk, photo)
-        last = trunk(photo)["out"]
-    channels = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
-    sides = [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
-    assert [tuple(x.shape) for x in outputs] == [(1, c, s, s) for c, s in zip(channels, sides, strict=True)]
-    assert all((x >= 0).all() for x in outputs)
-    torch.testing.assert_close(outputs[-1], last)
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.integers(0, 2**32 - 1),
-)
-def test_boundary_is_a_perceptron_on_the_hypercolumn(shapes, height, width, seed):
-    random = np.random.default_rng(seed)
-    outputs = [torch.from_numpy(random.normal(size=(1, *shape)).astype(np.float32)) for shape in shapes]
-    widths = [sum(shape[0] for shape in shapes), 5, 4, 1]
-    head = [
-        (random.normal(size=(n, m)).astype(np.float32), random.normal(size=n).astype(np.float32))
-        for m, n in pairwise(widths)
-    ]
-    columns = [functional.interpolate(x, (height, width), mode="bilinear", align_corners=False) for x in outputs]
-    x = torch.cat(columns, dim=1)[0].permute(1, 2, 0)
-    for depth, (weight, bias) in enumerate(head):
-        x = (torch.relu(x) if depth else x) @ torch.from_numpy(weight).T + torch.from_numpy(bias)
-    found = contours.boundary(outputs, (height, width), head)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, torch.sigmoid(x[..., 0]).numpy(), atol=1e-5)
-
-
-def test_trunk_boundary_runs_the_shipped_head():
-    trunk = VGG16.build(False).eval()
-    photo = np.random.default_rng(0).integers(0, 256, (20, 33, 3), np.uint8)
-    found = contours.trunk_boundary(trunk, photo)
-    assert found.shape == (20, 33) and found.dtype == np.float32
-    assert ((found >= 0) & (found <= 1)).all()
-
-
-def test_contour_trunk_takes_the_conv_layers_of_a_full_vgg16():
-    trunk = VGG16.build(False)
-    state = {f"features.{name}": tensor for name, tensor in trunk.state_dict().items()}
-    state |= {name: torch.zeros(1).expand(shape) for name, shape in VGG16_FC.items()}
-    file = io.BytesIO()
-    torch.save(state, file)
-    loaded = contours.contour_trunk(file.getvalue(), "vgg16.pth")
-    assert not loaded.training
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded.parameters(), trunk.parameters(), strict=True))

@@ -8,14 +8,16 @@ from scipy import ndimage
 
 from wsseg_ray.proposals import generate as generation
 from wsseg_ray.proposals import hierarchies
+from wsseg_ray.proposals.boundaries import Boundary
 from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
 
 SQUARES = np.zeros((2, 72, 96), bool)
 SQUARES[0, 8:32, 12:36] = True
 SQUARES[1, 36:64, 52:80] = True
-NO_BOUNDARY = np.zeros((72, 96), np.float32)
-TRUE_BOUNDARY = np.maximum(*(square ^ ndimage.binary_erosion(square) for square in SQUARES)).astype(np.float32)
+NO_BOUNDARY = Boundary(np.zeros((72, 96), np.float32), "vgg16")
+TRUE = np.maximum(*(square ^ ndimage.binary_erosion(square) for square in SQUARES)).astype(np.float32)
+TRUE_BOUNDARY = Boundary(TRUE, "vgg16")
 
 
 def squares(noise: float, seed: int = 0) -> np.ndarray:
@@ -29,7 +31,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def check(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) -> tuple[RegionProposals, np.ndarray]:
+def check(photo: np.ndarray, count: int, boundary: Boundary | None = None) -> tuple[RegionProposals, np.ndarray]:
     """What holds for the proposals of any photo."""
     regions, objectness = generate(photo, count, boundary)
     assert regions.superpixels.shape == photo.shape[:2]
@@ -53,15 +55,15 @@ def overlaps(regions: RegionProposals) -> np.ndarray:
     return iou.max(axis=1)
 
 
-@pytest.mark.parametrize("boundary", [None, NO_BOUNDARY, TRUE_BOUNDARY])
+@pytest.mark.parametrize("boundary", [None, NO_BOUNDARY, TRUE_BOUNDARY, Boundary(TRUE, "lite2")])
 @pytest.mark.parametrize("amount", [0, 5, 20])
 def test_finds_two_squares(amount, boundary):
-    # A drawing without noise is like no photo that the ranking learned from: without a trunk it needs more.
+    # A drawing without noise is like no photo that the ranking learned from: without a backbone it needs more.
     regions, _ = check(squares(amount), 40 if boundary is None and amount == 0 else 20, boundary)
     assert (overlaps(regions) > 0.9).all()
 
 
-@pytest.mark.parametrize("boundary", [None, np.zeros((27, 36), np.float32)])
+@pytest.mark.parametrize("boundary", [None, Boundary(np.zeros((27, 36), np.float32), "vgg16")])
 def test_a_large_photo_is_shrunk(boundary, monkeypatch):
     monkeypatch.setattr(generation, "MAX_WORKING_PIXELS", 1000)
     photo = squares(5)
@@ -103,7 +105,7 @@ def test_the_memory_layout_of_the_photo_does_not_matter(boundary):
         stored = photo.transpose(axes)[:, ::-1].copy()
         same_photo = stored[:, ::-1].transpose(np.argsort(axes))
         same_photo.flags.writeable = False
-        again, same = generate(same_photo, 50, None if boundary is None else np.asfortranarray(boundary))
+        again, same = generate(same_photo, 50, boundary and Boundary(np.asfortranarray(TRUE), "vgg16"))
         assert (regions.superpixels == again.superpixels).all() and (objectness == same).all()
         assert (regions.membership != again.membership).nnz == 0
 

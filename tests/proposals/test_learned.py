@@ -4,12 +4,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from wsseg_ray.proposals.learned import layers, perceive
+from wsseg_ray.proposals.boundaries import BOUNDARIES
+from wsseg_ray.proposals.learned import PLAIN, layers, perceive
+
+FILES = [PLAIN, *(BOUNDARIES.get(name).learned for name in BOUNDARIES.names)]
 
 
-@pytest.mark.parametrize("name", ["boundary", "arcs_plain", "arcs_trunk", "ranking_plain", "ranking_trunk"])
-def test_layers_fit_together(name):
-    network = layers(name)
+@pytest.mark.parametrize("name", ["boundary", "arcs", "ranking"])
+@pytest.mark.parametrize("learned", FILES)
+def test_layers_fit_together(learned, name):
+    network = layers(learned, name)
+    if (learned, name) == (PLAIN, "boundary"):
+        assert network == []
+        return
     assert len(network) > 1
     for (weight, _), (following, _) in pairwise(network):
         assert following.shape[1] == len(weight)
@@ -20,18 +27,18 @@ def test_layers_fit_together(name):
     assert len(network[-1][0]) == 1
 
 
-def test_boundary_reads_all_conv_layers():
-    assert layers("boundary")[0][0].shape == (32, 4224)
+@pytest.mark.parametrize("learned", FILES)
+def test_networks_know_their_features(learned):
+    """The five cues of colour and texture, and the boundary where a backbone finds one."""
+    cues = 5 if learned == PLAIN else 6
+    assert layers(learned, "arcs")[0][0].shape[1] == cues + 4
+    assert layers(learned, "ranking")[0][0].shape[1] == 3 * (4 + cues) + 18
 
 
-@pytest.mark.parametrize(("mode", "cues"), [("plain", 5), ("trunk", 6)])
-def test_networks_know_their_features(mode, cues):
-    assert layers(f"arcs_{mode}")[0][0].shape[1] == cues + 4
-    assert layers(f"ranking_{mode}")[0][0].shape[1] == 3 * (4 + cues) + 18
-
-
-def test_the_file_is_small():
-    assert len((resources.files("wsseg_ray.proposals") / "learned.npz").read_bytes()) < 2**20
+def test_the_files_are_small_and_each_is_in_use():
+    files = list((resources.files("wsseg_ray.proposals") / "perceptrons").iterdir())
+    assert sorted(file.name for file in files) == sorted(f"{name}.npz" for name in FILES)
+    assert sum(len(file.read_bytes()) for file in files) < 2**20
 
 
 def test_perceive():

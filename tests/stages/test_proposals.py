@@ -10,11 +10,13 @@ import torch
 
 from tests.runs import by_name, empty_job, equal
 from wsseg_ray import pipeline, recipe
-from wsseg_ray.backbones.vgg16 import VGG16
+from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.datasets import Listing, Photo
 from wsseg_ray.datasets.pixels import read_photo
 from wsseg_ray.errors import RecipeError, WeightsError
-from wsseg_ray.proposals import ProposalFileError, contours, generate
+from wsseg_ray.proposals import ProposalFileError, generate
+from wsseg_ray.proposals.boundaries import BOUNDARIES
+from wsseg_ray.proposals.boundaries.hypercolumn import find, load
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.stages import proposals
 from wsseg_ray.stages.rows import PhotoRow, regions_of
@@ -27,7 +29,9 @@ def weights(tmp_path_factory) -> str:
     """A VGG-16 backbone at random."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
-    torch.save({f"features.{name}": tensor for name, tensor in VGG16.build(False).state_dict().items()}, path)
+    torch.save(
+        {f"features.{name}": tensor for name, tensor in BACKBONES.get("vgg16").build(False).state_dict().items()}, path
+    )
     return str(path)
 
 
@@ -40,14 +44,19 @@ def ran(place: str, settings: list[str]) -> tuple[dict[str, str], dict[str, Prop
 
 @pytest.mark.parametrize("backbone", [False, pytest.param(True, marks=pytest.mark.run)])
 def test_a_run_gives_the_bits_of_the_plain_call(tiny, weights, backbone, tmp_path):
-    settings = [*tiny, "runtime.engine=local", *([f"proposals.weights={weights}"] if backbone else [])]
+    settings = [
+        *tiny,
+        "runtime.engine=local",
+        *([f"proposals={{backbone: vgg16, weights: {weights}}}"] if backbone else []),
+    ]
     uris, found = ran(str(tmp_path), settings)
     assert len(found) == 3
-    network = contours.contour_trunk(weights) if backbone else None
+    finder = BOUNDARIES.get("vgg16")
+    network = load(finder, weights) if backbone else None
     torch.set_num_threads(1)
     for image_id, row in found.items():
         photo = read_photo(read_bytes(uris[image_id]), None)
-        plain, objectness = generate.generate(photo, 40, contours.trunk_boundary(network, photo) if network else None)
+        plain, objectness = generate.generate(photo, 40, find(finder, network, photo) if network else None)
         stored = regions_of(row)
         assert (stored.superpixels == plain.superpixels).all()
         assert (stored.membership != plain.membership).nnz == 0
@@ -56,7 +65,7 @@ def test_a_run_gives_the_bits_of_the_plain_call(tiny, weights, backbone, tmp_pat
 
 @pytest.mark.long
 def test_one_worker_many_workers_and_no_ray_give_the_same_bits(cluster, tiny, weights, tmp_path):
-    settings = [*tiny, f"proposals.weights={weights}"]
+    settings = [*tiny, f"proposals={{backbone: vgg16, weights: {weights}}}"]
     _, plain = ran(str(tmp_path / "no-ray"), [*settings, "runtime.engine=local"])
     for workers in (1, 2):
         _, found = ran(str(tmp_path / f"{workers}"), [*settings, f"runtime.num_workers={workers}"])
@@ -65,7 +74,7 @@ def test_one_worker_many_workers_and_no_ray_give_the_same_bits(cluster, tiny, we
 
 def test_unusable_weights_are_an_error_before_any_work(tiny, tmp_path):
     with pytest.raises(WeightsError, match=r"nowhere\.pth cannot be read"):
-        ran(str(tmp_path), [*tiny, "proposals.weights=nowhere.pth"])
+        ran(str(tmp_path), [*tiny, "proposals={backbone: vgg16, weights: nowhere.pth}"])
     assert not (tmp_path / "images").exists()
 
 
@@ -73,8 +82,8 @@ def test_what_runs_on_what():
     """Actors hold the backbone that finds contours; files and colours alone need none."""
     for settings, workers, steps in (
         ([], "tasks", 1),
-        (["proposals.weights=vgg16.pth"], "actors", 3),
-        (["proposals.weights=vgg16.pth", "proposals.source=mcg"], "tasks", 1),
+        (["proposals.backbone=vgg16"], "actors", 3),
+        (["proposals.backbone=vgg16", "proposals.source=mcg"], "tasks", 1),
     ):
         loaded = recipe.load("demo", settings)
         assert proposals.STAGE.workers(loaded) == workers

@@ -29,10 +29,10 @@ class Source:
 
     Arguments:
         from_photo: `(photo (H, W, 3) uint8, count) -> regions, objectness`. With `takes_boundary`, its third argument
-            is the boundary (h, w) that a backbone found, or None.
+            is the `Boundary` that a backbone found, or None.
         from_file: `(data, count) -> regions, objectness`; `data` are the bytes of a file.
         suffix: end of the file names `<proposals.root>/<image_id><suffix>`.
-        takes_boundary: whether it uses `proposals.weights`, a backbone that finds boundaries.
+        takes_boundary: whether it uses `proposals.backbone`, which finds boundaries.
     """
 
     from_photo: Callable[..., tuple[RegionProposals, np.ndarray]] | None = None

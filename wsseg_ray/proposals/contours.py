@@ -1,27 +1,14 @@
-"""How strong the contour between neighbouring pixels is, by colour, by texture, and by a VGG-16 backbone.
+"""How strong the contour between neighbouring pixels is, by colour and by texture.
 
-Colour and texture: two windows on both sides of each edge of the pixel grid are compared by their means, at several
-scales, as gPb compares half discs (Arbeláez et al., PAMI 2011). Backbone: a small network on the outputs of all conv
-layers of an ImageNet VGG-16, similar to HED (Xie and Tu, ICCV 2015) and PixelNet (Bansal et al., 2017). It was trained
-on the human boundaries of BSDS500; `benchmarks/train_proposals.py` makes its weights.
+Two windows on both sides of each edge of the pixel grid are compared by their means, at several scales, as gPb compares
+half discs (Arbeláez et al., PAMI 2011). Backbones find boundaries too, see `boundaries`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import higra as hg
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import nn
-from torch.nn import functional
-
-from wsseg_ray.backbones.photos import normalise
-from wsseg_ray.backbones.vgg import VGG
-from wsseg_ray.backbones.vgg16 import VGG16
-from wsseg_ray.backbones.weights import Bare, load_weights
-from wsseg_ray.proposals.learned import Layers, layers
 
 COLOUR_SCALES = (1, 4, 12)  # depth of the windows, in pixels of a 500x375 photo
 TEXTURE_SCALES = (5, 12)  # texture has no meaning in a window of one pixel
@@ -81,73 +68,3 @@ def _differences(channels: np.ndarray, radius: int, axis: int) -> np.ndarray:
     before = np.take(means, np.maximum(step - (radius - 1) // 2, 0), axis=axis)
     after = np.take(means, np.minimum(step + 1 + radius // 2, last), axis=axis)
     return np.sqrt(np.square(after - before).sum(axis=-1))
-
-
-def side_outputs(trunk: nn.Sequential, photo: torch.Tensor) -> list[torch.Tensor]:
-    """The outputs of all conv layers after their ReLU, in order.
-
-    Arguments:
-        trunk: VGG-16's conv layers, see `backbones.vgg.conv_layers`.
-        photo: (1, 3, H, W) float32, see `backbones.photos.normalise`.
-    Returns 13 tensors (1, C, h, w). Costs one forward pass, and 200 MB of memory at 500x375.
-    """
-    outputs = []
-    for layer in trunk:
-        if isinstance(layer, nn.ReLU):
-            photo = functional.relu(photo)  # in place would save nothing: the conv layer's output is not kept
-            outputs.append(photo)
-        else:
-            photo = layer(photo)
-    return outputs
-
-
-def boundary(outputs: list[torch.Tensor], size: tuple[int, int], head: Layers) -> np.ndarray:
-    """Probability that a person draws a boundary through a pixel, from the backbone's side outputs.
-
-    A perceptron on the hypercolumn, the outputs of all layers at a pixel. Its first layer is linear, so it is applied
-    to each output at that output's resolution; the results are resized bilinearly to the photo's size and summed.
-
-    Arguments:
-        outputs: from `side_outputs`, C channels in total.
-        size: height and width of the photo.
-        head: weights (out, in) and biases (out,) of three layers; the first has C inputs.
-    Returns (H, W) float32 in 0..1. Costs 0.15 s at 500x375.
-    """
-    (weight, bias), *others = [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in head]
-    by_size: dict[torch.Size, torch.Tensor] = {}
-    nothing = torch.zeros(())
-    for output, part in zip(outputs, weight.split([output.shape[1] for output in outputs], dim=1), strict=True):
-        share = functional.conv2d(output, part.to(output.device)[:, :, None, None])
-        by_size[share.shape] = by_size.get(share.shape, nothing) + share
-    parts = (functional.interpolate(x, size, mode="bilinear", align_corners=False) for x in by_size.values())
-    hidden = sum(parts, nothing)
-    hidden = (hidden[0].cpu().flatten(1) + bias[:, None]).T  # (H*W, hidden)
-    for weight, bias in others:
-        hidden = functional.linear(functional.relu(hidden), weight, bias)
-    return torch.sigmoid(hidden[:, 0]).reshape(size).numpy()
-
-
-@torch.inference_mode()
-def trunk_boundary(trunk: nn.Sequential, photo: np.ndarray) -> np.ndarray:
-    """Probability that a person draws a boundary through a pixel, by the head in the package.
-
-    Arguments:
-        trunk: VGG-16's conv layers with ImageNet's weights, on any device.
-        photo: (H, W, 3) uint8, RGB.
-    Returns (H, W) float32. Costs the backbone's forward pass and 0.15 s at 500x375.
-    """
-    batch = normalise(photo).to(next(trunk.parameters()).device)
-    return boundary(side_outputs(trunk, batch), photo.shape[:2], layers("boundary"))
-
-
-def contour_trunk(source: str | Path | bytes, name: str | None = None) -> VGG:
-    """VGG-16's conv layers with weights, for `trunk_boundary`.
-
-    Arguments:
-        source, name: see `backbones.weights.load_weights`; ImageNet's weights, with which the head was trained.
-    Raises WeightsError where the weights cannot be used.
-    """
-    network = Bare(VGG16)
-    load_weights(network, source, name)
-    assert isinstance(network.backbone, VGG)
-    return network.backbone.eval()

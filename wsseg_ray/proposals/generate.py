@@ -1,7 +1,7 @@
 """Region proposals from the photo alone: contours -> hierarchies -> combinations -> ranking.
 
-Grouping similar to MCG (Arbeláez, Pont-Tuset et al., CVPR 2014), one file per step. Three parts are learned: a boundary
-detector on an ImageNet backbone, the strength of contours, and the ranking. They and every constant come from the human
+Grouping similar to MCG (Arbeláez, Pont-Tuset et al., CVPR 2014), one file per step. Three parts are learned: the
+boundaries that a backbone finds, the strength of contours, and the ranking. They and every constant come from the human
 boundaries of BSDS500; no masks of objects were used.
 """
 
@@ -13,21 +13,22 @@ from PIL import Image
 from scipy import sparse
 
 from wsseg_ray.proposals import Source, combinations, contours, hierarchies, ranking
-from wsseg_ray.proposals.learned import layers
+from wsseg_ray.proposals.boundaries import Boundary
+from wsseg_ray.proposals.learned import PLAIN, layers
 from wsseg_ray.proposals.regions import RegionProposals
 
 MAX_WORKING_PIXELS = 500 * 500  # larger photos are shrunk to this; their superpixels are resized back to full size
 FINE = 0.25  # share of colour in the watershed: the backbone's boundary is one or two pixels off
 
 
-def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) -> tuple[RegionProposals, np.ndarray]:
+def generate(photo: np.ndarray, count: int, boundary: Boundary | None = None) -> tuple[RegionProposals, np.ndarray]:
     """Proposals of a photo.
 
     Arguments:
         photo: (H, W, 3) uint8, RGB.
         count: how many proposals at most; fewer on small or plain photos.
-        boundary: (h, w) in 0..1, of the size of `shrink(photo)`: the probability that a person draws a boundary
-            through a pixel, see `contours.trunk_boundary`; None: contours come from colour and texture only.
+        boundary: of `shrink(photo)`, see `boundaries.hypercolumn.find`; None: contours come from colour and texture
+            only.
 
     Costs about 1 s at 500x375 on one core, without the cost of `boundary`.
 
@@ -42,12 +43,13 @@ def generate(photo: np.ndarray, count: int, boundary: np.ndarray | None = None) 
     working = shrink(photo)
     if (working == working[:1, :1]).all():
         return _whole(photo)
-    parts, seen, mode = cut(working, boundary)
+    parts, seen = cut(working, boundary)
     if len(parts.areas) == 1:
         return _whole(photo)
-    strengths = hierarchies.arc_strengths(parts, seen, layers(f"arcs_{mode}"))
+    learned = boundary.learned if boundary else PLAIN
+    strengths = hierarchies.arc_strengths(parts, seen, layers(learned, "arcs"))
     regions = combinations.candidates(parts, hierarchies.trees(parts, seen, strengths))
-    order, objectness = ranking.rank(parts, seen, strengths, regions, layers(f"ranking_{mode}"), count)
+    order, objectness = ranking.rank(parts, seen, strengths, regions, layers(learned, "ranking"), count)
     members = regions[:, order].T
     if len(order) < count:
         members = np.vstack([members, np.ones((1, len(parts.areas)), bool)])
@@ -65,29 +67,28 @@ def shrink(photo: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
 
 
-def cut(photo: np.ndarray, boundary: np.ndarray | None = None) -> tuple[hierarchies.Partition, hierarchies.Looks, str]:
-    """Superpixels of a photo, with the cues along their arcs and their looks; and which networks use these cues.
+def cut(photo: np.ndarray, boundary: Boundary | None = None) -> tuple[hierarchies.Partition, hierarchies.Looks]:
+    """Superpixels of a photo with the cues along their arcs, and what they look like.
 
     Arguments:
         photo: (H, W, 3) uint8, no larger than `shrink` makes it.
-        boundary: (H, W), see `generate`.
-    Returns the superpixels, the looks, and "plain" or "trunk". Raises ValueError where the boundary is not of the
-    photo's size.
+        boundary: see `generate`.
+    Raises ValueError where the boundary is not of the photo's size.
     """
-    if boundary is not None and boundary.shape != photo.shape[:2]:
-        raise ValueError(f"a boundary of {boundary.shape} for a photo of {photo.shape[:2]} at working size")
+    if boundary is not None and boundary.strength.shape != photo.shape[:2]:
+        raise ValueError(f"a boundary of {boundary.strength.shape} for a photo of {photo.shape[:2]} at working size")
     colours = contours.lab(photo)
     textures = contours.texture(colours[..., 0])
     grid = hg.get_4_adjacency_graph(photo.shape[:2])
     cues = contours.gradients(grid, colours, textures)
-    strength, mode = cues[0] / max(cues[0].mean(), 1e-6), "plain"
+    strength = cues[0] / max(cues[0].mean(), 1e-6)
     if boundary is not None:
         source, target = grid.edge_list()
-        edges = (boundary.ravel()[source] + boundary.ravel()[target]) / 2
+        edges = (boundary.strength.ravel()[source] + boundary.strength.ravel()[target]) / 2
         cues = np.vstack([cues, edges])
-        strength, mode = edges / max(edges.mean(), 1e-6) + FINE * strength, "trunk"
+        strength = edges / max(edges.mean(), 1e-6) + FINE * strength
     parts = hierarchies.partition(grid, strength, cues)
-    return parts, hierarchies.looks(parts.superpixels, parts.areas, colours, textures), mode
+    return parts, hierarchies.looks(parts.superpixels, parts.areas, colours, textures)
 
 
 def _whole(photo: np.ndarray) -> tuple[RegionProposals, np.ndarray]:

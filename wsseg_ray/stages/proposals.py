@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsseg_ray.backbones.vgg import VGG
+from wsseg_ray.backbones import BACKBONES
+from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.datasets import Listing
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.engine.checkpoints import weights_finding, weights_source
 from wsseg_ray.engine.stage import Finding, Job, Stage, Step, Work
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.hypotheses import select_hypotheses
-from wsseg_ray.proposals import SOURCES, ProposalFileError, Source, contours, generate, sam
+from wsseg_ray.proposals import SOURCES, ProposalFileError, Source, generate, sam
+from wsseg_ray.proposals.boundaries import BOUNDARIES, Boundary, BoundaryFinder
+from wsseg_ray.proposals.boundaries.hypercolumn import find, load
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.recipe import ProposalsSection, Recipe
 from wsseg_ray.stages.rows import DrawnRow, PhotoRow, add_photo, photo_rows
@@ -34,7 +37,7 @@ def _work(job: Job) -> Work[ProposalRow]:
 
 
 def _has_backbone(recipe: Recipe) -> bool:
-    return _source(recipe).takes_boundary and recipe.proposals.weights is not None
+    return _source(recipe).takes_boundary and recipe.proposals.backbone is not None
 
 
 def _has_network(recipe: Recipe) -> bool:
@@ -45,9 +48,14 @@ def _source(recipe: Recipe) -> Source:
     return SOURCES.get(recipe.proposals.source)
 
 
-def _trunk(recipe: Recipe) -> VGG:
-    weights = recipe.proposals.weights or ""
-    return contours.contour_trunk(weights_source(weights), weights)
+def _finder(recipe: Recipe) -> BoundaryFinder:
+    assert recipe.proposals.backbone is not None
+    return BOUNDARIES.get(recipe.proposals.backbone)
+
+
+def _backbone(recipe: Recipe) -> BaseBackbone:
+    weights = recipe.proposals.weights
+    return load(_finder(recipe), weights_source(weights), weights)
 
 
 def _sam(settings: ProposalsSection) -> sam.Sam:
@@ -67,16 +75,17 @@ class _Drawing:
 
     def __init__(self, job: Job) -> None:
         self._settings = job.recipe.proposals
-        self._trunk = self._sam = None
+        self._backbone = self._sam = None
         if _has_backbone(job.recipe):
-            self._trunk = _trunk(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+            self._finder = _finder(job.recipe)
+            self._backbone = _backbone(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
         if self._settings.sam:
             self._sam = _sam(self._settings)
 
     def __call__(self, row: PhotoRow) -> DrawnRow:
         drawn = DrawnRow(**vars(row))
-        if self._trunk:
-            drawn.boundary = contours.trunk_boundary(self._trunk, generate.shrink(row.photo))
+        if self._backbone:
+            drawn.boundary = find(self._finder, self._backbone, generate.shrink(row.photo)).strength
             drawn.rows, drawn.columns = drawn.boundary.shape
         if self._sam:
             masks, drawn.quality = sam.find_masks(self._sam, row.photo, self._settings.sam_points)
@@ -124,7 +133,9 @@ def _regions(job: Job, row: PhotoRow) -> tuple[RegionProposals, np.ndarray]:
     assert source.from_photo is not None
     if not source.takes_boundary:
         return source.from_photo(_decoded(job, row).photo, count)
-    boundary = row.boundary if isinstance(row, DrawnRow) and len(row.boundary) else None
+    boundary = None
+    if isinstance(row, DrawnRow) and len(row.boundary):
+        boundary = Boundary(row.boundary, _finder(job.recipe).learned)
     return source.from_photo(_decoded(job, row).photo, count, boundary)
 
 
@@ -159,7 +170,8 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
         text = f"proposals.root: source '{settings.source}' needs the folder that holds its files"
         return [Finding("proposals", False, text, RecipeError(text))]
     if _has_backbone(recipe):
-        found.append(weights_finding("proposals", settings.weights, lambda: (_trunk(recipe), [])))
+        named = BACKBONES.get(_finder(recipe).backbone).weights
+        found.append(weights_finding("proposals", settings.weights, lambda: (_backbone(recipe), []), named))
     if settings.sam:
         found.append(_sam_finding(settings))
     if source.from_file is not None and settings.root is not None and "://" not in settings.root:

@@ -45,7 +45,7 @@ class DrawnRow(PhotoRow):
 
     rows: int = number("int32", "pixels")
     columns: int = number("int32", "pixels")
-    boundary: np.ndarray = array("float32", ("rows", "columns"), "(h, w) in 0..1; empty without proposals.weights")
+    boundary: np.ndarray = array("float32", ("rows", "columns"), "(h, w) in 0..1; empty without proposals.backbone")
     quality: np.ndarray = array("float32", (-1,), "(n,) of each of SAM's masks, in 0..1")
     masks: np.ndarray = array("uint8", (-1,), "(n H W / 8,) SAM's masks as bits")
 
