@@ -4,7 +4,7 @@ import pytest
 
 import wsseg_ray
 from wsseg_ray import choices, networks
-from wsseg_ray.choices import LARGE, SMALL, settle
+from wsseg_ray.choices import BOUNDARIES, LARGE, SMALL, settle
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.recipe import load
 
@@ -35,6 +35,7 @@ def test_a_folder_without_a_gpu(photos):
         "dataset.layout": "folder",
         "dataset.train_split": "train",
         "dataset.max_side": 400,
+        "proposals.backbone": BOUNDARIES,
         "hcp.backbone": SMALL,
         "hcp.image_epochs": 15,
         "hcp.hypothesis_epochs": 15,
@@ -65,8 +66,13 @@ def test_what_is_given_is_not_chosen(photos):
     recipe, found = settle(load(str(photos), given))
     assert (recipe.hcp.backbone, recipe.segmentation.backbone, recipe.segmentation.epochs) == ("small", "small", 3)
     epochs = [f"hcp.{name}" for name in ("image_epochs", "hypothesis_epochs", "region_epochs", "decay_every")]
-    before = ["dataset.layout", "dataset.train_split"]
+    before = ["dataset.layout", "dataset.train_split", "proposals.backbone"]
     assert [choice.key for choice in found] == [*before, *epochs, "segmentation.backbone"]
+
+
+def test_without_installed_weights_contours_are_of_colour_and_texture(photos, monkeypatch):
+    monkeypatch.setattr(choices, "package_file", lambda: None)
+    assert as_found(load(str(photos)))["proposals.backbone"] is None
 
 
 @pytest.mark.parametrize(("count", "epochs"), [(100, [15, 15, 4, 10]), (600, [15, 15, 4, 10]), (3131, [3, 3, 1, 2])])

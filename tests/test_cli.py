@@ -128,8 +128,17 @@ def test_proposals_of_a_photo_become_a_page(monkeypatch, tmp_path, photo, capsys
         ("text.jpg", ["--out", "page.html"], "text.jpg: the file is no image"),
         ("photo.png", ["--out", "none/page.html"], "--out none/page.html"),
         ("photo.png", ["--out", "."], "--out ."),
-        ("photo.png", ["--out", "page.html", "--weights", "none.pth"], "none.pth: cannot be read"),
-        ("photo.png", ["--out", "page.html", "--weights", "text.jpg"], "text.jpg: is not a file of PyTorch weights"),
+        ("photo.png", ["--out", "page.html", "--backbone", "vgg"], "--backbone vgg: there are vgg16, timm:tf_"),
+        (
+            "photo.png",
+            ["--out", "page.html", "--backbone", "vgg16", "--weights", "none.pth"],
+            "none.pth: cannot be read",
+        ),
+        (
+            "photo.png",
+            ["--out", "page.html", "--backbone", "vgg16", "--weights", "text.jpg"],
+            "text.jpg: is not a file of PyTorch weights",
+        ),
     ],
 )
 def test_what_proposals_cannot_use_is_one_line(monkeypatch, tmp_path, photo, capsys, name, options, message):

@@ -249,9 +249,12 @@ def proposals(
 ) -> None:
     """Show the region proposals of one photo on an HTML page."""
     from wsseg_ray.proposal_page import write
+    from wsseg_ray.proposals.boundaries import BOUNDARIES
 
     if out.is_dir() or not out.parent.is_dir():
         raise RecipeError(f"--out {out}: must be a file in a folder that exists")
+    if backbone is not None and backbone not in BOUNDARIES.names:
+        raise RecipeError(f"--backbone {backbone}: there are {', '.join(BOUNDARIES.names)}")
     write(photo, out, backbone, weights, count)
     print(f"page: {out}")
 

@@ -485,7 +485,7 @@ def check_variants(section: BaseModel, before: str = "") -> None:
             check_variants(value, f"{before}{name}.")
         for mark in (*field.metadata, *(mark for kind in get_args(field.annotation) for mark in get_args(kind))):
             if isinstance(mark, VariantOf):
-                for own in value if isinstance(value, list) else [value] if value != AUTO else []:
+                for own in value if isinstance(value, list) else [value] if value not in (None, AUTO) else []:
                     _import_variant(f"{before}{name}", mark.path, own)
 
 
