@@ -159,7 +159,7 @@ def test_every_registered_name_is_there():
     import wsseg_ray
 
     marks = {mark for _, mark in variant_fields(recipe.Recipe)}
-    assert len(marks) == 14
+    assert len(marks) == 15
     for path in marks:
         found = registry(path)
         assert all(found.check(name) == name for name in found.names if not name.endswith(":"))
