@@ -47,7 +47,7 @@ def test_a_run_gives_the_bits_of_the_plain_call(tiny, weights, backbone, tmp_pat
     settings = [
         *tiny,
         "runtime.engine=local",
-        *([f"proposals={{backbone: vgg16, weights: {weights}}}"] if backbone else []),
+        *(["proposals.backbone=vgg16", f"proposals.weights={weights}"] if backbone else []),
     ]
     uris, found = ran(str(tmp_path), settings)
     assert len(found) == 3
@@ -65,7 +65,7 @@ def test_a_run_gives_the_bits_of_the_plain_call(tiny, weights, backbone, tmp_pat
 
 @pytest.mark.long
 def test_one_worker_many_workers_and_no_ray_give_the_same_bits(cluster, tiny, weights, tmp_path):
-    settings = [*tiny, f"proposals={{backbone: vgg16, weights: {weights}}}"]
+    settings = [*tiny, "proposals.backbone=vgg16", f"proposals.weights={weights}"]
     _, plain = ran(str(tmp_path / "no-ray"), [*settings, "runtime.engine=local"])
     for workers in (1, 2):
         _, found = ran(str(tmp_path / f"{workers}"), [*settings, f"runtime.num_workers={workers}"])
