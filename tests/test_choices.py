@@ -4,7 +4,7 @@ import pytest
 
 import wsseg_ray
 from wsseg_ray import choices, networks
-from wsseg_ray.choices import BOUNDARIES, LARGE, SMALL, settle
+from wsseg_ray.choices import LARGE, LITE2, SMALL, settle
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.recipe import load
 
@@ -35,7 +35,7 @@ def test_a_folder_without_a_gpu(photos):
         "dataset.layout": "folder",
         "dataset.train_split": "train",
         "dataset.max_side": 400,
-        "proposals.backbone": BOUNDARIES,
+        "proposals.backbone": LITE2,
         "hcp.backbone": SMALL,
         "hcp.image_epochs": 15,
         "hcp.hypothesis_epochs": 15,

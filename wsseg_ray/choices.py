@@ -18,8 +18,8 @@ from wsseg_ray.recipe import AUTO, Recipe, validate
 
 LARGE = "timm:vit_small_patch14_dinov2"  # where there is a GPU, and its weights can be had
 LARGE_HUB = "timm/vit_small_patch14_dinov2.lvd142m"
-SMALL = "timm:tf_efficientnet_lite2*1,1.5"  # 0.3 s per photo on a core; its weights come with the installation
-BOUNDARIES = "timm:tf_efficientnet_lite2"  # finds boundaries for proposals in 0.3 s per photo on a core
+LITE2 = "timm:tf_efficientnet_lite2"  # finds the boundaries for proposals, too
+SMALL = f"{LITE2}*1,1.5"  # 0.3 s per photo on a core; its weights come with the installation
 FEW = 1000  # training photos up to which a second training, on a network's own labels, is worth its time
 REGIONS_SEEN = 2400  # photos whose regions HCP learns from, in each round
 SEEN = 9000  # photos that HCP, in each phase, and a segmentation network learn from: fewer epochs for more photos
@@ -90,8 +90,8 @@ def _backbone(recipe: Recipe) -> tuple[str, str]:
 
 def _boundaries(recipe: Recipe) -> tuple[str | None, str]:
     if package_file() is None:
-        return None, f"{BOUNDARIES}'s weights are not installed"
-    return BOUNDARIES, "its weights are installed"
+        return None, f"{LITE2}'s weights are not installed"
+    return LITE2, "its weights are installed"
 
 
 def _same_backbone(recipe: Recipe) -> tuple[str, str]:
