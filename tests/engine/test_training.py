@@ -15,7 +15,7 @@ from torch.multiprocessing import spawn
 from tests.engine.two_workers import AWorker, descend, one_of_two
 from tests.runs import empty_job
 from wsseg_ray.engine import training
-from wsseg_ray.engine.training import WINDOW, Member, batches, chosen, epoch_order, nothing, step
+from wsseg_ray.engine.training import WINDOW, Member, batches, chosen, epoch_order, nothing, step, step_by_photo
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, SUPERVISION, ImageRow, SupervisionRow
 
@@ -73,6 +73,57 @@ def test_a_loss_that_is_not_finite_changes_no_weight(factor):
     objective = HalfTheSquare(3.0)
     with pytest.raises(FloatingPointError, match="training diverged; a lower learning_rate may help"):
         step(AWorker(), objective, factor, 1, torch.optim.SGD(objective.parameters(), lr=1.0))
+    assert objective.weight.tolist() == [3, 0]
+
+
+class Weighted(nn.Module):
+    """Mean squared error over the rows of a batch; one parameter has no part in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layer, self.idle = nn.Linear(300, 40), nn.Parameter(torch.ones(2))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        nn.init.normal_(self.layer.weight, generator=generator)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.layer(batch).square().mean(dim=1).mean()
+
+
+def after_steps_by_photo(threads: int) -> tuple[list[float], Weighted]:
+    objective, draw = Weighted(), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9)
+    photos = [torch.randn(rows, 300, generator=draw) for rows in (3, 1, 7, 2, 5)]
+    parts = [(photo, len(photo)) for photo in photos]
+    return [
+        step_by_photo(AWorker(threads=threads), objective, part, optimizer) for part in (parts, parts[:1])
+    ], objective
+
+
+def test_a_step_by_photo_is_the_step_of_the_batch():
+    """Photos count by their rows. For any number of threads, each bit is the same."""
+    losses, objective = after_steps_by_photo(1)
+    for threads in (2, 3):
+        again, other = after_steps_by_photo(threads)
+        assert again == losses and torch.equal(other.layer.weight, objective.layer.weight)
+    whole, draw = Weighted(), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
+    rows = torch.cat([torch.randn(rows, 300, generator=draw) for rows in (3, 1, 7, 2, 5)])
+    expected = [step(AWorker(), whole, batch, len(batch), optimizer) for batch in (rows, rows[:3])]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(objective.state_dict(), whole.state_dict())
+    assert objective.idle.tolist() == [1, 1]
+
+
+def test_a_step_by_photo_of_photos_that_say_nothing():
+    """No cell of them counts: the loss is 0, and no weight changes."""
+    objective = HalfTheSquare(3.0)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
+    assert step_by_photo(AWorker(), objective, [(1, 0), (1, 0)], optimizer) == 0
+    assert objective.weight.tolist() == [3, 0]
+    with pytest.raises(FloatingPointError, match="training diverged"):
+        step_by_photo(AWorker(), objective, [(1, 1), (math.nan, 1)], optimizer)
     assert objective.weight.tolist() == [3, 0]
 
 

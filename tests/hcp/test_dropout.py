@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +12,9 @@ from wsseg_ray.segmentation.network import SegmentationNetwork
 def test_a_photo_keeps_its_mask_in_any_batch():
     layer = PhotoDropout(0.5).train()
     photos = torch.rand(3, 4, 5, 6) + 1
-    layer.numbers = [7, 8, 2**62]
+    number_photos(layer, [7, 8, 2**62])
     together = layer(photos)
-    layer.numbers = [2**62]
+    number_photos(layer, [2**62])
     assert torch.equal(layer(photos[2:]), together[2:])
     kept = together > 0
     assert torch.equal(together[kept], 2 * photos[kept])
@@ -46,6 +49,22 @@ def test_a_photo_of_several_rows_keeps_its_masks_in_any_batch():
     assert not torch.equal(together[3], together[4])  # each row of a photo has a mask of its own
 
 
+def test_each_thread_has_its_own_photos():
+    layer, rows, meeting = PhotoDropout(0.5).train(), torch.ones(1, 64), threading.Barrier(2, timeout=60)
+
+    def dropped(number: int) -> torch.Tensor:
+        number_photos(layer, [number])
+        meeting.wait()  # the other thread has numbered its photo too
+        return layer(rows)
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(dropped, [1, 2]))
+    for number, found in zip([1, 2], together, strict=True):
+        number_photos(layer, [number])
+        assert torch.equal(layer(rows), found)
+    assert not torch.equal(*together)
+
+
 def test_photo_layer_and_epoch_do_not_add_up_to_the_same_number():
     """Sums do: photo 7 in epoch 1 would drop in its first layer what photo 8 drops in epoch 0, and in its second layer
     what it dropped in the first one an epoch later."""
@@ -54,8 +73,9 @@ def test_photo_layer_and_epoch_do_not_add_up_to_the_same_number():
     for photo in range(20):
         for epoch in range(20):
             number_photos(network, [mixed(photo, epoch)])
-            seen |= {network[0].numbers[0], network[1].numbers[0]}
-    assert len(seen) == 20 * 20 * 2 and all(0 <= number < 2**62 for number in seen)
+            seen |= {tuple((layer(torch.ones(1, 200)) > 0)[0].tolist()) for layer in network}
+    assert len(seen) == 20 * 20 * 2
+    assert all(0 <= mixed(number) < 2**62 for number in range(100))
     assert mixed(1, 2) == mixed(1, 2) != mixed(2, 1)
 
 
@@ -86,8 +106,10 @@ def test_layers_differ():
     dropouts_by_photo(network)
     number_photos(network, [5])
     assert [type(layer) for layer in (network[0], network[1][0])] == [PhotoDropout] * 2
-    first, second = network[0].numbers, network[1][0].numbers
-    assert first != second and network[1][0].p == 0.3
+    assert network[1][0].p == 0.3
+    network[1][0].p = 0.5
+    first, second = (layer(torch.ones(1, 200)) for layer in (network[0], network[1][0]))
+    assert not torch.equal(first, second)
 
 
 def test_a_compiled_network_drops_the_same():

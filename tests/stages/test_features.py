@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runs import copy
+from tests.runs import copy, same_weights
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.doctor import examine
+from wsseg_ray.engine import local, training
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.stages import features, segmenters
@@ -124,6 +125,32 @@ def test_segmenters_of_another_backbone_have_features_of_their_own(tiny, tmp_pat
     shard = done.shards(FEATURES.folder)[0]
     ours, theirs = (next(iter(done.read_good(t, shard).values())) for t in (FEATURES, SEGMENTER_FEATURES))
     assert map_of(ours).shape[0] == 112 and map_of(theirs).shape[0] == 64
+
+
+def test_heads_learn_the_same_on_any_number_of_cores_and_after_a_cut(lite, tmp_path, monkeypatch):
+    """On stored features each photo of a step has a thread: the sums do not depend on how many there are."""
+    own, stored = lite
+    networks = ["segmentation.networks=[SN_B, AN_A, CAM]", "segmentation.ablation=false"]
+    done = []
+    for cores in (1, 3):
+        monkeypatch.setattr(local, "_cores", lambda cores=cores: cores)
+        done.append(run(copy(stored, tmp_path / str(cores)).root, [*own, *networks], "train_segmenter"))
+    taken, real = [], training.step_by_photo
+
+    def step(*arguments):
+        taken.append(1)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    again = copy(stored, tmp_path / "cut")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "step_by_photo", step)
+        run(again.root, [*own, *networks, "runtime.checkpoint_minutes=0"], "train_segmenter")
+    done.append(run(again.root, [*own, *networks], "train_segmenter"))
+    for name in ("SN_B", "AN_A", "CAM"):
+        assert same_weights(done[0], done[1], "segmenters", name, "network.pt")
+        assert same_weights(done[0], done[2], "segmenters", name, "network.pt")
 
 
 def test_features_of_fewer_dimensions(tiny, tmp_path):

@@ -99,11 +99,11 @@ def test_steps_come_in_order_with_all_kinds_mixed(job):
 def assert_fed(job: Job, steps: list[SgdStep], found: list) -> None:
     """They are the steps, each with what was read for it, whoever it was read together with."""
     assert [given for given, _ in found] == steps
-    for (given, batch), row in zip(found, read(job, *steps), strict=True):
+    for (given, (batch,)), row in zip(found, read(job, *steps), strict=True):
         assert len(batch.photos) == len(batch.numbers) == len(given.photos)
         assert np.array_equal(batch.photos.numpy(), row["photos"][0])
         assert np.array_equal(batch.targets.numpy(), row["targets"][0])
-    channels = [batch.targets.shape[1] for _, batch in found]
+    channels = [batch.targets.shape[1] for _, (batch,) in found]
     assert channels == [7, 1, 1, 1, 7, 1, 1, 7]  # classes and background, or a class a cell
 
 
@@ -111,7 +111,7 @@ def train(worker) -> None:
     """A training that keeps what it was fed."""
     found = [
         (given.index, batch.photos.tolist(), batch.targets.tolist(), batch.numbers)
-        for given, batch in feed.stream(worker, iter(mixed_steps(worker.job)))
+        for given, (batch,) in feed.stream(worker, iter(mixed_steps(worker.job)))
     ]
     worker.job.run.write_json(found, "hcp", "fed.json")
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from wsseg_ray.engine import memory
 from wsseg_ray.engine.stage import Job, Step
+from wsseg_ray.engine.threads import one_thread_each
 from wsseg_ray.storage import StorageError
 from wsseg_ray.tables import Row
 
@@ -117,16 +118,9 @@ class OnOneThread:
         finally:
             torch.set_num_threads(before)
 
-    @contextmanager
-    def pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
-        """Threads that call this kernel. The number of threads is in part the whole process's, so it is 1 until all of
-        them are done: else one that has done a row could give another one more threads in the middle of its row."""
-        import torch
-
-        before = torch.get_num_threads()
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-        torch.set_num_threads(before)
+    def pool(self, threads: int) -> AbstractContextManager[ThreadPoolExecutor]:
+        """Threads that call this kernel."""
+        return one_thread_each(threads)
 
 
 def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.stage import Job, Worker
+from wsseg_ray.engine.threads import one_thread_each
 from wsseg_ray.tables import IMAGES, Table
 
 WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
@@ -83,10 +84,43 @@ def step(worker: Worker, objective: nn.Module, batch: Any, weight: float, optimi
     total = scaled.detach().to(device)
     if worker.world > 1:
         torch.distributed.all_reduce(total)
-    if not total.isfinite():
-        raise FloatingPointError(f"the loss is {float(total)}: training diverged; a lower learning_rate may help")
+    return _update(optimizer, total)
+
+
+def step_by_photo(
+    worker: Worker, objective: nn.Module, photos: Sequence[tuple[Any, float]], optimizer: torch.optim.Optimizer
+) -> float:
+    """The step of one worker on a CPU, with each photo alone on one of its threads: see `step`.
+
+    On two cores a small head took 7 ms per photo so, and 12 ms with all photos in one batch on two threads of torch
+    (1.6 GFLOP per photo). The sums go over the photos in their order, so they are the same for any number of threads.
+
+    Arguments:
+        photos: a batch of one photo, as the objective takes it, and its weight.
+    """
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    total_weight = max(sum(weight for _, weight in photos), 1)
+
+    def descend(photo: tuple[Any, float]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        batch, weight = photo
+        loss = objective(batch) * (weight / total_weight)
+        return loss.detach(), torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros(())
+    with one_thread_each(worker.threads) as pool:
+        for loss, gradients in pool.map(descend, photos):
+            total += loss
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return _update(optimizer, total)
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    if not loss.isfinite():
+        raise FloatingPointError(f"the loss is {float(loss)}: training diverged; a lower learning_rate may help")
     optimizer.step()
-    return float(total)
+    return float(loss)
 
 
 def nothing(module: nn.Module) -> torch.Tensor:

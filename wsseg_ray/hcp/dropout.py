@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+
+class Numbered(NamedTuple):
+    """The photos of a layer's next pass."""
+
+    numbers: Sequence[int]
+    rows: Sequence[int]
+
+
+# Not in the layers: each thread has its own, so that a network can see several photos at once.
+_next: ContextVar[dict[nn.Module, Numbered]] = ContextVar("photos of the next pass")
 
 
 class PhotoDropout(nn.Dropout):
@@ -17,9 +30,6 @@ class PhotoDropout(nn.Dropout):
     numbers of the batch before.
     """
 
-    numbers: Sequence[int] | None = None
-    rows: Sequence[int] | None = None
-
     @torch.compiler.disable  # each step must draw new masks
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Drop from x (n, ...), whose rows belong to the numbered photos, in their order.
@@ -28,10 +38,10 @@ class PhotoDropout(nn.Dropout):
         """
         if not self.training or self.p == 0:
             return x
-        numbers, self.numbers = self.numbers, None
-        if numbers is None:
+        photos = _next.get({}).pop(self, None)
+        if photos is None:
             raise ValueError("in training each photo needs a number: call `number_photos` before each pass")
-        rows = self.rows or [1] * len(numbers)
+        numbers, rows = photos
         if sum(rows) != len(x):
             raise ValueError(f"{len(numbers)} photos are numbered for {sum(rows)} rows, the batch has {len(x)}")
         kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -41,15 +51,17 @@ class PhotoDropout(nn.Dropout):
 
 
 def number_photos(network: nn.Module, numbers: Sequence[int], rows: Sequence[int] | None = None) -> None:
-    """Set the numbers of the next batch's photos in every dropout layer of a network.
+    """Set the numbers of the next batch's photos in every dropout layer of a network, for a pass in this thread.
+
+    Those of a pass that was not made are forgotten.
 
     Arguments:
         numbers: one per photo of the next batch, from `mixed`. Each layer computes its own number from it.
         rows: consecutive rows of the batch that belong to each photo; None: one row per photo.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, PhotoDropout)]
-    for place, layer in enumerate(layers):
-        layer.numbers, layer.rows = [mixed(number, place) for number in numbers], rows
+    rows = rows or [1] * len(numbers)
+    _next.set({layer: Numbered([mixed(n, place) for n in numbers], rows) for place, layer in enumerate(layers)})
 
 
 def mixed(*numbers: int) -> int:

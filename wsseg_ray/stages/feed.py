@@ -51,6 +51,9 @@ class SgdStep:
     seen: int  # photos before this step, over all epochs and networks
 
 
+Sample = tuple[dict[str, torch.Tensor], np.ndarray, int]  # maps (C, h, w) by level, target (K, h, w), and number
+
+
 class Batch(NamedTuple):
     """The photos of a step, on the trainer's device: their crops, or the stored features of whole photos."""
 
@@ -65,11 +68,16 @@ def target_kind(network: Network, round_: int) -> str:
     return "own" if round_ else network.target
 
 
-def stream(worker: Worker, steps: Iterator[SgdStep]) -> Iterator[tuple[SgdStep, Batch]]:
-    """Every step with its photos, on the worker's device, in order."""
+def shows_photos_alone(worker: Worker) -> bool:
+    """Whether a step is faster with a batch for each photo, see `training.step_by_photo`: stored features on a CPU."""
+    return worker.world == 1 and worker.device.type == "cpu" and segmenters_read(worker.job.recipe) is not None
+
+
+def stream(worker: Worker, steps: Iterator[SgdStep]) -> Iterator[tuple[SgdStep, list[Batch]]]:
+    """Every step with its photos, on the worker's device, in order: as one batch, or as one for each photo."""
     if table := segmenters_read(worker.job.recipe):
-        feed = StoredFeed(worker.job, table, worker.device)
-        yield from ((step, feed.batch(step)) for step in steps)
+        feed, alone = StoredFeed(worker.job, table, worker.device), shows_photos_alone(worker)
+        yield from ((step, feed.alone(step) if alone else [feed.batch(step)]) for step in steps)
         return
     ahead: deque[SgdStep] = deque()
 
@@ -79,7 +87,7 @@ def stream(worker: Worker, steps: Iterator[SgdStep]) -> Iterator[tuple[SgdStep, 
             yield asdict(step)
 
     for arrays in worker.stream(rows(), partial(read_batches, worker.job)):
-        yield ahead.popleft(), Batch(arrays["photos"], None, arrays["targets"], arrays["numbers"].tolist())
+        yield ahead.popleft(), [Batch(arrays["photos"], None, arrays["targets"], arrays["numbers"].tolist())]
 
 
 def read_batches(job: Job, columns: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -212,17 +220,25 @@ class StoredFeed:
 
     def batch(self, step: SgdStep) -> Batch:
         """The photos of a step."""
-        samples = [self._sample(step, *member) for member in zip(step.shards, step.photos, strict=True)]
-        if not samples:
-            return Batch(None, [], torch.zeros((0, 1, 1, 1)), [])
+        samples = self._samples(step)
+        return self._shown(samples) if samples else Batch(None, [], torch.zeros((0, 1, 1, 1)), [])
+
+    def alone(self, step: SgdStep) -> list[Batch]:
+        """Each photo of a step."""
+        return [self._shown([sample]) for sample in self._samples(step)]
+
+    def _samples(self, step: SgdStep) -> list[Sample]:
+        return [self._sample(step, *member) for member in zip(step.shards, step.photos, strict=True)]
+
+    def _shown(self, samples: Sequence[Sample]) -> Batch:
         maps, targets, numbers = zip(*samples, strict=True)
         # What lies outside a photo must not count: class 255, or no probability of any class.
         outside = IGNORE if targets[0].shape[0] == 1 else 0
         shown = together([torch.from_numpy(target) for target in targets], outside)
         return Batch(None, list(maps), shown.to(self._device), list(numbers))
 
-    def _sample(self, step: SgdStep, shard: str, image_id: str) -> tuple[dict[str, torch.Tensor], np.ndarray, int]:
-        """Maps (C, h, w) by level, the target (K, h, w), and the number of a photo or its mirror."""
+    def _sample(self, step: SgdStep, shard: str, image_id: str) -> Sample:
+        """A photo or its mirror."""
         row = self._features(shard)[image_id]
         plain = maps_of(row)
         assert plain is not None  # this view is always stored

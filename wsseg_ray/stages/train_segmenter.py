@@ -32,7 +32,7 @@ from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
 from wsseg_ray.segmentation.networks import START, Network
 from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.stages import balance, hcp
-from wsseg_ray.stages.feed import Batch, SgdStep, stream, target_kind, together
+from wsseg_ray.stages.feed import Batch, SgdStep, shows_photos_alone, stream, target_kind, together
 from wsseg_ray.stages.segmenters import (
     WEIGHTS,
     begins_with_start,
@@ -172,11 +172,11 @@ class _Training:
             self._optimizer.load_state_dict(state["optimizer"])
             self._log, self._losses = state["log"], state["losses"]
 
-    def run(self, steps: Iterator[tuple[SgdStep, Batch]]) -> None:
+    def run(self, steps: Iterator[tuple[SgdStep, list[Batch]]]) -> None:
         """Train all steps, and keep what is there after every epoch and every `runtime.checkpoint_minutes`."""
         asked = time.monotonic()
-        for step, batch in steps:
-            self._step(step, batch, time.monotonic() - asked)
+        for step, batches in steps:
+            self._step(step, batches, time.monotonic() - asked)
             if step.ends_epoch:
                 self._end_epoch(step)
             if (
@@ -186,17 +186,16 @@ class _Training:
                 self._keep(step)
             asked = time.monotonic()
 
-    def _step(self, step: SgdStep, batch: Batch, waited: float) -> None:
+    def _step(self, step: SgdStep, batches: list[Batch], waited: float) -> None:
         arrived = time.monotonic()
-        settings, seed = self._worker.job.recipe.segmentation, self._worker.job.recipe.seed
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = learning_rate_at(step.epoch, rate, settings.decay_every)
-        given = None
-        if step.photos:
-            dropout = [mixed(seed, number, step.epoch) for number in batch.numbers]
-            given = Shown(batch, dropout)
-        weight = counted(target_kind(self._about, self._round), batch.targets) if step.photos else 0
-        self._losses.append(training.step(self._worker, self._objective, given, weight, self._optimizer))
+            group["lr"] = learning_rate_at(step.epoch, rate, self._worker.job.recipe.segmentation.decay_every)
+        shown = [self._shown(step, batch) for batch in batches]
+        if shows_photos_alone(self._worker):
+            loss = training.step_by_photo(self._worker, self._objective, shown, self._optimizer)
+        else:
+            loss = training.step(self._worker, self._objective, *shown[0], self._optimizer)
+        self._losses.append(loss)
         worked = time.monotonic() - arrived
         self._waited, self._worked = self._waited + waited, self._worked + worked
         self._spent["busy"] += worked
@@ -204,6 +203,13 @@ class _Training:
         note = f"{step.network} epoch {step.epoch + 1} of {self._last_epoch + 1}, loss {self._losses[-1]:.3f}"
         note = f"{note}, round {self._round}" if self._round else note
         self._worker.tell(step.seen + step.size, note, **self._spent)
+
+    def _shown(self, step: SgdStep, batch: Batch) -> tuple[Shown | None, int]:
+        """What the objective takes, and over how many photos or cells its loss is the mean."""
+        if not batch.numbers:
+            return None, 0
+        dropout = [mixed(self._worker.job.recipe.seed, number, step.epoch) for number in batch.numbers]
+        return Shown(batch, dropout), counted(target_kind(self._about, self._round), batch.targets)
 
     def _end_epoch(self, step: SgdStep) -> None:
         seconds = self._waited + self._worked
