@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.distributed
-from tensorboardX import SummaryWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -106,13 +105,14 @@ def step_by_photo(
         loss = objective(batch) * (weight / total_weight)
         return loss.detach(), torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros(())
+    total, sums = torch.zeros(()), [torch.zeros_like(parameter) for parameter in parameters]
     with one_thread_each(worker.threads) as pool:
         for loss, gradients in pool.map(descend, photos):
             total += loss
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            for own, gradient in zip(sums, gradients, strict=True):
+                own += gradient
+    for parameter, own in zip(parameters, sums, strict=True):
+        parameter.grad = own
     return _update(optimizer, total)
 
 
@@ -157,6 +157,8 @@ def tensorboard(worker: Worker, name: str, losses: list[tuple[str, float]]) -> N
     Arguments:
         losses: tag and loss of each epoch.
     """
+    from tensorboardX import SummaryWriter  # imports a client of S3: half a second in each process
+
     if worker.rank != 0:
         return
     steps: dict[str, int] = {}

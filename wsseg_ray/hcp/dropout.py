@@ -30,7 +30,6 @@ class PhotoDropout(nn.Dropout):
     numbers of the batch before.
     """
 
-    @torch.compiler.disable  # each step must draw new masks
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Drop from x (n, ...), whose rows belong to the numbered photos, in their order.
 
@@ -62,6 +61,14 @@ def number_photos(network: nn.Module, numbers: Sequence[int], rows: Sequence[int
     layers = [layer for layer in network.modules() if isinstance(layer, PhotoDropout)]
     rows = rows or [1] * len(numbers)
     _next.set({layer: Numbered([mixed(n, place) for n in numbers], rows) for place, layer in enumerate(layers)})
+
+
+def leave_uncompiled(network: nn.Module) -> None:
+    """Keep `torch.compile` out of every dropout layer of a network: each step must draw new masks."""
+    for layer in network.modules():
+        if isinstance(layer, PhotoDropout):
+            # Not as a decorator: it imports torch's compiler, 4 s in each process.
+            layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[method-assign]
 
 
 def mixed(*numbers: int) -> int:

@@ -25,7 +25,7 @@ from wsseg_ray.engine.checkpoints import restore, weights_finding
 from wsseg_ray.engine.schedule import learning_rate_at
 from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Worker
 from wsseg_ray.errors import RecipeError
-from wsseg_ray.hcp.dropout import mixed, number_photos
+from wsseg_ray.hcp.dropout import leave_uncompiled, mixed, number_photos
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.losses import IGNORE, hard_cross_entropy, soft_cross_entropy
 from wsseg_ray.segmentation.network import SegmentationNetwork, parameter_groups
@@ -158,6 +158,7 @@ class _Training:
         self._optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
         self._rates = [group["lr"] for group in groups]
         if job.recipe.runtime.compile:
+            leave_uncompiled(self._network)
             self._network.backbone.compile()
             self._network.head.compile()
         weights = balance.weights(job)
