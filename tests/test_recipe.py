@@ -51,6 +51,7 @@ def test_round_trip(tmp_path):
         ("dataset.root=s3://key:secret@bucket/x", ["dataset.root", "a password", "AWS_ACCESS_KEY_ID"]),
         ("proposals.root=s3://key:secret@bucket", ["proposals.root", "a password"]),
         ("hcp.weights=https://me:secret@host/x.pth", ["hcp.weights", "a password"]),
+        ("dataset.root=gs://anonymous:secret@bucket", ["dataset.root", "a password"]),
         ("seed", ["section.key=value"]),
         ("seed=[", ["YAML"]),
     ],

@@ -459,8 +459,11 @@ def validate(data: dict[str, Any]) -> Recipe:
 
 
 def refuse_password(key: str, place: str) -> None:
-    """Raise RecipeError for a URI with a user and password: they would be written into the run, for all its readers."""
-    if re.match(r"\w+://[^/?]*@", place):
+    """Raise RecipeError for a URI with a user and password: they would be written into the run, for all its readers.
+
+    The user `anonymous` is nobody: so public buckets of Google's store are named.
+    """
+    if re.match(r"\w+://(?!anonymous@)[^/?]*@", place):
         raise RecipeError(
             f"{key}: a URI with a password would be kept in the run's files; take the password out, and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machines a role"

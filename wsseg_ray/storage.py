@@ -178,17 +178,18 @@ class RunDirectory:
             elif kind == fs.FileType.File:
                 filesystem.delete_file(path)
 
-        patiently(filesystem, path, delete)
+        with suppress(
+            FileNotFoundError
+        ):  # gone already, or a folder of Google's store, which is no object
+            patiently(filesystem, path, delete)
 
     def names(self, *parts: str) -> list[str]:
         """Names in a folder, sorted; none where the folder is missing."""
         filesystem, path = filesystem_of(self.uri(*parts))
         try:
-            selector = fs.FileSelector(path, allow_not_found=True)
-            infos = patiently(filesystem, path, lambda: filesystem.get_file_info(selector))
+            return sorted(patiently(filesystem, path, lambda: entries(filesystem, path)))
         except FileNotFoundError:  # deleted during the listing, by a run that starts a stage again
             return []
-        return sorted(info.base_name for info in infos)
 
     def is_file(self, *parts: str) -> bool:
         filesystem, path = filesystem_of(self.uri(*parts))
@@ -273,6 +274,17 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
     bucket, _, below = path.partition("/")
     filesystem, bucket = _object_store(f"{scheme}://{bucket}{mark}{query}")
     return filesystem, f"{bucket}/{unquote(below)}"
+
+
+def entries(filesystem: fs.FileSystem, path: str) -> dict[str, bool]:
+    """Names in a folder, and whether each is a folder; none where there is no such folder."""
+    # In Google Cloud Storage a folder is no object, and pyarrow's listing of one level leaves it out.
+    deep = filesystem.type_name == "gcs"
+    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
+    if not deep:
+        return {info.base_name: info.type == fs.FileType.Directory for info in infos}
+    below = [(*info.path[len(path) :].strip("/").partition("/"), info.type) for info in infos]
+    return {name: bool(slash) or kind == fs.FileType.Directory for name, slash, _, kind in below}
 
 
 @lru_cache

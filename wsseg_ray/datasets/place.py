@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from pyarrow import fs
 
 from wsseg_ray.errors import DatasetError
-from wsseg_ray.storage import StorageError, filesystem_of, is_uri, patiently, quoted, read_bytes, shown
+from wsseg_ray.storage import StorageError, entries, filesystem_of, is_uri, patiently, quoted, read_bytes, shown
 
 
 @dataclass(frozen=True, order=True)
@@ -69,7 +69,8 @@ class Place:
             if not is_uri(self.uri):
                 with os.scandir(self.uri) as found:
                     return {entry.name: entry.is_dir() for entry in found}
-            return {info.base_name: info.type == fs.FileType.Directory for info in self._infos(recursive=False)}
+            filesystem, path = filesystem_of(self.uri)
+            return patiently(filesystem, str(self), lambda: entries(filesystem, path))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, StorageError) as error:
@@ -80,7 +81,7 @@ class Place:
         if not is_uri(self.uri):
             return sorted(_walk(self.uri))
         top = filesystem_of(self.uri)[1]
-        return sorted(info.path[len(top) :].lstrip("/") for info in self._infos(recursive=True) if info.is_file)
+        return sorted(info.path[len(top) :].lstrip("/") for info in self._infos() if info.is_file)
 
     def is_dir(self) -> bool:
         return self._type() == fs.FileType.Directory
@@ -111,9 +112,10 @@ class Place:
         filesystem, path = filesystem_of(self.uri)
         return patiently(filesystem, str(self), lambda: filesystem.get_file_info(path)).type
 
-    def _infos(self, recursive: bool) -> list[fs.FileInfo]:
+    def _infos(self) -> list[fs.FileInfo]:
+        """Of all that lies below."""
         filesystem, path = filesystem_of(self.uri)
-        selector = fs.FileSelector(path, recursive=recursive)
+        selector = fs.FileSelector(path, recursive=True)
         return patiently(filesystem, str(self), lambda: filesystem.get_file_info(selector))
 
 
