@@ -178,9 +178,7 @@ class RunDirectory:
             elif kind == fs.FileType.File:
                 filesystem.delete_file(path)
 
-        with suppress(
-            FileNotFoundError
-        ):  # gone already, or a folder of Google's store, which is no object
+        with suppress(FileNotFoundError):  # gone already, or a folder of Google's store, which is no object
             patiently(filesystem, path, delete)
 
     def names(self, *parts: str) -> list[str]:

@@ -61,6 +61,9 @@ def test_two_workers_on_a_laptop_share_its_cores():
         ("score", 3, LAPTOP, [], 0.5),
         ("score", 2, SERVER, [], 1),
         ("score", 2, CLOUD, [], 1),
+        # beside an actor, on what may be the last machine
+        ("score", 2, [Node(0, 0, GB), Node(1, 0, GB, 2)], [], 0.25),
+        ("score", 2, [Node(1, 0, GB), Node(32, 0, 32 * GB)], [], 1),
         # 32 actors would hold every CPU: then what the fewest actors leave
         ("score", 2, LAPTOP, ["runtime.stages.score.max_workers=32"], 0.75),
     ],

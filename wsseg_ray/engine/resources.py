@@ -121,7 +121,8 @@ def task_cpus(wanted: Needs, kinds: int, nodes: Sequence[Node]) -> float:
     """CPUs of a task that works beside the actors of a stage: so few that a task of each kind can always run.
 
     A task that reads keeps its CPU while it waits for a place for its output. With a whole CPU each on two cores,
-    such a task would leave none for the task that writes: nothing would be written before everything was read.
+    such a task would leave none for the task that writes: nothing would be written before everything was read. The
+    smallest machine has room for an actor and a task of each kind, so the stage goes on when all others are lost.
 
     Arguments:
         wanted: what the actors ask for.
@@ -131,7 +132,8 @@ def task_cpus(wanted: Needs, kinds: int, nodes: Sequence[Node]) -> float:
     cpus = sum(node.cpus * node.count for node in nodes)
     most = (wanted.most or wanted.least) * wanted.cpus
     held = most if most < cpus else wanted.least * wanted.cpus
-    return min(FEED_CPUS, (cpus - held) / kinds)
+    left = min(node.cpus for node in nodes if node.cpus) - wanted.cpus
+    return min(FEED_CPUS, (cpus - held) / kinds, left / kinds if left > 0 else FEED_CPUS)
 
 
 def _memory(pixels: int, nodes: Sequence[Node]) -> float:
