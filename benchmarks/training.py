@@ -126,7 +126,7 @@ def plain_loop(run: str, name: str) -> dict:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = learning_rate_at(epoch, base, settings.decay_every)
             photos, targets = (torch.from_numpy(row[key][0]).to(device) for key in ("photos", "targets"))
-            batch = Batch(photos, targets, row["numbers"][0].tolist())
+            batch = Batch(photos, None, targets, row["numbers"][0].tolist())
             dropout = [mixed(job.recipe.seed, number, epoch) for number in batch.numbers]
             optimizer.zero_grad(set_to_none=False)
             objective(train_segmenter.Shown(batch, dropout)).backward()
