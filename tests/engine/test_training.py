@@ -15,6 +15,7 @@ from torch.multiprocessing import spawn
 from tests.engine.two_workers import AWorker, descend, one_of_two
 from tests.runs import empty_job
 from wsseg_ray.engine import training
+from wsseg_ray.engine.threads import one_thread_each
 from wsseg_ray.engine.training import WINDOW, Member, batches, chosen, epoch_order, nothing, step, step_by_photo
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, SUPERVISION, ImageRow, SupervisionRow
@@ -96,9 +97,9 @@ def after_steps_by_photo(threads: int) -> tuple[list[float], Weighted]:
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9)
     photos = [torch.randn(rows, 300, generator=draw) for rows in (3, 1, 7, 2, 5)]
     parts = [(photo, len(photo)) for photo in photos]
-    return [
-        step_by_photo(AWorker(threads=threads), objective, part, optimizer) for part in (parts, parts[:1])
-    ], objective
+    with one_thread_each(threads) as pool:
+        losses = [step_by_photo(objective, part, optimizer, pool) for part in (parts, parts[:1])]
+    return losses, objective
 
 
 def test_a_step_by_photo_is_the_step_of_the_batch():
@@ -120,10 +121,11 @@ def test_a_step_by_photo_of_photos_that_say_nothing():
     """No cell of them counts: the loss is 0, and no weight changes."""
     objective = HalfTheSquare(3.0)
     optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
-    assert step_by_photo(AWorker(), objective, [(1, 0), (1, 0)], optimizer) == 0
-    assert objective.weight.tolist() == [3, 0]
-    with pytest.raises(FloatingPointError, match="training diverged"):
-        step_by_photo(AWorker(), objective, [(1, 1), (math.nan, 1)], optimizer)
+    with one_thread_each(2) as pool:
+        assert step_by_photo(objective, [(1, 0), (1, 0)], optimizer, pool) == 0
+        assert objective.weight.tolist() == [3, 0]
+        with pytest.raises(FloatingPointError, match="training diverged"):
+            step_by_photo(objective, [(1, 1), (math.nan, 1)], optimizer, pool)
     assert objective.weight.tolist() == [3, 0]
 
 

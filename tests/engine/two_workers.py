@@ -20,7 +20,6 @@ class AWorker:
     world: int = 1
     job: Any = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009
-    threads: int = 1
 
 
 class Regression(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.stage import Job, Worker
-from wsseg_ray.engine.threads import one_thread_each
 from wsseg_ray.tables import IMAGES, Table
 
 WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
@@ -87,15 +87,20 @@ def step(worker: Worker, objective: nn.Module, batch: Any, weight: float, optimi
 
 
 def step_by_photo(
-    worker: Worker, objective: nn.Module, photos: Sequence[tuple[Any, float]], optimizer: torch.optim.Optimizer
+    objective: nn.Module,
+    photos: Sequence[tuple[Any, float]],
+    optimizer: torch.optim.Optimizer,
+    pool: ThreadPoolExecutor,
 ) -> float:
     """The step of one worker on a CPU, with each photo alone on one of its threads: see `step`.
 
-    On two cores a small head took 7 ms per photo so, and 12 ms with all photos in one batch on two threads of torch
-    (1.6 GFLOP per photo). The sums go over the photos in their order, so they are the same for any number of threads.
+    Photos of unlike sizes make no batch, and two threads of torch gain nothing on one photo. So this is faster where
+    sizes are mixed, and as fast where they are not (`benchmarks/head_step.py`). The sums go over the photos in their
+    order, so they are the same for any number of threads.
 
     Arguments:
         photos: a batch of one photo, as the objective takes it, and its weight.
+        pool: from `one_thread_each`, for all steps of a training.
     """
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     total_weight = max(sum(weight for _, weight in photos), 1)
@@ -106,11 +111,10 @@ def step_by_photo(
         return loss.detach(), torch.autograd.grad(loss, parameters, materialize_grads=True)
 
     total, sums = torch.zeros(()), [torch.zeros_like(parameter) for parameter in parameters]
-    with one_thread_each(worker.threads) as pool:
-        for loss, gradients in pool.map(descend, photos):
-            total += loss
-            for own, gradient in zip(sums, gradients, strict=True):
-                own += gradient
+    for loss, gradients in pool.map(descend, photos):
+        total += loss
+        for own, gradient in zip(sums, gradients, strict=True):
+            own += gradient
     for parameter, own in zip(parameters, sums, strict=True):
         parameter.grad = own
     return _update(optimizer, total)

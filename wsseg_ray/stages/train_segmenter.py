@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache, partial
 from itertools import groupby
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from wsseg_ray.engine import training
 from wsseg_ray.engine.checkpoints import restore, weights_finding
 from wsseg_ray.engine.schedule import learning_rate_at
 from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Worker
+from wsseg_ray.engine.threads import one_thread_each
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.dropout import leave_uncompiled, mixed, number_photos
 from wsseg_ray.recipe import Recipe
@@ -115,8 +118,9 @@ def _loop(names: list[str], round_: int, worker: Worker) -> None:
     todo = [network_named(job.recipe, name) for name in names]
     todo = [network for network in todo if not is_trained(job, network, round_)]
     kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
-    for name, part in groupby(stream(worker, _plan(worker, todo, round_)), key=lambda pair: pair[0].network):
-        _Training(worker, network_named(job.recipe, name), round_, kept, spent).run(part)
+    with one_thread_each(worker.threads) if shows_photos_alone(worker) else nullcontext() as pool:
+        for name, part in groupby(stream(worker, _plan(worker, todo, round_)), key=lambda pair: pair[0].network):
+            _Training(worker, network_named(job.recipe, name), round_, kept, spent, pool).run(part)
 
 
 def _plan(worker: Worker, networks: list[Network], round_: int) -> Iterator[SgdStep]:
@@ -141,10 +145,16 @@ class _Training:
     """The training of one network in one round."""
 
     def __init__(
-        self, worker: Worker, network: Network, round_: int, kept: KeptFeatures, spent: dict[str, float]
+        self,
+        worker: Worker,
+        network: Network,
+        round_: int,
+        kept: KeptFeatures,
+        spent: dict[str, float],
+        pool: ThreadPoolExecutor | None,
     ) -> None:
         job, settings = worker.job, worker.job.recipe.segmentation
-        self._worker, self._about, self._round, self._spent = worker, network, round_, spent
+        self._worker, self._about, self._round, self._spent, self._pool = worker, network, round_, spent, pool
         self._place = (folder(round_), network.name)
         state = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights is None else None
         start = None
@@ -192,8 +202,8 @@ class _Training:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = learning_rate_at(step.epoch, rate, self._worker.job.recipe.segmentation.decay_every)
         shown = [self._shown(step, batch) for batch in batches]
-        if shows_photos_alone(self._worker):
-            loss = training.step_by_photo(self._worker, self._objective, shown, self._optimizer)
+        if self._pool:
+            loss = training.step_by_photo(self._objective, shown, self._optimizer, self._pool)
         else:
             loss = training.step(self._worker, self._objective, *shown[0], self._optimizer)
         self._losses.append(loss)
