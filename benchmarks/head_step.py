@@ -3,7 +3,8 @@
     python benchmarks/head_step.py [--steps 30] [--batch 8]
 
 The head is that of `best`: `aspp` on EfficientNet-Lite2 at two scales, 944 channels, 128 wide, 7 classes. A photo has
-15 to 22 rows of 25 cells, as one of 400 px has. Features and targets are random. Prints milliseconds per photo, the median of all steps:
+15 to 22 rows of 25 cells, as one of 400 px has. Features and targets are random. Prints milliseconds per photo, the
+median of all steps:
 
     1 thread     the batch at once, on one thread of torch
     N threads    the same on all cores
