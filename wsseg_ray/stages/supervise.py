@@ -62,16 +62,33 @@ class EvidenceRow(ScoreRow):
 
 
 def _work(job: Job) -> Work[SupervisionRow]:
-    return Work(SUPERVISION, _rows, (Step(_supervise, SupervisionRow),))
+    return Work(SUPERVISION, evidence_rows, (Step(_supervise, SupervisionRow),))
 
 
-def _rows(job: Job, shard: str) -> list[EvidenceRow]:
+def evidence_rows(job: Job, shard: str) -> list[EvidenceRow]:
+    """All that is known of the photos of a shard."""
     images = job.run.read_good(job.table(IMAGES), shard, ["uri", "digest", "mask_uri"])
     columns = ["height", "width", "superpixels", "indptr", "indices", "objectness", "is_mask"]
     proposals = job.run.read_good(job.table(PROPOSALS), shard, columns)
     scores, refined = (job.run.read_good(job.table(table), shard) for table in (SCORES, REFINED))
     tables = (images, proposals, scores, refined)
     return [EvidenceRow(**{k: v for table in tables for k, v in vars(table[i]).items()}) for i in refined]
+
+
+def evidence_of(job: Job, row: EvidenceRow, regions: RegionProposals, kept: np.ndarray) -> Evidence:
+    """What is known of a photo before its scores are read, with the candidates that are kept (n,) bool."""
+    labels = row.labels.tolist()
+    return Evidence(
+        regions,
+        labels,
+        row.scores.astype(np.float64),
+        row.objectness,
+        row.is_mask,
+        _by_label(row, kept),
+        _by_label(row, ~kept),
+        np.zeros((len(labels), len(regions.areas))),
+        partial(photo_of, job, row),
+    )
 
 
 def _supervise(job: Job, row: EvidenceRow) -> SupervisionRow:
@@ -94,18 +111,7 @@ def _maps_and_mask(
     Arguments:
         reading: of the scores; "": that of the recipe.
     """
-    settings, labels = job.recipe.supervision, row.labels.tolist()
-    evidence = Evidence(
-        regions,
-        labels,
-        row.scores.astype(np.float64),
-        row.objectness,
-        row.is_mask,
-        _by_label(row, kept),
-        _by_label(row, ~kept),
-        np.zeros((len(labels), len(regions.areas))),
-        partial(photo_of, job, row),
-    )
+    settings, evidence = job.recipe.supervision, evidence_of(job, row, regions, kept)
     evidence = replace(evidence, maps=READINGS.get(reading or settings.reading)(evidence))
     for name in settings.refiners:
         evidence = replace(evidence, maps=REFINERS.get(name)(evidence))
@@ -204,7 +210,7 @@ def _strips(job: Job) -> list[Strip]:
     """Photos with their maps and rough mask; where the maps are not the paper's, the paper's stand beside them."""
     strips = []
     for shard, image, row in chosen(job, SUPERVISION, "train"):
-        (evidence,) = (one for one in _rows(job, shard) if one.image_id == row.image_id)
+        (evidence,) = (one for one in evidence_rows(job, shard) if one.image_id == row.image_id)
         superpixels, labels = evidence.superpixels, [job.classes[label] for label in row.labels]
         maps = list(zip(labels, row.maps, strict=True))
         if job.recipe.supervision.reading != PAPERS:
