@@ -37,7 +37,8 @@ def rows(job: Job, count: int) -> list[EvidenceRow]:
     """Photos of the run, evenly spread; those with true masks where there are enough."""
     every = [row for shard in job.shards(REFINED) for row in evidence_rows(job, shard)]
     every = [row for row in every if row.mask_uri] or every
-    return [every[i * len(every) // count] for i in range(min(count, len(every)))]
+    count = min(count, len(every))
+    return [every[i * len(every) // count] for i in range(count)]
 
 
 class Costs:
