@@ -28,7 +28,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,19 +68,30 @@ STORE_BYTES = 100 * 2**20  # of each node's object store
 
 
 class Trial:
-    """A run with one stage to do, and the cluster that it is done on."""
+    """A run with one stage to do, and the cluster that it is done on.
 
-    def __init__(self, cluster: Cluster, run: RunDirectory, stage: str, settings: list[str]) -> None:
-        self.cluster, self.run, self.stage, self.settings = cluster, run, stage, settings
+    Arguments:
+        words: the command; None: `wsseg run`, until the stage.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        run: RunDirectory,
+        stage: str,
+        settings: Sequence[str] = (),
+        words: Sequence[str] | None = None,
+    ) -> None:
+        self.cluster, self.run, self.stage = cluster, run, stage
+        self.words = words or [*command(run, settings), "--until", stage]
         self.driver: subprocess.Popen | None = None
         self.log = Path(tempfile.mkstemp()[1])
         self.notes: list[str] = []
 
     def start(self) -> None:
         environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
-        words = [*command(self.run, self.settings), "--until", self.stage]
         with self.log.open("w") as log:
-            self.driver = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+            self.driver = subprocess.Popen(self.words, stdout=log, stderr=log, env=environment)
 
     def end(self) -> int:
         code = self.driver.wait(600)
