@@ -23,7 +23,7 @@ test: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(VENV)/bin/python -m pytest --numprocesses auto -m "not ray and not long" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 	$(VENV)/bin/python -m pytest -m "ray and not long" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 # The long tests: kills, a lost store, several workers, a cluster with a token. Run them before a release.

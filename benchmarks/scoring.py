@@ -54,7 +54,8 @@ from wsseg_ray.backbones.weights import load_weights
 from wsseg_ray.datasets import pixels, voc
 from wsseg_ray.hcp import LOSSES
 from wsseg_ray.hcp.network import HypothesisNetwork
-from wsseg_ray.hcp.pooling import POOLINGS, MapPooling
+from wsseg_ray.hcp.pooling import POOLINGS
+from wsseg_ray.hcp.pooling.sums import SumPooling
 from wsseg_ray.hcp.scoring import score_proposals
 from wsseg_ray.proposals.generate import generate
 from wsseg_ray.proposals.regions import RegionProposals
@@ -100,8 +101,8 @@ class Machine(NamedTuple):
 def layers(network: HypothesisNetwork, height: int, width: int, proposals: int) -> dict[str, list[Layer]]:
     """The layers of each step of `score_proposals` on a photo.
 
-    A bilinear sample is 4 multiply-adds. `segment`'s pooling is the product of its matrix (N, h*w) with the features,
-    `context`'s are two; making the matrix is sparse and free.
+    A bilinear sample is 4 multiply-adds. `segment` and `context` add up few numbers, by sparse matrices that depend on
+    the photo: only what they read and write is counted.
     """
     warp = network.pooling.needs_photo
     passes, rows, columns = (proposals, network.crop, network.crop) if warp else (1, height, width)
@@ -117,10 +118,8 @@ def layers(network: HypothesisNetwork, height: int, width: int, proposals: int) 
     pooled = proposals * network.head.fc6.in_features
     if warp:
         pooling = [Layer(4 * crops, 3 * height * width + crops), Layer(0, features + pooled)]
-    elif isinstance(network.pooling, MapPooling):
-        products = network.pooling.cells
-        one = Layer(proposals * features, proposals * rows * columns + features + pooled // products)
-        pooling = [one] * products
+    elif isinstance(network.pooling, SumPooling):
+        pooling = [Layer(0, features + pooled)]
     else:
         pooling = [Layer(4 * 4 * pooled, features + pooled)]  # `roi`: 2x2 samples a cell
     fc = [

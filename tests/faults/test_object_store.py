@@ -48,7 +48,7 @@ def test_the_demos_photos_lie_where_every_machine_can_read_them(store):
         assert photo.uri.startswith("s3://") and photo_size(read_bytes(photo.uri)) and read_bytes(photo.mask_uri)
 
 
-@pytest.mark.run
+@pytest.mark.long
 def test_a_run_without_ray_on_an_object_store(store, tiny, tiny_local):
     outcome = pipeline.run(recipe.load("demo", [*tiny, "runtime.engine=local"]), store[1]("local"))
     run = RunDirectory.at(store[1]("local")).now()

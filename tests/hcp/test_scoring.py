@@ -49,7 +49,8 @@ def test_scores_do_not_depend_on_how_many_rows_go_through_fc_together(pooling, r
     network = HypothesisNetwork("small", 2, pooling).eval()
     photo = torch.randn(3, 40, 48)
     together = score_proposals(network, photo, regions, squared)
-    monkeypatch.setattr("wsseg_ray.hcp.pooling.ROWS", 2)
+    inputs = network.head.fc6.in_features
+    monkeypatch.setattr("wsseg_ray.hcp.pooling.MAX_NUMBERS", 2 * inputs)
     rows = []
     embed = network.embed
     monkeypatch.setattr(network, "embed", lambda pooled: rows.append(len(pooled)) or embed(pooled))

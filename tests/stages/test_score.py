@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.runs import by_name, copy
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.sources import digest
 from wsseg_ray.stages import score
-from wsseg_ray.stages.rows import RegionsRow, add_photo
+from wsseg_ray.stages.rows import add_photo
 from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, decode, encode
 
 
-def rows_of(job, shard: str) -> list[RegionsRow]:
+def rows_of(job, shard: str) -> list[score.PreparedRow]:
     """The rows of a shard as the actor gets them."""
     work = score.STAGE.work(job)
     rows = [work.steps[0].kernel(job, row) for row in work.read(job, shard)]
-    return decode(RegionsRow, encode(RegionsRow, rows))
+    return decode(score.PreparedRow, encode(score.PreparedRow, rows))
 
 
 def test_val_photos_are_scored_as_the_whole_photo(tiny_local):
@@ -52,13 +53,28 @@ def test_candidates_are_chosen_before_scores_are_rounded(tiny_local, monkeypatch
     job = open_run(tiny_local[1])
     row = rows_of(job, job.run.shards("proposals")[0])[0]
     count = len(row.indptr) - 1
-    scores = np.full((count, len(job.classes)), 0.3, np.float32)
+    scores = torch.full((count, len(job.classes)), 0.3)
     scores[0] = 0.50002
-    embedding = np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)
-    monkeypatch.setattr(score, "score_proposals", lambda *_: (scores, embedding))
+    embedding = torch.randn(count, 128, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(score, "score_pooled", lambda *_: (scores, embedding))
     found = score.Scorer(job)(row)
     assert found.candidate.tolist() == [0] * len(row.labels) and not found.fallback.any()
     assert found.scores.dtype == np.float16 and (found.scores[:, 0] == 0.5).all()
+
+
+def test_photos_that_pass_together_get_the_rows_of_each_alone(tiny_local):
+    """What an actor with a GPU does, with training and val photos in one batch."""
+    job = open_run(tiny_local[1])
+    shards = job.run.shards("proposals")[0], job.run.shards("scores", "val")[0]
+    rows = [row for shard in shards for row in rows_of(job, shard)]
+    scorer = score.Scorer(job)
+    for row, found in zip(rows, scorer._many(rows), strict=True):
+        alone = scorer(row)
+        for name in ("scores", "area", "norm", "features", "photo_logits"):
+            np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=1e-3, atol=1e-3)
+        for name in ("labels", "candidate", "candidate_label", "fallback"):
+            assert np.array_equal(getattr(found, name), getattr(alone, name))
+        assert (row.split == "val") == (len(found.photo_logits) > 0) == (len(found.labels) == 0)
 
 
 def test_pca_is_fitted_once_on_a_sample(tiny_local, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def pool_regions(network: HypothesisNetwork, photo: torch.Tensor, regions: Regio
         photo: (3, H, W) normalised.
     Returns (N, ...).
     """
-    return torch.cat(list(network.pooling.chunks(network, _source(network, photo), regions)))
+    return torch.cat(list(network.pooling.chunks(network, source_of(network, photo), regions)))
 
 
 def pool_photo(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ def score_proposals(
         photo: (3, H, W) normalised.
         loss: the loss that the network was trained with; it defines the scores.
     """
-    return score_source(network, _source(network, photo), regions, loss)
+    return score_source(network, source_of(network, photo), regions, loss)
 
 
 @torch.no_grad()
@@ -80,10 +80,17 @@ def score_source(
 
     Proposals go through fc6 and fc7 in chunks, so that memory does not grow with their number.
     """
-    chunks = network.pooling.chunks(network, source, regions)
-    embedding = torch.cat([network.embed(pooled) for pooled in chunks])
-    scores = loss.scores(network.classify(embedding))
-    return scores.cpu().numpy(), embedding.cpu().float().numpy()
+    scores, embedding = score_pooled(network, network.pooling.chunks(network, source, regions), loss)
+    return scores.cpu().numpy(), embedding.cpu().numpy()
+
+
+@torch.no_grad()
+def score_pooled(
+    network: HypothesisNetwork, chunks: Iterable[torch.Tensor], loss: Loss
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (N, classes) and embeddings (N, D) float32 of pooled features (n, ...), which stay on their device."""
+    embedding = torch.cat([network.embed(pooled) for pooled in chunks]).float()
+    return loss.scores(network.classify(embedding)), embedding
 
 
 def choose_candidates(scores: np.ndarray, threshold: float, min_candidates: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -110,8 +117,8 @@ def flatten_candidates(chosen: list[np.ndarray], labels: Sequence[int] | np.ndar
     return np.concatenate(chosen), np.repeat(labels, [len(candidates) for candidates in chosen])
 
 
-def _source(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
-    """What the pooling reads of a photo."""
+def source_of(network: HypothesisNetwork, photo: torch.Tensor) -> torch.Tensor:
+    """What the pooling reads of a photo (3, H, W), normalised: the photo, or its feature map (C, h, w)."""
     return photo if network.pooling.needs_photo else _photo_features(network, photo)
 
 

@@ -148,11 +148,7 @@ class Looker:
     def _look(self, photos: np.ndarray) -> list[FeatureRow]:
         """Rows of photos (B, H, W, 3) of one size."""
         shown = normalise(torch.tensor(photos, device=self._device), *self._colours)
-        seen = list(self._views_of(shown))
-        return [
-            packed((*view, {name: maps[place] for name, maps in levels.items()}) for *view, levels in seen)
-            for place in range(len(photos))
-        ]
+        return packed(self._views_of(shown))
 
     def _views_of(self, photos: torch.Tensor) -> Iterator[tuple[float, bool, dict[str, torch.Tensor]]]:
         for scale, mirrored in self._views:

@@ -1,16 +1,22 @@
 """Stage `score`: every proposal of every training photo through the network, on actors (one per GPU).
 
-Tasks read and decode, actors score, tasks write. PCA is fitted before, once, on a bounded sample. Features are
-projected inside the actor, so 4,096 numbers per proposal never travel. Val photos pass too, each as the one hypothesis,
+Tasks read, decode and say how regions add up from cells (`_prepared`); actors pool, score and project on the device, on
+GPUs several photos at once; tasks write. PCA is fitted before, once, on a bounded sample. Features are projected inside
+the actor, so 4,096 numbers per proposal never travel. Val photos pass too, each as the one hypothesis,
 to measure the classifier: its average precision on photos that it has not seen.
 """
+
+# ruff: noqa: RUF009 (a column is a dataclass field with its type)
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +28,18 @@ from wsseg_ray.engine import training
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation.iou import mean_average_precision
-from wsseg_ray.hcp.reduction import fit_pca, project
-from wsseg_ray.hcp.scoring import (
-    choose_candidates,
-    flatten_candidates,
-    pool_photo,
-    pool_sources,
-    score_proposals,
-    score_source,
-)
-from wsseg_ray.proposals.regions import RegionProposals
+from wsseg_ray.hcp.pooling import POOLINGS, parts
+from wsseg_ray.hcp.pooling.sums import Shares, SumPooling, shares_of
+from wsseg_ray.hcp.reduction import fit_pca
+from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_pooled, source_of
+from wsseg_ray.stages.device import arrays_of
 from wsseg_ray.stages.hcp import FOLDER, colours_of, loss_of, trained
 from wsseg_ray.stages.rows import RegionsRow, add_photo, regions_of
 from wsseg_ray.stages.stored import columns_in, hcp_reads, map_of
-from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, ScoreRow
+from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, ScoreRow, array
 
 PCA = "pca.npz"
+TOGETHER = 16  # photos that pass a GPU together: 240 MB of pooled features of 1,000 proposals and 944 channels
 
 
 def _run(job: Job, runner: Runner) -> int:
@@ -55,12 +57,32 @@ def _run(job: Job, runner: Runner) -> int:
 
 
 def _work(job: Job) -> Work[ScoreRow]:
-    return Work(SCORES, _rows, (Step(_with_source, RegionsRow), Step(Scorer, ScoreRow, actor=True)))
+    return Work(SCORES, _rows, (Step(_prepared, PreparedRow), Step(Scorer, ScoreRow, actor=True)))
 
 
-def _with_source(job: Job, row: RegionsRow) -> RegionsRow:
-    """The row with what the network reads: its stored features, or else the photo."""
-    return row if row.levels else add_photo(job, row)
+@dataclass
+class PreparedRow(RegionsRow):
+    """A photo, or its stored features; and, where these are pooled by sums, the `Shares` of its regions in their cells.
+
+    The superpixels are empty then: the actor does not need them.
+    """
+
+    cell_starts: np.ndarray = array("int32", (-1,), "(S + 1,) of A (S, cells) as CSR rows")
+    cells: np.ndarray = array("int32", (-1,), "(nnz,) of A")
+    cell_shares: np.ndarray = array("float32", (-1,), "(nnz,) of A")
+    areas: np.ndarray = array("float32", (-1,), "(N,) pixels of each region")
+
+
+def _prepared(job: Job, row: RegionsRow) -> PreparedRow:
+    """All of the work on a photo that is no tensor product."""
+    if not row.levels:
+        return PreparedRow(**vars(add_photo(job, row)))
+    made = PreparedRow(**vars(row))
+    if row.split == "train" and isinstance(POOLINGS.get(job.recipe.hcp.pooling), SumPooling):
+        shares = shares_of(regions_of(row), *map_of(row).shape[1:])
+        made.cell_starts, made.cells, made.cell_shares = shares.cell_starts, shares.cells, shares.cell_shares
+        made.areas, made.superpixels = shares.areas, np.empty(0, np.uint16)
+    return made
 
 
 def _rows(job: Job, shard: str) -> list[RegionsRow]:
@@ -79,63 +101,118 @@ def _rows(job: Job, shard: str) -> list[RegionsRow]:
 
 
 class Scorer:
-    """The trained network on this actor's device."""
+    """The trained network on this actor's device. It does nothing but tensor work."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self._job, self._loss = job, loss_of(job.recipe)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = trained(job).to(self._device)
         self._colours = colours_of(job.recipe.hcp.backbone)
-        self._pca = read_pca(job)[:2] if job.run.exists(SCORES.folder, PCA) else None
+        if job.run.exists(SCORES.folder, PCA):
+            self._pca = [torch.from_numpy(own).to(self._device) for own in read_pca(job)[:2]]
+        # On a CPU it would save nothing.
+        self.many = self._many if self._device.type == "cuda" else None
 
-    def __call__(self, row: RegionsRow) -> ScoreRow:
-        if row.split == "val":
-            return ScoreRow(photo_logits=self._photo_logits(row))
-        assert self._pca is not None
-        regions = regions_of(row)
-        scores, chosen, fallback, embedding = self.candidates(row, regions)
-        candidate, candidate_label = flatten_candidates(chosen, row.labels)
-        features = embedding[candidate]
-        return ScoreRow(
-            labels=row.labels,
-            scores=scores.astype(np.float16),
-            candidate=candidate,
-            candidate_label=candidate_label,
-            area=regions.region_areas[candidate] / regions.superpixels.size,
-            norm=np.linalg.norm(features, axis=1),
-            features=project(features, *self._pca),
-            fallback=fallback,
-        )
+    def __call__(self, row: PreparedRow) -> ScoreRow:
+        return self._many([row])[0]
 
-    def candidates(
-        self, row: RegionsRow, regions: RegionProposals
-    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
-        """Scores (K, N) float32, candidates and fall-backs of each class of the photo, embeddings (N, D).
-
-        Candidates are chosen before scores are rounded for storage: 0.50002 in half precision is 0.5.
-        """
-        hcp, loss = self._job.recipe.hcp, loss_of(self._job.recipe)
-        with mixed_precision(self._device):
-            if row.levels:
-                all_scores, embedding = score_source(self._network, map_of(row).to(self._device).float(), regions, loss)
-            else:
-                all_scores, embedding = score_proposals(self._network, self._normalised(row), regions, loss)
-        scores = all_scores.T[row.labels]
-        return scores, *choose_candidates(scores, hcp.threshold, hcp.min_candidates), embedding
+    def _many(self, rows: Sequence[PreparedRow]) -> list[ScoreRow]:
+        """Rows of photos, TOGETHER at a time: a GPU is waited for four times for all of these."""
+        found: dict[str, ScoreRow] = {}
+        for split, work in (("val", self._wholes), ("train", self._proposals)):
+            own = [row for row in rows if row.split == split]
+            for start in range(0, len(own), TOGETHER):
+                part = own[start : start + TOGETHER]
+                found |= zip([row.image_id for row in part], work(part), strict=True)
+        return [found[row.image_id] for row in rows]
 
     @torch.no_grad()
-    def _photo_logits(self, row: RegionsRow) -> np.ndarray:
-        """(C,) float32 of the photo as the one hypothesis."""
+    def candidates(self, rows: Sequence[PreparedRow]) -> list[Candidates]:
+        """What the network says of the proposals of photos, and which of them are candidates.
+
+        They are chosen before scores are rounded for storage: 0.50002 in half precision is 0.5.
+        """
+        with mixed_precision(self._device):
+            every, embedding = score_pooled(self._network, self._pooled(rows), self._loss)
+        hcp, found, begin = self._job.recipe.hcp, [], 0
+        (flat,) = arrays_of([every])
+        for row in rows:
+            own = flat[begin : begin + len(row.indptr) - 1].T[row.labels]
+            chosen, fallback = choose_candidates(own, hcp.threshold, hcp.min_candidates)
+            found.append(Candidates(own, chosen, fallback, embedding, begin))
+            begin += len(row.indptr) - 1
+        return found
+
+    def _pooled(self, rows: Sequence[PreparedRow]) -> Iterable[torch.Tensor]:
+        """Pooled features of the regions of photos, photo after photo, in parts."""
+        pooling, sources = self._network.pooling, self._sources(rows)
+        if isinstance(pooling, SumPooling) and all(len(row.cell_starts) for row in rows):
+            return parts(pooling.pool(sources, [_shares(row) for row in rows]))
+        pairs = zip(sources, rows, strict=True)
+        return chain.from_iterable(pooling.chunks(self._network, source, regions_of(row)) for source, row in pairs)
+
+    @torch.no_grad()
+    def _proposals(self, rows: Sequence[PreparedRow]) -> list[ScoreRow]:
+        """Rows of training photos."""
+        seen, (mean, components) = self.candidates(rows), self._pca
+        labelled = [flatten_candidates(own.chosen, row.labels) for own, row in zip(seen, rows, strict=True)]
+        ends = np.cumsum([len(candidate) for candidate, _ in labelled])[:-1]
+        chosen = np.concatenate([own.begin + candidate for own, (candidate, _) in zip(seen, labelled, strict=True)])
+        features = seen[0].embedding[torch.from_numpy(chosen).to(self._device)]
+        (norms,) = arrays_of([features.norm(dim=1)])
+        (projected,) = arrays_of([((features - mean) @ components.T).half()])
+        each = zip(rows, seen, labelled, np.split(norms, ends), np.split(projected, ends), strict=True)
+        return [
+            ScoreRow(
+                labels=row.labels,
+                scores=own.scores.astype(np.float16),
+                candidate=candidate,
+                candidate_label=candidate_label,
+                area=_areas(row)[candidate] / (row.height * row.width),
+                norm=norm,
+                features=reduced,
+                fallback=own.fallback,
+            )
+            for row, own, (candidate, candidate_label), norm, reduced in each
+        ]
+
+    @torch.no_grad()
+    def _wholes(self, rows: Sequence[PreparedRow]) -> list[ScoreRow]:
+        """Rows of val photos, each photo as the one hypothesis."""
         network = self._network
         with mixed_precision(self._device):
-            if row.levels:
-                (pooled,) = pool_sources(network, [map_of(row).to(self._device).float()], None)
-            else:
-                pooled = pool_photo(network, self._normalised(row))
-            return network.classify(network.embed(pooled))[0].cpu().numpy()
+            pooled = torch.cat([network.pooling.whole(network, source[None]) for source in self._sources(rows)])
+            (logits,) = arrays_of([network.classify(network.embed(pooled))])
+        return [ScoreRow(photo_logits=own) for own in logits]
 
-    def _normalised(self, row: RegionsRow) -> torch.Tensor:
-        return normalise(row.photo, *self._colours)[0].to(self._device)
+    def _sources(self, rows: Sequence[PreparedRow]) -> list[torch.Tensor]:
+        """What the pooling reads of each photo."""
+        if all(row.levels for row in rows):
+            return [map_of(row).to(self._device, non_blocking=True).float() for row in rows]
+        photos = [normalise(torch.from_numpy(np.array(row.photo)).to(self._device), *self._colours)[0] for row in rows]
+        if len(rows) == 1:  # a photo that is too large for the GPU goes through the backbone on the CPU
+            return [source_of(self._network, photos[0])]
+        return photos if self._network.pooling.needs_photo else self._network.backbone.maps_of(photos)
+
+
+class Candidates(NamedTuple):
+    """What the network says of a photo's proposals."""
+
+    scores: np.ndarray  # (K, N) float32
+    chosen: list[np.ndarray]  # of each class, its candidates, the best first
+    fallback: np.ndarray  # (K,) bool: no proposal passed the threshold
+    embedding: torch.Tensor  # (., D) on the device, of all photos that passed together
+    begin: int  # the row of the embedding that is this photo's first proposal
+
+
+def _shares(row: PreparedRow) -> Shares:
+    pixels = row.height * row.width
+    return Shares(row.cell_starts, row.cells, row.cell_shares, row.indptr, row.indices, row.areas, pixels)
+
+
+def _areas(row: PreparedRow) -> np.ndarray:
+    """Pixels of each region, (N,)."""
+    return row.areas if len(row.areas) else regions_of(row).region_areas
 
 
 def _fit_pca(job: Job) -> None:
@@ -146,11 +223,13 @@ def _fit_pca(job: Job) -> None:
     scorer, sample = Scorer(job), []
     rng = np.random.default_rng(job.recipe.seed)
     for shard in sorted({shard for shard, _ in wanted}):
-        for row in (guard(partial(_with_source, job), RegionsRow, row) for row in _rows(job, shard)):
-            if (shard, row.image_id) in wanted and isinstance(row, RegionsRow) and row.is_good:
-                _, chosen, _, embedding = scorer.candidates(row, regions_of(row))
-                candidates = np.unique(np.concatenate(chosen))
-                sample.append(embedding[rng.permutation(candidates)[: settings.pca_candidates]])
+        for one in _rows(job, shard):
+            row = guard(partial(_prepared, job), PreparedRow, one) if (shard, one.image_id) in wanted else one
+            if isinstance(row, PreparedRow) and row.is_good:
+                (seen,) = scorer.candidates([row])
+                candidates = np.unique(np.concatenate(seen.chosen))
+                some = rng.permutation(candidates)[: settings.pca_candidates]
+                sample += arrays_of([seen.embedding[torch.from_numpy(some).to(seen.embedding.device)]])
     mean, components, energy = fit_pca(np.concatenate(sample), settings.pca_energy, settings.pca_dims)
     buffer = io.BytesIO()
     np.savez(buffer, mean=mean, components=components, energy=energy)

@@ -18,6 +18,7 @@ from wsseg_ray.engine.stage import Job
 from wsseg_ray.hcp.pooling import POOLINGS
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.heads import HEADS
+from wsseg_ray.stages.device import arrays_of
 from wsseg_ray.tables import FEATURES, SEGMENTER_FEATURES, FeatureRow, Table
 
 T = TypeVar("T", torch.Tensor, np.ndarray)
@@ -98,13 +99,21 @@ def views_stored(recipe: Recipe) -> list[tuple[float, bool]]:
     return [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + settings.mirror]]
 
 
-def packed(views: Iterable[tuple[Any, ...]]) -> FeatureRow:
-    """Scale, whether mirrored, and maps (C, h, w) by level of each view, as a row."""
-    every = [(view, name, maps) for *view, levels in views for name, maps in levels.items()]
-    shapes = [[round(1000 * scale), int(mirrored), *maps.shape] for (scale, mirrored), _, maps in every]
+def packed(views: Iterable[tuple[float, bool, dict[str, torch.Tensor]]]) -> list[FeatureRow]:
+    """Views of B photos of one size as B rows.
+
+    Arguments:
+        views: of each its scale, whether it is mirrored, and its maps (B, C, h, w) by level.
+    """
+    every = [(scale, mirrored, name, maps) for scale, mirrored, levels in views for name, maps in levels.items()]
+    names = [name for _, _, name, _ in every]
+    shapes = np.array([[round(1000 * scale), int(mirrored), *maps.shape[1:]] for scale, mirrored, _, maps in every])
     # The largest half precision number in place of an infinite one: a row of a table must stay finite
-    flat = [maps.float().clamp(-65504, 65504).half().cpu().numpy().ravel() for _, _, maps in every]
-    return FeatureRow(levels=[name for _, name, _ in every], shapes=np.array(shapes), maps=np.concatenate(flat))
+    halves = arrays_of([maps.float().clamp(-65504, 65504).half() for *_, maps in every])
+    return [
+        FeatureRow(levels=names, shapes=shapes, maps=np.concatenate([own.ravel() for own in photo]))
+        for photo in zip(*halves, strict=True)
+    ]
 
 
 def maps_of(row: HasMaps, view: tuple[float, bool] = PLAIN) -> dict[str, torch.Tensor] | None:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch.nn import functional
 
-from wsseg_ray.hcp.pooling import segment
-from wsseg_ray.hcp.pooling.segment import SEGMENT, pool_segments, superpixel_weights
+from wsseg_ray.hcp.pooling import sums
+from wsseg_ray.hcp.pooling.segment import SEGMENT, pool_segments
+from wsseg_ray.hcp.pooling.sums import superpixel_weights
 from wsseg_ray.proposals.regions import RegionProposals
 
 
@@ -32,11 +33,11 @@ def photos(draw):
 
 
 @settings(deadline=None, max_examples=50)
-@given(photos(), st.sampled_from([1, 30, segment.BAND]))
+@given(photos(), st.sampled_from([1, 30, sums.BAND]))
 def test_segments_equal_upsampling_and_dense_means(photo, band):
     """Also in bands of few rows of cells, as large photos are gone through."""
     regions, features = photo
-    with mock.patch.object(segment, "BAND", band):
+    with mock.patch.object(sums, "BAND", band):
         assert_equal_to_upsampling(regions, features)
 
 

@@ -1,12 +1,13 @@
 """Region pooling: from a region of a photo to the input of HCP's head.
 
-`POOLINGS` lists the variants. Most are computed from the photo's feature map. For your own, write a function from the
-feature map and the regions to the pooled features, and wrap it in `MapPooling`. Nothing here imports torch.
+`POOLINGS` lists the variants. Most are computed from the photo's feature map; `sums.SumPooling` makes those that need
+only sums over regions. For your own, write a function from the feature map and the regions to the pooled features, and
+wrap it in `MapPooling`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from wsseg_ray.hcp.network import HypothesisNetwork
 
-ROWS = 512  # proposals per pass of fc6 and fc7: 51 MB of VGG-16's pooled boxes, and 8 MB after each of the two
+MAX_NUMBERS = 2**24  # pooled features per pass of fc6 and fc7: 64 MB, 668 of VGG-16's pooled boxes
 
 
 class RegionPooling(Protocol):
@@ -70,15 +71,12 @@ class MapPooling:
     Arguments:
         pool: the feature map (C, h, w) of the whole photo, and N regions, to (N, C x cells).
         cells: pooled features per channel and region.
-        pool_whole: the feature map (1, C, h, w) to the features of the whole photo, (1, C x cells); default: `pool`
-            with one region that covers the feature map.
-        fc6: see `RegionPooling.convert_fc6`; default: fc6 and fc7 start at random.
+
+    Of the whole photo it gives the features of one region that covers the feature map. fc6 and fc7 start at random.
     """
 
     pool: Callable[[torch.Tensor, RegionProposals], torch.Tensor]
     cells: int = 1
-    pool_whole: Callable[[torch.Tensor], torch.Tensor] | None = None
-    fc6: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     needs_photo = False
 
@@ -86,18 +84,21 @@ class MapPooling:
         return channels * self.cells
 
     def whole(self, network: HypothesisNetwork, source: torch.Tensor) -> torch.Tensor:
-        if self.pool_whole is not None:
-            return self.pool_whole(source)
         one = RegionProposals(np.zeros(source.shape[2:], np.uint16), sparse.csr_array(np.ones((1, 1), np.float32)))
         return self.pool(source[0], one)
 
     def chunks(
         self, network: HypothesisNetwork, source: torch.Tensor, regions: RegionProposals
     ) -> Iterator[torch.Tensor]:
-        yield from self.pool(source, regions).split(ROWS)
+        yield from parts(self.pool(source, regions))
 
     def convert_fc6(self, weight: torch.Tensor) -> torch.Tensor | None:
-        return None if self.fc6 is None else self.fc6(weight)
+        return None
+
+
+def parts(pooled: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Pooled features (N, n) in parts of at most MAX_NUMBERS, at least one part."""
+    return pooled.split(max(1, MAX_NUMBERS // pooled.shape[1]))
 
 
 POOLINGS: Registry[RegionPooling] = Registry(

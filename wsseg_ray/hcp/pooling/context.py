@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from wsseg_ray.hcp.pooling import MapPooling
-from wsseg_ray.hcp.pooling.segment import mean_of_all, summed_fc6, superpixel_weights, weighted_sums
+from wsseg_ray.hcp.pooling.segment import mean_of_all, means, summed_fc6
+from wsseg_ray.hcp.pooling.sums import SumPooling, Sums, shares_of
 from wsseg_ray.proposals.regions import RegionProposals
 
 
 def pool_context(feature_map: torch.Tensor, regions: RegionProposals) -> torch.Tensor:
-    """`pool_segments`, and its difference from the mean over the rest of the photo.
+    """`pool_segments`, and its difference from the mean over the rest of the photo: see `means_in_context`."""
+    return CONTEXT.pool([feature_map], [shares_of(regions, *feature_map.shape[1:])])
+
+
+def means_in_context(sums: Sums) -> torch.Tensor:
+    """Mean features of regions, and their differences from the mean over the rest of the photo.
 
     A part of an object, or a larger region around it, may score as high as the object; their surroundings differ. The
     idea is ContextLocNet's contrast (Kantorov et al., ECCV 2016), on regions. A region that is the whole photo has no
     surroundings: its difference is zero.
 
-    Arguments and costs: see `pool_segments`. The sum over the rest is that over the photo, minus that over the region.
-    Returns (N, 2 C) float32: means, then differences; gradients flow to the feature map.
+    The sum over the rest is that over the photo, minus that over the region.
+    Returns (N, 2 C) float32: means, then differences.
     """
-    cells = superpixel_weights(regions.superpixels, *feature_map.shape[1:])
-    weights = np.vstack([(regions.membership @ cells).toarray(), cells.sum(axis=0)])
-    sums = weighted_sums(feature_map, weights)
-    inside, whole = sums[:-1], sums[-1:]
-    areas = torch.from_numpy(regions.region_areas.astype(np.float32)).to(inside.device)[:, None]
-    rest = float(regions.superpixels.size) - areas
-    mean = inside / areas
-    difference = mean - (whole - inside) / rest.clamp(min=1)
+    rest = sums.pixels - sums.areas
+    mean = means(sums)
+    difference = mean - (sums.whole - sums.inside) / rest.clamp(min=1)
     return torch.cat([mean, difference.masked_fill(rest < 0.5, 0)], dim=1)
 
 
@@ -43,4 +42,4 @@ def contrast_fc6(weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([means, torch.zeros_like(means)], dim=1)
 
 
-CONTEXT = MapPooling(pool_context, cells=2, pool_whole=whole_in_context, fc6=contrast_fc6)
+CONTEXT = SumPooling(means_in_context, pool_whole=whole_in_context, cells=2, fc6=contrast_fc6)

@@ -44,7 +44,8 @@ class Roi:
     def chunks(
         self, network: HypothesisNetwork, source: torch.Tensor, regions: RegionProposals
     ) -> Iterator[torch.Tensor]:
-        for boxes in split(regions.boxes, pooling.ROWS):
+        together = max(1, pooling.MAX_NUMBERS // self.inputs(len(source), network.grid))
+        for boxes in split(regions.boxes, together):
             yield pool_boxes(source, boxes, network.stride, network.grid)
 
     def convert_fc6(self, weight: torch.Tensor) -> torch.Tensor:
