@@ -118,7 +118,7 @@ def plain_loop(run: str, name: str) -> dict:
         order = training.epoch_order(members, np.random.default_rng([job.recipe.seed, epoch]))
         steps = []
         for start in range(0, len(order), settings.batch_size):
-            shards, ids = zip(*order[start : start + settings.batch_size], strict=True)
+            shards, ids = zip(*(turn.photo for turn in order[start : start + settings.batch_size]), strict=True)
             steps.append(SgdStep(name, 0, epoch, len(steps), shards, ids, len(ids), False, 0))
         rows = list(read_batches(job, columns([asdict(step) for step in steps])))
         begin = time.perf_counter()

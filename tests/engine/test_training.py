@@ -8,6 +8,8 @@ import struct
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 from torch.multiprocessing import spawn
@@ -16,7 +18,7 @@ from tests.engine.two_workers import AWorker, descend, one_of_two
 from tests.runs import empty_job
 from wsseg_ray.engine import training
 from wsseg_ray.engine.threads import one_thread_each
-from wsseg_ray.engine.training import WINDOW, Member, batches, chosen, epoch_order, nothing, step, step_by_photo
+from wsseg_ray.engine.training import HANDS, Member, Turn, batches, chosen, epoch_order, nothing, step, step_by_photo
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, SUPERVISION, ImageRow, SupervisionRow
 
@@ -25,29 +27,57 @@ def shards(count: int, size: int) -> list[tuple[str, list[str]]]:
     return [(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(size)]) for n in range(count)]
 
 
-def test_an_epoch_shows_every_photo_once():
-    members = shards(40, 3)
+def photos_in(order: list[Turn]) -> list[tuple[str, str]]:
+    return [turn.photo for turn in order]
+
+
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 12), st.integers(1, 5), st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_an_epoch_shows_every_photo_once_however_many_workers_there_are(sizes, size, workers, seed):
+    members = [(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(count)]) for n, count in enumerate(sizes)]
+    order = epoch_order(members, np.random.default_rng(seed))
+    every = sorted((name, photo) for name, photos in members for photo in photos)
+    assert sorted(photos_in(order)) == every
+    parts = [list(batches(AWorker(rank, workers), order, size)) for rank in range(workers)]
+    for place, together in enumerate(zip(*parts, strict=True)):
+        batch = photos_in(order[place * size : (place + 1) * size])
+        assert sorted(photo for mine, _ in together for photo in mine) == sorted(batch)
+        assert {count for _, count in together} == {len(batch)}
+    shards = [{shard for mine, _ in part for shard, _ in mine} for part in parts]
+    assert sum(map(len, shards)) == len(set.union(*shards))  # no shard is read by two
+
+
+def test_few_shards_are_open_at_a_time():
+    """And photos of all hands are in every stretch of the epoch."""
+    order = epoch_order(shards(3 * HANDS, 5), np.random.default_rng(1))
+    assert [turn.hand for turn in order] == list(range(HANDS)) * 15
+    thirds = [{shard for shard, _ in photos_in(order[start : start + 5 * HANDS])} for start in (0, 80, 160)]
+    assert [len(third) for third in thirds] == [HANDS] * 3 and not thirds[0] & thirds[1]
+
+
+def test_hands_of_unlike_length_end_together():
+    members = [(f"train-{n:05d}", [f"{n}_{i}" for i in range(4 if n < 8 else 12)]) for n in range(HANDS)]
     order = epoch_order(members, np.random.default_rng(0))
-    assert sorted(order) == sorted((name, photo) for name, photos in members for photo in photos)
+    long = [len(dict(members)[turn.photo[0]]) == 12 for turn in order]
+    assert sum(long[:64]) == 48 and sum(long[64:]) == 48
 
 
-def test_a_window_of_shards_is_all_that_is_mixed():
-    order = epoch_order(shards(3 * WINDOW, 5), np.random.default_rng(1))
-    windows = [{shard for shard, _ in order[start : start + 5 * WINDOW]} for start in range(0, len(order), 5 * WINDOW)]
-    assert [len(window) for window in windows] == [WINDOW] * 3
-    assert order != sorted(order)
+def test_a_hand_keeps_its_shards_in_every_epoch():
+    members = shards(50, 2)
+    hands = [{turn.photo[0]: turn.hand for turn in epoch_order(members, np.random.default_rng(e))} for e in range(3)]
+    assert hands[0] == hands[1] == hands[2] and len(set(hands[0].values())) == HANDS
 
 
 def test_the_order_follows_the_seed():
     members = shards(5, 4)
     first, again, other = (epoch_order(members, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert first == again != other
+    assert first == again != other and photos_in(first) != sorted(photos_in(first))
 
 
-def test_a_batch_is_dealt_out_over_the_workers():
-    parts = [list(batches(AWorker(rank, 3), list(range(8)), 5)) for rank in range(3)]
-    assert parts == [[([0, 3], 5), ([5], 3)], [([1, 4], 5), ([6], 3)], [([2], 5), ([7], 3)]]
-    assert list(batches(AWorker(1, 2), [0, 1, 2], 2)) == [([1], 2), ([], 1)]
+def test_workers_have_as_much_work_as_each_other():
+    order = epoch_order(shards(4 * HANDS, 8), np.random.default_rng(0))
+    for workers in (2, 4, 8):
+        assert {len(mine) for mine, _ in batches(AWorker(0, workers), order, 8)} == {8 // workers}
 
 
 class HalfTheSquare(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from wsseg_ray.engine import training
-from wsseg_ray.engine.training import batches, nothing, step
+from wsseg_ray.engine.training import Turn, batches, nothing, step
 
 
 @dataclass
@@ -42,8 +42,10 @@ def descend(worker: AWorker) -> tuple[list[float], dict[str, torch.Tensor]]:
     objective, rows = Regression(), torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.3, momentum=0.9)
     model, losses = training.shared(worker, objective), []
-    for mine, _ in batches(worker, list(range(len(rows))), 5):
-        losses.append(step(worker, model, rows[mine] if mine else None, len(mine), optimizer))
+    order = [Turn(place % 2, ("", str(place))) for place in range(len(rows))]
+    for mine, _ in batches(worker, order, 5):
+        some = [int(place) for _, place in mine]
+        losses.append(step(worker, model, rows[some] if some else None, len(some), optimizer))
     return losses, objective.state_dict()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,18 +124,17 @@ def test_what_is_trained_is_not_trained_again(tiny_local):
     assert train_hcp.STAGE.do(open_run(tiny_local[1]), NoRunner()) == 0
 
 
+def with_frozen_backbone(job: Job) -> Job:
+    """The job, with a backbone that is not trained, and without stored features."""
+    hcp_section = job.recipe.hcp.model_copy(update={"freeze": "all"})
+    features = job.recipe.features.model_copy(update={"stored": False})
+    return replace(job, recipe=job.recipe.model_copy(update={"hcp": hcp_section, "features": features}))
+
+
 def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
     """Its pooled features are kept until the next phase; where it is trained, a photo is mirrored every other time."""
     job = open_run(tiny_local[1])
-    frozen = replace(
-        job,
-        recipe=job.recipe.model_copy(
-            update={
-                "hcp": job.recipe.hcp.model_copy(update={"freeze": "all"}),
-                "features": job.recipe.features.model_copy(update={"stored": False}),
-            }
-        ),
-    )
+    frozen = with_frozen_backbone(job)
     (shard, ids), *_ = training.chosen(training.index(job, PROPOSALS))
     batch, calls, real = [(shard, image_id) for image_id in ids[:3]], [], train_hcp.pool_photos
     monkeypatch.setattr(train_hcp, "pool_photos", lambda *given: calls.append(len(given[1])) or real(*given))
@@ -152,12 +152,25 @@ def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
     assert {any(torch.equal(photo, shown[0].flip(2)) for photo in shown)} == {True}
 
 
-def test_one_worker_is_as_good_as_another(tiny_local):
-    """What the second of two workers would be dealt is what it trains on."""
-    photos = training.chosen(training.index(open_run(tiny_local[1]), PROPOSALS))
-    every = [(shard, image_id) for shard, ids in photos for image_id in ids]
-    parts = [next(training.batches(AWorker(rank, 2), every, 12))[0] for rank in range(2)]
-    assert sorted(parts[0] + parts[1]) == sorted(every)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_photo_is_read_and_pooled_by_one_worker(tiny_local, workers, monkeypatch):
+    """Two epochs: however many workers there are, one of them reads a shard, and pools its photos, once."""
+    job = with_frozen_backbone(open_run(tiny_local[1]))
+    photos = training.chosen(training.index(job, PROPOSALS))
+    pooled, loaded = [], []
+    pool, load = Feed._pool, Feed._load
+    monkeypatch.setattr(Feed, "_pool", lambda feed, shard, i: pooled.append(i) or pool(feed, shard, i))
+    monkeypatch.setattr(Feed, "_load", lambda feed, shard: loaded.append(shard) or load(feed, shard))
+    for rank in range(workers):
+        feed = Feed(job, hcp.build(job.recipe, len(job.classes))[0], torch.device("cpu"))
+        feed.begin("image", None)
+        for epoch in range(2):
+            order = training.epoch_order(photos, np.random.default_rng(epoch))
+            for mine, _ in training.batches(AWorker(rank, workers), order, 8):
+                if mine:
+                    feed.batch(mine, epoch)
+    assert sorted(loaded) == sorted(shard for shard, _ in photos)
+    assert sorted(pooled) == sorted(image_id for _, ids in photos for image_id in ids)
 
 
 def test_candidates_are_part_of_training_where_regions_learn_from_them():

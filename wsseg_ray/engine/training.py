@@ -1,7 +1,8 @@
 """What both trainings share: the order of photos, batches, gradients, checkpoints, progress. Imports no Ray.
 
-The photos of a batch are dealt out over the workers, and the gradient is that of the mean over the whole batch, so the
-batch, the learning rate and the loss are the same for any number of workers. A checkpoint per epoch is kept in the run.
+The shards are dealt out over the workers, so a batch has photos of each worker's shards. The gradient is that of the
+mean over the whole batch, so the batch, the learning rate and the loss are the same for any number of workers. A
+checkpoint per epoch is kept in the run.
 A worker group that starts again, after a fault or in a new run, goes on from it.
 """
 
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,29 +25,44 @@ from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.stage import Job, Worker
 from wsseg_ray.tables import IMAGES, Table
 
-WINDOW = 16  # shards that are shuffled together: bounds what a worker holds
-
-T = TypeVar("T")
+HANDS = 16  # shards that are shuffled together: bounds what a worker holds, and how many workers have work
 
 
-def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """All photos once, as (shard, image_id), shuffled within windows of shards.
+class Turn(NamedTuple):
+    """A photo's place in an epoch."""
 
-    Shards come in random order; those of a window are mixed, so that a worker holds the shards of one window.
+    hand: int
+    photo: tuple[str, str]  # shard and image_id
+
+
+def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[Turn]:
+    """All photos once, shuffled.
+
+    Shards are dealt to HANDS hands, the same in every epoch. Each hand goes through its shards in random order, and
+    through the photos of each in random order, and hands take turns, so that all of them end together. So HANDS shards
+    are open at a time. A worker has some of the hands for the whole training (`batches`): however many workers there
+    are, each shard is read, and each photo decoded and pooled, by one of them.
+
+    Arguments:
+        members: the photos of each shard.
     """
-    order = rng.permutation(len(members))
-    photos = []
-    for start in range(0, len(order), WINDOW):
-        window = [(members[i][0], image_id) for i in order[start : start + WINDOW] for image_id in members[i][1]]
-        photos += [window[i] for i in rng.permutation(len(window))]
-    return photos
+    hands = np.random.default_rng(0).permutation(len(members)) % HANDS
+    turns = []
+    for hand in range(HANDS):
+        photos = [
+            (members[shard][0], members[shard][1][place])
+            for shard in rng.permutation(np.flatnonzero(hands == hand))
+            for place in rng.permutation(len(members[shard][1]))
+        ]
+        turns += [((turn + hand / HANDS) / len(photos), hand, photo) for turn, photo in enumerate(photos)]
+    return [Turn(hand, photo) for _, hand, photo in sorted(turns)]
 
 
-def batches(worker: Worker, photos: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
-    """This worker's part of every batch, and the size of the whole batch."""
-    for start in range(0, len(photos), size):
-        batch = photos[start : start + size]
-        yield list(batch[worker.rank :: worker.world]), len(batch)
+def batches(worker: Worker, order: Sequence[Turn], size: int) -> Iterator[tuple[list[tuple[str, str]], int]]:
+    """This worker's part of every batch, as (shard, image_id), and the size of the whole batch."""
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        yield [turn.photo for turn in batch if turn.hand % worker.world == worker.rank], len(batch)
 
 
 def shared(worker: Worker, objective: nn.Module) -> nn.Module:
@@ -69,21 +85,23 @@ def step(worker: Worker, objective: nn.Module, batch: Any, weight: float, optimi
             out.
     Raises FloatingPointError, before the weights are changed, where the mean is not finite.
     """
-    device = worker.device if worker.world > 1 else torch.device("cpu")
-    total_weight = torch.tensor(float(weight), device=device)
-    if worker.world > 1:
-        torch.distributed.all_reduce(total_weight)
-    share = weight / total_weight.clamp(min=1)
     optimizer.zero_grad(set_to_none=False)
     with mixed_precision(worker.device):
         loss = objective(batch)
-    scaled = loss * share.to(loss.device)
-    # DistributedDataParallel takes the mean of the workers' gradients, but their sum is wanted.
-    (scaled * worker.world if worker.world > 1 else scaled).backward()
-    total = scaled.detach().to(device)
-    if worker.world > 1:
-        torch.distributed.all_reduce(total)
-    return _update(optimizer, total)
+    if worker.world == 1:
+        loss = loss * min(weight, 1)
+        loss.backward()
+        return _update(optimizer, loss.detach())
+    sums = torch.stack([loss.detach().to(worker.device) * weight, torch.tensor(float(weight), device=worker.device)])
+    reduced = torch.distributed.all_reduce(sums, async_op=True)  # meanwhile, gradients are computed and reduced
+    (loss * weight).backward()
+    reduced.wait()
+    total_loss, total_weight = sums[0], sums[1].clamp(min=1)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            # DistributedDataParallel took the mean over the workers, but the mean over all photos or cells is wanted.
+            parameter.grad.mul_(worker.world / total_weight)
+    return _update(optimizer, total_loss / total_weight)
 
 
 def step_by_photo(

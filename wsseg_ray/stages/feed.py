@@ -214,8 +214,8 @@ class StoredFeed:
 
     def __init__(self, job: Job, table: Table[FeatureRow], device: torch.device) -> None:
         self._job, self._table, self._device = job, table, device
-        self._features = lru_cache(maxsize=2 * training.WINDOW)(self._load)
-        self._supervision = lru_cache(maxsize=2 * training.WINDOW)(partial(_supervision, job))
+        self._features = lru_cache(maxsize=2 * training.HANDS)(self._load)
+        self._supervision = lru_cache(maxsize=2 * training.HANDS)(partial(_supervision, job))
         self._targets = Kept[np.ndarray](KEPT_TARGETS)
 
     def batch(self, step: SgdStep) -> Batch:

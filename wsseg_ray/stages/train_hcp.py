@@ -213,7 +213,7 @@ class Feed:
         self._colours, self._loss = colours_of(job.recipe.hcp.backbone), loss_of(job.recipe)
         self._features = hcp_reads(job.recipe)
         self.waited = 0.0  # seconds, for photos to be read and decoded
-        self._shard = lru_cache(maxsize=2 * training.WINDOW)(self._load)
+        self._shard = lru_cache(maxsize=2 * training.HANDS)(self._load)
         self._labels_of = cache(self._read_labels)
         self._frozen = not any(parameter.requires_grad for parameter in network.backbone.parameters())
 
