@@ -10,7 +10,7 @@ import torch
 
 from tests.runs import copy, cut_off, empty_job, entries, files, ran, same_weights, weights
 from wsseg_ray import recipe
-from wsseg_ray.engine import training
+from wsseg_ray.engine import ray_runner, training
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.engine.training import Member
@@ -323,7 +323,8 @@ def test_a_round_that_was_cut_off_goes_on(tiny_local, tiny, tmp_path, monkeypatc
 
 
 SHARED = [
-    "segmentation.networks=[AN_A, SN_B, CCNN]",
+    "segmentation.networks=[AN_A, SN_B, EM_ADAPT]",
+    "segmentation.rivals.start_epochs=1",
     "segmentation.ablation=false",
     "segmentation.freeze=all",  # BatchNorm with statistics of its own batch is another function on half of it
     "segmentation.batch_size=4",
@@ -332,14 +333,17 @@ SHARED = [
 
 
 def test_one_and_two_workers_train_the_same_networks(tiny_run, tiny, tmp_path):
-    """Three steps on Ray Train."""
+    """On Ray Train: two workers train START together, with which EM_ADAPT begins, and then each its own networks."""
     found: list[dict[str, Any]] = []
     for workers in (1, 2):
         (tmp_path / f"{workers}").mkdir()
         run = copy(tiny_run[1], tmp_path / f"{workers}")
         settings = [*tiny, *SHARED, f"runtime.num_workers={workers}"]
         run = ran(recipe.load("demo", settings), run, "train_segmenter")
-        found.append({name: weights(run, "segmenters", name, "network.pt") for name in ("AN_A", "SN_B", "CCNN")})
+        names = ("START", "AN_A", "SN_B", "EM_ADAPT")
+        found.append({name: weights(run, "segmenters", name, "network.pt") for name in names})
+        told = [run.read_json("segmenters", ray_runner.progress_file(rank)) for rank in range(workers)]
+        assert all(state["seen"] > 0 for state in told)
     one, two = found
     for name, tensors in one.items():
         for key, tensor in tensors.items():

@@ -98,6 +98,9 @@ class LocalWorker:
         self.job, self.rank, self.world, self.threads, self.photos = job, 0, 1, threads, photos
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def alone(self) -> LocalWorker:
+        return self
+
     def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
         spent = {"busy": busy - self._spent["busy"], "waited": waited - self._spent["waited"]}
         self._meter.add(seen - self.seen, {"rows": seen - self.seen, **spent}, note)

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -161,9 +162,11 @@ class RayRunner:
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
-        job.run.delete(stage.writes, PROGRESS)
-        with _meter(job, stage, "photos", total, wanted.most or 1) as meter:
-            watch = _Watch(job, stage, meter)
+        workers = wanted.most or 1
+        for rank in range(workers):
+            job.run.delete(stage.writes, progress_file(rank))
+        with _meter(job, stage, "photos", total, workers) as meter:
+            watch = _Watch(job, stage, meter, workers)
             try:
                 trainer.fit()
             except (KeyboardInterrupt, SystemExit):  # Ray Train answers an interrupt by the latter
@@ -424,15 +427,23 @@ class _RayWorker:
         self._stage, self._folder, self._told, self._reported = config["stage"], config["folder"], -math.inf, -math.inf
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self._progress, self._is_alone = progress_file(self.rank), False
+
+    def alone(self) -> _RayWorker:
+        other = copy(self)
+        other.rank, other.world, other._is_alone = 0, 1, True
+        return other
 
     def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
         if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
             state = {"seen": seen, "note": note, "busy": busy, "waited": waited}
-            self.job.run.write_json(state, self._folder, PROGRESS)
+            self.job.run.write_json(state, self._folder, self._progress)
 
     def report(self, metrics: dict[str, Any]) -> None:
-        # A report is a barrier; alone there is nobody to wait for, and epochs of a small head are short.
+        if self._is_alone:  # the others may have fewer epochs, and would never come
+            return
+        # A report is a barrier; a single worker has nobody to wait for, and epochs of a small head are short.
         if self.world > 1 or time.monotonic() - self._reported > REPORT_EVERY:
             self._reported = time.monotonic()
             ray.train.report(metrics)
@@ -454,16 +465,21 @@ class _RayWorker:
                 yield {name: values[0] for name, values in row.items()}
 
 
+def progress_file(rank: int) -> str:
+    """In a training's folder: how far a worker is."""
+    return f"progress-{rank}.json" if rank else PROGRESS
+
+
 def _train(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     config["loop"](_RayWorker(config))
 
 
 class _Watch:
-    """Passes on to a meter what worker 0 tells, and interrupts a training that stands still for too long."""
+    """Passes on to a meter what workers tell, and interrupts a training that stands still for too long."""
 
-    def __init__(self, job: Job, stage: Stage, meter: Meter) -> None:
-        self._job, self._folder, self._meter = job, stage.writes, meter
+    def __init__(self, job: Job, stage: Stage, meter: Meter, workers: int) -> None:
+        self._job, self._folder, self._meter, self._workers = job, stage.writes, meter, workers
         self.seen, self.note, self.hung = 0, "", False
         self._told = {"busy": 0.0, "waited": 0.0}
         self._over = threading.Event()
@@ -477,7 +493,7 @@ class _Watch:
     def _run(self) -> None:
         moved = time.monotonic()
         while not self._over.wait(1.0):
-            state = self._job.run.read_json(self._folder, PROGRESS)
+            state = self._state()
             if state and state["seen"] != self.seen:
                 moved = time.monotonic()
                 # A worker group that starts again counts its seconds from 0.
@@ -489,6 +505,15 @@ class _Watch:
                 self.hung = True
                 _thread.interrupt_main()
                 return
+
+    def _state(self) -> dict[str, Any] | None:
+        """What worker 0 told, or the sum of what all workers told that train alone."""
+        told = (self._job.run.read_json(self._folder, progress_file(rank)) for rank in range(self._workers))
+        states = [state for state in told if state]
+        if len(states) < 2:
+            return states[0] if states else None
+        note = f"{states[0]['note']}, and {len(states) - 1} more at the same time"
+        return {key: sum(state[key] for state in states) for key in ("seen", "busy", "waited")} | {"note": note}
 
 
 # ---- metrics of Ray

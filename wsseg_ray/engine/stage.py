@@ -271,8 +271,12 @@ class Worker(Protocol):
     threads: int
     photos: Any
 
+    def alone(self) -> Worker:
+        """This worker as the only one of a training: the others have trainings of their own meanwhile."""
+        ...
+
     def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
-        """Say how far the training is; worker 0 alone is heard.
+        """Say how far the training is; of workers that train together, worker 0 alone is heard.
 
         Arguments:
             seen: photos, over all epochs.

@@ -114,19 +114,40 @@ def members(photos: training.Index, network: Network) -> list[tuple[str, list[st
 
 
 def _loop(names: list[str], round_: int, worker: Worker) -> None:
+    """Train networks. Where there are as many as workers, each worker trains some of them alone: workers that share one
+    network exchange its gradients at every step, and get no other weights for it.
+    """
     job = worker.job
-    todo = [network_named(job.recipe, name) for name in names]
-    todo = [network for network in todo if not is_trained(job, network, round_)]
+    networks = [network_named(job.recipe, name) for name in names]
+    first, rest = (
+        [network for network in networks if (network.name == START.name) == begins] for begins in (True, False)
+    )
+    _train(worker, first, round_, 0)  # together, since others begin with it
+    seen = _seen(job.recipe, worker.photos, first)
+    if len(rest) >= worker.world > 1:
+        _train(worker.alone(), rest[worker.rank :: worker.world], round_, 0 if worker.rank else seen)
+    else:
+        _train(worker, rest, round_, seen)
+
+
+def _train(worker: Worker, networks: list[Network], round_: int, seen: int) -> None:
+    """Train those of the networks that are not trained yet, one after the other.
+
+    Arguments:
+        seen: photos that this training saw before.
+    """
+    job = worker.job
+    todo = [network for network in networks if not is_trained(job, network, round_)]
     kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
     with one_thread_each(worker.threads) if shows_photos_alone(worker) else nullcontext() as pool:
-        for name, part in groupby(stream(worker, _plan(worker, todo, round_)), key=lambda pair: pair[0].network):
+        steps = stream(worker, _plan(worker, todo, round_, seen))
+        for name, part in groupby(steps, key=lambda pair: pair[0].network):
             _Training(worker, network_named(job.recipe, name), round_, kept, spent, pool).run(part)
 
 
-def _plan(worker: Worker, networks: list[Network], round_: int) -> Iterator[SgdStep]:
+def _plan(worker: Worker, networks: list[Network], round_: int, seen: int) -> Iterator[SgdStep]:
     """This worker's steps of all networks, from where the first one was cut off."""
-    job = worker.job
-    seen, size = 0, job.recipe.segmentation.batch_size
+    job, size = worker.job, worker.job.recipe.segmentation.batch_size
     for network in networks:
         own = members(worker.photos, network)
         state = restore(job.run, folder(round_), network.name, "state.pt")
