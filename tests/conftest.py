@@ -31,6 +31,7 @@ TINY = [
     "hcp.image_epochs=1",
     "hcp.hypothesis_epochs=1",
     "segmentation.epochs=1",
+    "segmentation.learning_rate=0.03",  # so that networks see more than background
     "segmentation.networks=[AN_A, SN_B, FULL]",
     "crf.iterations=2",
 ]

@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from wsseg_ray import storage, tables
 from wsseg_ray.storage import RunDirectory, StorageError, shown
-from wsseg_ray.tables import PREDICTIONS, REFINED, SCORES, PredictionRow, ScoreRow
+from wsseg_ray.tables import IMAGES, PREDICTIONS, REFINED, SCORES, ImageRow, PredictionRow, ScoreRow
 
 
 @pytest.fixture
@@ -169,3 +171,19 @@ def test_how_columns_are_stored(tmp_path):
     row = tables.ProposalRow("a", objectness=np.ones(8, np.float32))
     run.write_shard(tables.PROPOSALS, "train-00000", [row])
     assert "BYTE_STREAM_SPLIT" in columns_of(run, "proposals")["objectness.list.element"].encodings
+
+
+def test_a_table_is_read_without_threads_of_arrow(tmp_path):
+    """Such threads abort a process that ends at once after it has read (Arrow's issue 34314)."""
+    run = RunDirectory.at(str(tmp_path))
+    run.write_shard(IMAGES, "train-00000", [ImageRow("a", labels=[0]), ImageRow("b", labels=[1])])
+    code = (
+        "import os, sys\n"
+        "from wsseg_ray.storage import RunDirectory\n"
+        "from wsseg_ray.tables import IMAGES\n"
+        "run = RunDirectory.at(sys.argv[1])\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "assert len(run.read_shard(IMAGES, 'train-00000', ['labels'])) == 2\n"
+        "assert len(os.listdir('/proc/self/task')) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code, run.root], check=True)

@@ -125,6 +125,6 @@ def _column(uri: str, group: int, column: str):  # type: ignore[no-untyped-def] 
 
     def read():  # type: ignore[no-untyped-def]
         with filesystem.open_input_file(path) as file:
-            return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(0)
+            return pq.ParquetFile(file).read_row_group(group, columns=[column], use_threads=False).column(0)
 
     return patiently(filesystem, shown(uri), read)

@@ -55,6 +55,7 @@ SHARED = {
     "timm_layers",
     "boxes",
     "layers",
+    "sums",
 }
 
 

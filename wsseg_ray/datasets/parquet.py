@@ -70,7 +70,9 @@ def _cells(file: Place, split: str, names: list[str]) -> Iterator[Cell]:
             inside = _inside(file, image, kind)
             read = [f"{image}.path"] if pa.types.is_struct(kind) else [] if pa.types.is_binary(kind) else [image]
             names = _class_label(schema, label) or names
-            rows = about.read(columns=[*read, label, *(["split"] if "split" in schema.names else [])]).to_pylist()
+            rows = about.read(
+                columns=[*read, label, *(["split"] if "split" in schema.names else [])], use_threads=False
+            ).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{file} is not a Parquet file that can be read: {error}") from error
     for number, row in enumerate(rows):
