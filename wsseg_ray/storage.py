@@ -227,7 +227,7 @@ class RunDirectory:
             return []
         source = pa.BufferReader(self.read_bytes(table.folder, f"{shard}.parquet"))
         wanted = None if columns is None else columns_of(table.row, columns)
-        # Without Arrow's threads: where they still end while the process ends, they abort it (Arrow's issue 34314).
+        # Without Arrow's threads: where they still end while the process ends, they can abort it (Arrow's issue 34314).
         return decode(table.row, pq.ParquetFile(source).read(columns=wanted, use_threads=False))
 
     def read_good(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> dict[str, R]:

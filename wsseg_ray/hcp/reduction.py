@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -30,6 +32,6 @@ def fit_pca(sample: np.ndarray, energy: float, dims: int) -> tuple[np.ndarray, n
     return pca.mean_, pca.components_[:count], min(float(kept[count - 1]), 1.0)
 
 
-def project(features: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Features (n, D) projected on the principal components (d, D): (n, d)."""
+def project(features: Any, mean: Any, components: Any) -> Any:
+    """Features (n, D) projected on the principal components (d, D): (n, d). Arrays, or tensors of one device."""
     return (features - mean) @ components.T

@@ -30,7 +30,7 @@ from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation.iou import mean_average_precision
 from wsseg_ray.hcp.pooling import POOLINGS, parts
 from wsseg_ray.hcp.pooling.sums import Shares, SumPooling, shares_of
-from wsseg_ray.hcp.reduction import fit_pca
+from wsseg_ray.hcp.reduction import fit_pca, project
 from wsseg_ray.hcp.scoring import choose_candidates, flatten_candidates, score_pooled, source_of
 from wsseg_ray.stages.device import arrays_of
 from wsseg_ray.stages.hcp import FOLDER, colours_of, loss_of, trained
@@ -160,7 +160,7 @@ class Scorer:
         chosen = np.concatenate([own.begin + candidate for own, (candidate, _) in zip(seen, labelled, strict=True)])
         features = seen[0].embedding[torch.from_numpy(chosen).to(self._device)]
         (norms,) = arrays_of([features.norm(dim=1)])
-        (projected,) = arrays_of([((features - mean) @ components.T).half()])
+        (projected,) = arrays_of([project(features, mean, components).half()])
         each = zip(rows, seen, labelled, np.split(norms, ends), np.split(projected, ends), strict=True)
         return [
             ScoreRow(
