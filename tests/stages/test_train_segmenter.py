@@ -346,8 +346,9 @@ def test_one_and_two_workers_train_the_same_networks(tiny_run, tiny, tmp_path):
         assert all(state["seen"] > 0 for state in told)
     one, two = found
     for name, tensors in one.items():
+        atol = 1e-6 if name in ("AN_A", "SN_B") else 1e-5  # what two workers exchange, and what begins with it
         for key, tensor in tensors.items():
-            torch.testing.assert_close(two[name][key], tensor, rtol=1e-4, atol=1e-6, msg=f"{name} {key}")
+            torch.testing.assert_close(two[name][key], tensor, rtol=1e-4, atol=atol, msg=f"{name} {key}")
     assert not torch.equal(one["AN_A"]["head.fc6.weight"], one["SN_B"]["head.fc6.weight"])
 
 
