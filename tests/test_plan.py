@@ -1,5 +1,6 @@
 """Planning with hand-made costs: what is carried to more photos, and shared out over more machines."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from wsseg_ray.plan import (
     table,
     workers,
 )
-from wsseg_ray.tables import plan_shards
+from wsseg_ray.tables import shard_size
 
 HERE = Machines(2, 0)
 COSTS = {
@@ -34,7 +35,7 @@ DEMO = recipe.load("demo")
 
 
 def measured(photos: int, fixed: float, a_shard: float, each: float, power: int = 1) -> Measured:
-    shards = len(plan_shards(photos))
+    shards = math.ceil(photos / shard_size(photos))
     return Measured(fixed + a_shard * shards + each * 2 * photos**power, 0.0, 2 * photos, photos, 100 * photos)
 
 
@@ -58,7 +59,7 @@ def test_noise_gives_no_cost_below_nothing():
 
 def test_a_photo_costs_what_was_computed_for_it():
     """All that grows in these runs could be the shards'; but the actors computed 0.1 s a photo."""
-    runs = [Measured(5 + 0.5 * len(plan_shards(n)), 0.1 * n, n, n, 0) for n in (16, 64, 256)]
+    runs = [Measured(5 + 0.5 * math.ceil(n / shard_size(n)), 0.1 * n, n, n, 0) for n in (16, 64, 256)]
     assert fit([run._replace(busy=0) for run in runs], 1, 2).seconds == pytest.approx(0, abs=1e-6)
     assert fit(runs, 1, 2).seconds >= 0.1 - 1e-9
 

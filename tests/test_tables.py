@@ -13,6 +13,8 @@ from wsseg_ray.stages import predictor, refine, rows, supervise  # noqa: F401 (t
 from wsseg_ray.tables import (
     MAX_SHARD_PIXELS,
     MAX_SHARD_ROWS,
+    MAX_SHARDS,
+    SHARD_ROWS,
     ImageRow,
     PredictionRow,
     ProposalRow,
@@ -21,8 +23,8 @@ from wsseg_ray.tables import (
     columns_of,
     decode,
     encode,
-    plan_shards,
     schema,
+    shard_size,
 )
 
 
@@ -143,10 +145,22 @@ def test_rows_do_not_share_their_defaults():
 
 
 @pytest.mark.parametrize("pixels", [0, 160_000, 12_000_000, 50_000_000])
-@pytest.mark.parametrize("count", [0, 1, 4, 5, 130, 3131])
-def test_shards_cover_every_photo_once(count, pixels):
-    """And have few photos where those are large: two of 12 megapixels, one of 50."""
-    shards = plan_shards(count, pixels)
-    assert [i for shard in shards for i in shard] == list(range(count))
-    assert all(len(shard) <= MAX_SHARD_ROWS for shard in shards)
-    assert all(len(shard) == 1 or len(shard) * pixels <= MAX_SHARD_PIXELS for shard in shards)
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 130, 3131, 10**6, 10**9])
+def test_a_shard_is_bounded_in_photos_and_pixels(count, pixels):
+    size = shard_size(count, pixels)
+    assert 1 <= size <= MAX_SHARD_ROWS and (size == 1 or size * pixels <= MAX_SHARD_PIXELS)
+    assert size <= SHARD_ROWS or count > SHARD_ROWS * MAX_SHARDS
+
+
+def test_shards_grow_with_the_data_set():
+    """Two of 12 megapixels, one of 50; and a billion photos are in a million files, or six million of 400 x 500 px."""
+    assert [shard_size(count) for count in (10, 600, 3131, 10**5, 10**6, 10**7, 10**9)] == [
+        4,
+        19,
+        32,
+        32,
+        123,
+        1024,
+        1024,
+    ]
+    assert [shard_size(10**9, pixels) for pixels in (200_000, 12_000_000, 50_000_000)] == [160, 2, 1]

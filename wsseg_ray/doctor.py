@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     """Check data, disk and GPUs for a recipe, and run the checks of each stage. Does not start Ray."""
     recipe, choices = settle(recipe)
     found, listing = _data(recipe)
-    if listing.photos:
+    if found[0].good:
         found += [_classes(listing), *_alike(listing)]
     found = [*(Finding("auto", True, f"{key}: {value} ({reason})") for key, value, reason in choices), *found]
     for stage in pipeline.stages_of(recipe):
@@ -44,23 +45,29 @@ def _data(recipe: Recipe) -> tuple[list[Finding], Listing]:
             listing = datasets.list_photos(recipe.dataset, own, recipe.seed)
         except DatasetError as error:
             return [Finding("data", False, str(error))], Listing([], [], [])
-    good = [photo for photo in listing.photos if not photo.error]
-    counts = {split: sum(photo.split == split for photo in good) for split in ("train", "val")}
-    masks = sum(bool(photo.mask_uri) for photo in good)
+    counts, masks, bad, first = {"train": 0, "val": 0}, 0, 0, ""
+    for photo in listing.photos:
+        if photo.error:
+            bad, first = bad + 1, first or f"{photo.image_id}: {photo.error}"
+        else:
+            counts[photo.split] += 1
+            masks += bool(photo.mask_uri)
     text = f"{counts['train']} training and {counts['val']} val photos, {masks} with masks, "
     text += f"{len(listing.classes)} classes"
-    if len(good) < len(listing.photos):
-        first = next(photo for photo in listing.photos if photo.error)
-        text += f"; {len(listing.photos) - len(good)} cannot be used, first {first.image_id}: {first.error}"
-    free, need = shutil.disk_usage(Path.cwd()).free, len(good) * PHOTO_BYTES
+    if bad:
+        text += f"; {bad} cannot be used, first {first}"
+    free, need = shutil.disk_usage(Path.cwd()).free, sum(counts.values()) * PHOTO_BYTES
     disk = f"{free / 1e9:.1f} GB free here, the run needs up to {need / 1e9:.1f} GB"
     return [Finding("data", counts["train"] > 0, text), Finding("disk", free > need, disk)], listing
 
 
 def _classes(listing: Listing) -> Finding:
     """Training photos of each class, and classes that have too few."""
-    train = [photo for photo in listing.photos if photo.split == "train" and not photo.error]
-    counts = {name: sum(k in photo.labels for photo in train) for k, name in enumerate(listing.classes)}
+    counts = dict.fromkeys(listing.classes, 0)
+    for photo in listing.photos:
+        if photo.split == "train" and not photo.error:
+            for label in photo.labels:
+                counts[listing.classes[label]] += 1
     text = f"training photos per class: {', '.join(f'{name} {count}' for name, count in counts.items())}"
     few = [name for name, count in counts.items() if 0 < count < FEW]
     if few:
@@ -73,7 +80,8 @@ def _classes(listing: Listing) -> Finding:
 
 def _alike(listing: Listing) -> list[Finding]:
     """Whether photos of val look like photos of train: then val's figures are too good."""
-    local = [photo for photo in listing.photos if not photo.error and "://" not in photo.uri]
+    usable = (photo for photo in listing.photos if not photo.error and "://" not in photo.uri)
+    local = list(islice(usable, MOST_COMPARED + 1))
     if len(local) > MOST_COMPARED:
         return []
     looks: dict[str, list[np.ndarray]] = {"train": [], "val": []}

@@ -20,10 +20,11 @@ from wsseg_ray import datasets, summary
 from wsseg_ray.choices import settle
 from wsseg_ray.cleaning import unused
 from wsseg_ray.console import chatter_to, say
+from wsseg_ray.datasets.spool import Photos
 from wsseg_ray.engine.resources import check_names
-from wsseg_ray.engine.shards import TRIES
+from wsseg_ray.engine.shards import TRIES, counts
 from wsseg_ray.engine.stage import Job, Runner, Stage, as_seen_by, open_run, with_replacements
-from wsseg_ray.errors import DatasetError, RecipeError
+from wsseg_ray.errors import RecipeError
 from wsseg_ray.lease import held
 from wsseg_ray.recipe import Recipe, check_variants, dump, fingerprint, leaves, refuse_password
 from wsseg_ray.registry import folders, own_code
@@ -32,7 +33,7 @@ from wsseg_ray.stages.segmenters import most_rounds
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import Table
 
-FORMAT = 7  # of the tables; a new one re-runs everything
+FORMAT = 8  # of the tables; a new one re-runs everything
 FAILED = "failures.json"  # of a result: the photos that failed
 
 
@@ -139,9 +140,7 @@ def prepare(recipe: Recipe, place: RunDirectory, stages: Sequence[Stage]) -> Job
     drawn = place.uri("demo") if place.is_local else tempfile.mkdtemp()
     listing = datasets.list_photos(recipe.dataset, drawn, recipe.seed)
     if datasets.LAYOUTS.get(recipe.dataset.layout).draws and not place.is_local:
-        listing = replace(listing, photos=[_uploaded(photo, place) for photo in listing.photos])
-    if not any(photo.split == "train" and not photo.error for photo in listing.photos):
-        raise DatasetError("no training photo can be used: every one failed or has none of the classes")
+        listing = replace(listing, photos=Photos(_uploaded(photo, place) for photo in listing.photos))
     for stage in stages:
         for finding in stage.check(recipe, listing):
             if finding.problem is not None:
@@ -239,12 +238,16 @@ def _finish(job: Job, stage: Stage, entry: dict[str, Any], worked: int, start: f
 
 
 def _count(job: Job, name: str, table: Table[Any]) -> tuple[int, list[dict[str, str]]]:
-    rows, failures = 0, []
-    for row in job.run.rows(table, ["image_id", "error"]):
-        rows += 1
-        if row.error:
-            failures.append({"image_id": row.image_id, "stage": name, "error": row.error})
-    return rows, failures
+    """The number of rows of a stage's table, and the photos that failed. Reads the shards that have any."""
+    found = counts(job, table)
+    failures = [
+        {"image_id": row.image_id, "stage": name, "error": row.error}
+        for shard, (_, failed) in found.items()
+        if failed
+        for row in job.run.read_shard(table, shard, ["image_id", "error"])
+        if row.error
+    ]
+    return sum(rows for rows, _ in found.values()), failures
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
     with tempfile.TemporaryDirectory(prefix="wsseg-plan-") as folder:
         stages = pipeline.stages_of(recipe)
         everything = pipeline.prepare(recipe, RunDirectory.at(f"{folder}/all"), stages).listing.photos
-        count = {split: sum(photo.split == split for photo in everything) for split in ("train", "val")}
+        count = Counter(photo.split for photo in everything)
         if count["train"] < sample:
             raise RecipeError(f"--sample {sample}: the data set has {count['train']} training photos")
         runs, sizes = [], (sample // 16, sample // 4, sample)

@@ -1,6 +1,6 @@
 """The run directory: tables with one row per photo, cut into shards.
 
-A table is a folder of Parquet files, one file per shard. A shard is a fixed group of photos (`tables.plan_shards`), the
+A table is a folder of Parquet files, one file per shard. A shard is a fixed group of photos (`tables.shard_size`), the
 same in every table. So a stage joins tables file by file, works shard by shard, and the files show which shards are
 done. A file is written completely or not at all, and a shard that runs again writes the same file: no row is there
 twice.
@@ -25,6 +25,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -36,9 +37,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from wsseg_ray.tables import R, Table, columns_of, decode, encode
+from wsseg_ray.tables import R, Table, columns_of, decode, encode, schema
 
 ENTRY = "stage.json"  # of a result: what its stage says of it
+COUNTS = "wsseg.counts"  # at the end of a shard's file: rows, and failed rows
+SMALL = 1 << 18  # bytes of a file that is read whole
+READERS = 16  # ends of files that are read at the same time
 PATIENCE = 300.0  # seconds that storage may fail before a run gives up
 # Errors of a local or mounted disk that may pass; all others are final.
 _PASSING = {
@@ -154,7 +158,10 @@ class RunDirectory:
 
     def read_json(self, *parts: str) -> Any:
         """The JSON of a file, or None where there is none."""
-        return json.loads(self.read_bytes(*parts)) if self.exists(*parts) else None
+        try:
+            return json.loads(self.read_bytes(*parts))
+        except FileNotFoundError:
+            return None
 
     def write_json(self, value: Any, *parts: str) -> None:
         self.write_bytes(json.dumps(value, indent=1).encode(), *parts)
@@ -206,29 +213,69 @@ class RunDirectory:
         return [name.removesuffix(".parquet") for name in files]
 
     def write_shard(self, table: Table[R], shard: str, rows: Sequence[R]) -> None:
-        sink = pa.BufferOutputStream()
-        arrow = encode(table.row, rows)
-        # A dictionary of numbers that hardly repeat costs twice the time to write and to read; a float's bytes that
-        # lie apart, first bytes with first bytes, take less space. Numbers of half precision, which are feature maps,
-        # stay as they are: compressed they take 83 % of the space, but three times as long to write.
-        kinds = _kinds(arrow).items()
-        pq.write_table(
-            arrow,
-            sink,
-            compression={path: "none" if kind == pa.float16() else "zstd" for path, kind in kinds},
-            use_dictionary=[path for path, kind in kinds if pa.types.is_string(kind)],
-            use_byte_stream_split=[path for path, kind in kinds if kind in (pa.float32(), pa.float64())],
-        )
-        self.write_bytes(sink.getvalue().to_pybytes(), table.folder, f"{shard}.parquet")
+        """Write the rows of a shard. How many there are and how many failed stands at the end of the file, too."""
+        failed = sum(not row.is_good for row in rows)
+        data = _encoded(table.row, [rows], {COUNTS: json.dumps([len(rows), failed])})
+        self.write_bytes(data, table.folder, f"{shard}.parquet")
+
+    def write_groups(self, row: type[R], groups: Sequence[Sequence[R]], *parts: str) -> None:
+        """Write one file with several groups of rows, of which each can be read alone."""
+        self.write_bytes(_encoded(row, groups, {}), *parts)
+
+    def read_group(self, row: type[R], group: int, *parts: str) -> list[R]:
+        """One group of rows of a file; reads the end of the file and that group."""
+        return decode(row, self._ranged(lambda file: file.read_row_group(group, use_threads=False), *parts))
 
     def read_shard(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> list[R]:
-        """All rows of a shard, failed rows too; none if the shard is missing."""
-        if not self.exists(table.folder, f"{shard}.parquet"):
-            return []
-        source = pa.BufferReader(self.read_bytes(table.folder, f"{shard}.parquet"))
+        """All rows of a shard, failed rows too; none if the shard is missing.
+
+        Of a large file only the wanted columns are read.
+        """
         wanted = None if columns is None else columns_of(table.row, columns)
+
         # Without Arrow's threads: where they still end while the process ends, they can abort it (Arrow's issue 34314).
-        return decode(table.row, pq.ParquetFile(source).read(columns=wanted, use_threads=False))
+        def read(file: pq.ParquetFile) -> pa.Table:
+            return file.read(columns=wanted, use_threads=False)
+
+        try:
+            return decode(table.row, self._ranged(read, table.folder, f"{shard}.parquet", whole=columns is None))
+        except FileNotFoundError:
+            return []
+
+    def counts(self, table: Table[Any], known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """How many rows each shard of a table has, and how many of them failed.
+
+        Arguments:
+            known: the counts of some shards. Of others the end of the file is read, several at a time.
+        """
+
+        def count(shard: str) -> tuple[int, int]:
+            def read(file: pq.ParquetFile) -> Any:
+                return json.loads(file.metadata.metadata[COUNTS.encode()])
+
+            rows, failed = known.get(shard) or self._ranged(read, table.folder, f"{shard}.parquet")
+            return rows, failed
+
+        names = self.shards(table.folder)
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(zip(names, pool.map(count, names), strict=True))
+
+    def _ranged(self, read: Callable[[pq.ParquetFile], T], *parts: str, whole: bool = False) -> T:
+        """What `read` takes from a Parquet file. A small file is read whole, which is one request instead of several.
+
+        Arguments:
+            whole: whether a large file is read whole, too.
+        Raises FileNotFoundError where there is none.
+        """
+        uri = self.uri(*parts)
+        filesystem, path = filesystem_of(uri)
+
+        def attempt() -> T:
+            with filesystem.open_input_file(path) as file:
+                source = pa.BufferReader(file.read()) if whole or file.size() < SMALL else file
+                return read(pq.ParquetFile(source, pre_buffer=not self.is_local))
+
+        return patiently(filesystem, shown(uri), attempt)
 
     def read_good(self, table: Table[R], shard: str, columns: Iterable[str] | None = None) -> dict[str, R]:
         """The rows of a shard that did not fail, by image_id."""
@@ -241,14 +288,38 @@ class RunDirectory:
             yield from self.read_shard(table, shard, columns)
 
 
-def _kinds(table: pa.Table) -> dict[str, pa.DataType]:
+def _encoded(row: type[R], groups: Sequence[Sequence[R]], about: dict[str, str]) -> bytes:
+    """Rows as the bytes of a Parquet file, in one row group per group.
+
+    Arguments:
+        about: what else the end of the file says.
+    """
+    sink = pa.BufferOutputStream()
+    # A dictionary of numbers that hardly repeat costs twice the time to write and to read; a float's bytes that lie
+    # apart, first bytes with first bytes, take less space. Numbers of half precision, which are feature maps, stay as
+    # they are: compressed they take 83 % of the space, but three times as long to write.
+    kinds = _kinds(schema(row)).items()
+    with pq.ParquetWriter(
+        sink,
+        schema(row),
+        compression={path: "none" if kind == pa.float16() else "zstd" for path, kind in kinds},
+        use_dictionary=[path for path, kind in kinds if pa.types.is_string(kind)],
+        use_byte_stream_split=[path for path, kind in kinds if kind in (pa.float32(), pa.float64())],
+    ) as writer:
+        for rows in groups:
+            writer.write_table(encode(row, rows), row_group_size=max(1, len(rows)))
+        writer.add_key_value_metadata(about)
+    return cast("bytes", sink.getvalue().to_pybytes())
+
+
+def _kinds(columns: pa.Schema) -> dict[str, pa.DataType]:
     """The types of the values of each column, by the name that Parquet gives it."""
-    lists = {column.name for column in table.schema if pa.types.is_large_list(column.type)}
+    lists = {column.name for column in columns if pa.types.is_large_list(column.type)}
     return {
         f"{column.name}.list.element" if column.name in lists else column.name: (
             column.type.value_type if column.name in lists else column.type
         )
-        for column in table.schema
+        for column in columns
     }
 
 
@@ -288,8 +359,10 @@ def entries(filesystem: fs.FileSystem, path: str) -> dict[str, bool]:
 
 @lru_cache
 def _object_store(bucket: str) -> tuple[fs.FileSystem, str]:
-    # Cached, because creating one asks the store for the location of the bucket.
-    return fs.FileSystem.from_uri(bucket)
+    # Cached, because creating one asks the store for the location of the bucket. With a delayed opening a small object
+    # is written by one request instead of three.
+    delayed = "" if bucket.startswith("gs:") else f"{'&' if '?' in bucket else '?'}allow_delayed_open=true"
+    return fs.FileSystem.from_uri(bucket + delayed)
 
 
 def patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T:

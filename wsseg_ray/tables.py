@@ -19,8 +19,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-MAX_SHARD_ROWS = 32  # bounds what one task holds and what a kill repeats
-MAX_SHARD_PIXELS = 32_000_000  # the same, of large photos: 100 MB as RGB
+SHARD_ROWS = 32  # bounds what one task holds and what a kill repeats
+MAX_SHARD_ROWS = 1024  # the same, of data sets with so many photos that the number of files matters more
+MAX_SHARDS = 8192  # of a split, until shards have MAX_SHARD_ROWS or MAX_SHARD_PIXELS
+MAX_SHARD_PIXELS = 32_000_000  # 100 MB as RGB
 
 Shape = tuple[str | int, ...]
 
@@ -191,24 +193,17 @@ def own_labels(round_: int) -> Table[OwnLabelsRow]:
 
 
 def shard_size(count: int, pixels: int = 0) -> int:
-    """How many of `count` photos a shard holds: at most 32, and so few that there are 32 shards, but at least 4.
+    """How many of `count` photos a shard holds.
 
-    Of large photos it holds so few that they have MAX_SHARD_PIXELS together, but at least one.
+    At most 32, and so few that there are 32 shards, but at least 4. More than 262,144 photos are divided into 8,192
+    shards of up to 1,024 photos, for a store has a price per file. Of large photos a shard holds so few that they have
+    MAX_SHARD_PIXELS together, but at least one. It depends on the arguments alone, so every machine cuts the same way.
 
     Arguments:
-        pixels: of the largest photo.
+        pixels: of the largest photo; 0: not known, or small.
     """
-    size = min(MAX_SHARD_ROWS, max(4, math.ceil(count / 32)))
-    return max(1, min(size, MAX_SHARD_PIXELS // pixels)) if pixels else size
-
-
-def plan_shards(count: int, pixels: int = 0) -> list[range]:
-    """Cut `count` photos into shards of equal size.
-
-    It depends on the arguments alone, so every machine cuts the same way. Arguments: see `shard_size`.
-    """
-    size = shard_size(count, pixels)
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    few, many = min(SHARD_ROWS, max(4, math.ceil(count / 32))), min(MAX_SHARD_ROWS, math.ceil(count / MAX_SHARDS))
+    return max(1, min(max(few, many), MAX_SHARD_PIXELS // pixels if pixels else MAX_SHARD_ROWS))
 
 
 def schema(row: type[Row]) -> pa.Schema:

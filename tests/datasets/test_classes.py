@@ -32,7 +32,7 @@ def test_a_folder_is_a_class(tmp_path):
 
 def test_splits_are_folders_around_the_classes(tmp_path):
     listing = read(lay(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg", "valid/cat/c.jpg"))
-    assert listing.photos[2] == Photo("valid__cat__c", f"{tmp_path}/valid/cat/c.jpg", (0,), "val")
+    assert list(listing.photos)[2] == Photo("valid__cat__c", f"{tmp_path}/valid/cat/c.jpg", (0,), "val")
     assert [photo.split for photo in listing.photos] == ["train", "train", "val"]
 
 

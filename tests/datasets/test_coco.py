@@ -31,7 +31,7 @@ def test_the_labels_are_the_categories_of_the_objects(tmp_path):
     section = lay(tmp_path, files | {"train2017/a.jpg": "", "val2017/c.jpg": "", "val2017/empty.jpg": ""})
     listing = read(section)
     assert listing.classes == ["cat", "dog"]
-    assert listing.photos == [
+    assert list(listing.photos) == [
         Photo("train2017__a", f"{tmp_path}/train2017/a.jpg", (0, 1), "train"),
         Photo(
             "train2017__b",

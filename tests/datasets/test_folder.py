@@ -50,7 +50,7 @@ def errors(listing) -> dict[str, str]:
 def test_reads_labels_splits_and_masks(tmp_path, name, text):
     listing = read(lay(tmp_path, text, name))
     assert listing.classes == ["cat", "dog"] and listing.mask_values == [1, 2]
-    assert listing.photos == [
+    assert list(listing.photos) == [
         Photo("a", f"{tmp_path}/a.jpg", (0, 1), "train", f"{tmp_path}/masks/a.png"),
         Photo("sub__b", f"{tmp_path}/sub/b.PNG", (0,), "val", f"{tmp_path}/masks/sub/b.png"),
     ]
@@ -174,7 +174,7 @@ def test_files_in_the_folders_of_splits(tmp_path):
         (tmp_path / split / name).touch()
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": name, "label": "cat"}))
     photos = read(DatasetSection(layout="folder", root=str(tmp_path), train_split="train")).photos
-    assert photos == [
+    assert list(photos) == [
         Photo("train__a", f"{tmp_path}/train/a.jpg", (0,), "train"),
         Photo("validation__b", f"{tmp_path}/validation/b.jpg", (0,), "val"),
     ]

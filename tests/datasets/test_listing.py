@@ -85,7 +85,7 @@ def test_demo_is_drawn_and_read(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "draw", draw)
     listing = list_photos(DatasetSection(layout="demo", limit=1), str(tmp_path), 3)
     assert listing.classes == ["fish", "leaf"] and listing.mask_values == [1, 2]
-    assert listing.photos == [
+    assert list(listing.photos) == [
         Photo("a", str(tmp_path / "JPEGImages/a.jpg"), (0,), "train"),
         Photo("b", str(tmp_path / "JPEGImages/b.jpg"), (1,), "val", str(tmp_path / "SegmentationClass/b.png")),
     ]

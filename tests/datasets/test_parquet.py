@@ -42,7 +42,7 @@ def test_as_hugging_face_writes_it(tmp_path):
         ("validation_0", "val", (0,)),
         ("validation_1", "val", (1,)),
     ]
-    assert [read_bytes(photo.uri) for photo in listing.photos[2:4]] == [b"train2", b"validation0"]
+    assert [read_bytes(photo.uri) for photo in list(listing.photos)[2:4]] == [b"train2", b"validation0"]
 
 
 def test_bytes_without_names_lists_of_labels_and_a_column_of_splits(tmp_path):
@@ -56,7 +56,7 @@ def test_bytes_without_names_lists_of_labels_and_a_column_of_splits(tmp_path):
         ("pets-000000", "train", (0, 1)),
         ("pets-000001", "val", (0,)),
     ]
-    assert read_bytes(listing.photos[1].uri) == b"b"
+    assert read_bytes(list(listing.photos)[1].uri) == b"b"
 
 
 def test_paths_and_uris(tmp_path):

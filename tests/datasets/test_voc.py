@@ -48,7 +48,7 @@ def errors(listing) -> dict[str, str]:
 def test_class_files_and_masks(tmp_path):
     listing = read(lay(tmp_path, FILES))
     assert listing.classes == VOC_CLASSES and listing.mask_values == list(range(1, 21))
-    assert listing.photos == [
+    assert list(listing.photos) == [
         Photo("a", f"{tmp_path}/JPEGImages/a.jpg", (CAT, DOG), "train", f"{tmp_path}/SegmentationClassAug/a.png"),
         Photo("b", f"{tmp_path}/JPEGImages/b.jpg", (DOG,), "train", f"{tmp_path}/SegmentationClass/b.png"),
         Photo("c", f"{tmp_path}/JPEGImages/c.jpg", (), "train"),
@@ -133,7 +133,7 @@ def test_a_malformed_line_is_told_even_outside_the_segmentation_list(tmp_path):
 @pytest.mark.parametrize("image_id", ["../x", "..", "a\\b", "/etc/passwd", "a\0b"])
 def test_hostile_ids_are_error_rows_without_a_path(tmp_path, image_id):
     listing = read(lay(tmp_path, FILES | {"ImageSets/Segmentation/train.txt": f"a\n{image_id}\n"}))
-    hostile = listing.photos[1]
+    hostile = list(listing.photos)[1]
     assert hostile.image_id == image_id and "cannot be an image id" in hostile.error
     assert hostile.uri == hostile.mask_uri == ""
 

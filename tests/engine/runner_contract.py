@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.runs import by_name, empty_job
+from wsseg_ray.engine.shards import counts
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.storage import StorageError
@@ -71,7 +72,7 @@ def no_photos(job: Job, shard: str) -> list[Row]:
 IN_TASKS = Work(IMAGES, read, (Step(compute, ImageRow),))
 THREE_STEPS = Work(IMAGES, read, (Step(square, SquareRow), Step(Actor, SquareRow, actor=True), Step(finish, ImageRow)))
 TWO_STEPS = replace(THREE_STEPS, steps=THREE_STEPS.steps[:2])
-TODO: dict[str, Any] = dict.fromkeys(SHARDS)
+TODO = list(SHARDS)
 
 
 def shard_sizes(job: Job, shard: str) -> dict[str, np.ndarray]:
@@ -123,19 +124,20 @@ class RunnerContract:
         assert job.run.names("tries", "images") == []
 
     def test_what_is_done_is_not_done_again(self, runner, job):
-        assert runner.map_shards(job, TASKS, IN_TASKS, {"train-00000": None}) == 2
+        assert runner.map_shards(job, TASKS, IN_TASKS, ["train-00000"]) == 2
         assert runner.map_shards(job, TASKS, IN_TASKS, TODO) == 4
         assert runner.map_shards(job, TASKS, IN_TASKS, TODO) == 0
         assert len(list(job.run.rows(IMAGES))) == 6
 
-    def test_rows_that_the_driver_has(self, runner, job):
-        rows = {"x": [ImageRow("a", split="x"), ImageRow("e", "too small")], "y": [ImageRow("b", split="y")]}
-        assert runner.map_shards(job, TASKS, IN_TASKS, rows) == 3
-        assert [(row.image_id, row.uri, row.error) for row in job.run.rows(IMAGES)] == [
-            ("a", "x", ""),
-            ("e", "", "too small"),
-            ("b", "y", ""),
-        ]
+    def test_counts_are_kept_and_found_again(self, runner, job):
+        """Photos and failed photos of each shard: as tasks told them, or as the files say."""
+        runner.map_shards(job, TASKS, IN_TASKS, TODO[:1])
+        runner.map_shards(job, TASKS, IN_TASKS, TODO)
+        wanted = {"train-00000": (2, 0), "train-00001": (3, 2), "val-00000": (1, 0)}
+        told = {shard: tuple(counts) for shard, counts in job.run.read_json("images", "counts.json").items()}
+        assert told == counts(job, IMAGES) == wanted
+        job.run.delete("images", "counts.json")
+        assert counts(job, IMAGES) == wanted
 
     def test_an_actor_between_tasks(self, runner, job):
         """Arrays keep their shape on the way, and an error passes by what comes after it."""
@@ -159,17 +161,18 @@ class RunnerContract:
         assert status["rows"] == 6 and status["failed"] == 2 and 0 <= status["busy_share"] <= 1
         assert status["task"] > 0 and status["busy"] > 0 and status["waited"] >= 0
         assert status["note"] == "6 photos, 2 failed" and status["cluster"]["CPU"] >= 1
-        runner.map_shards(job, TASKS, IN_TASKS, {"again": [ImageRow("a", split="x")]})
+        job.run.delete("images")
+        runner.map_shards(job, TASKS, IN_TASKS, TODO[:1])
         status = job.run.read_json("status.json")
-        assert (status["stage"], status["rows"], status["busy_share"]) == ("images", 1, None)
+        assert (status["stage"], status["rows"], status["busy_share"]) == ("images", 2, None)
 
     def test_a_stage_where_everything_fails_stops_the_run(self, runner, job):
         failing = replace(IN_TASKS, steps=(Step(partial(compute, failing=("a", "b")), ImageRow),))
         with pytest.raises(RuntimeError, match=r"^images: all 2 photos failed, one with: not today$"):
-            runner.map_shards(job, TASKS, failing, {"train-00000": None})
-        runner.map_shards(job, TASKS, failing, {"train-00001": None})
+            runner.map_shards(job, TASKS, failing, ["train-00000"])
+        runner.map_shards(job, TASKS, failing, ["train-00001"])
         job.run.delete("images", "train-00000.parquet")
-        assert runner.map_shards(job, TASKS, failing, {"train-00000": None}) == 2, "others were good before"
+        assert runner.map_shards(job, TASKS, failing, ["train-00000"]) == 2, "others were good before"
 
     def test_storage_that_fails_is_no_photos_fault(self, runner, job):
         """The stage stops with a word; no photo is written down as failed."""

@@ -8,17 +8,18 @@ import torch
 from tests.runs import empty_job, equal
 from wsseg_ray.engine import memory
 from wsseg_ray.engine.shards import (
+    COUNTED,
     MAX_DEATHS,
     MAX_STARVED,
     TRIES,
     OnOneThread,
+    Tally,
     each,
     guard,
-    refuse_all_failed,
     step_name,
 )
 from wsseg_ray.engine.stage import Step
-from wsseg_ray.storage import StorageError
+from wsseg_ray.storage import RunDirectory, StorageError
 from wsseg_ray.tables import IMAGES, ImageRow, Row, ScoreRow
 
 PLACE = ("images", "train-00000", "write")
@@ -157,12 +158,60 @@ def test_the_file_of_a_shard(tmp_path):
     assert [row.uri for row in job.run.rows(IMAGES)] == ["A"]
 
 
-def test_where_all_photos_fail_none_is_at_fault():
-    with pytest.raises(RuntimeError, match="score: all 3 photos failed, one with: no GPU"):
-        refuse_all_failed("score", 3, 3, False, "no GPU")
-    refuse_all_failed("score", 3, 2, False, "no GPU")
-    refuse_all_failed("score", 3, 3, True, "no GPU")  # others were good before
-    refuse_all_failed("score", 0, 0, False, "")
+@pytest.mark.parametrize(
+    ("counts", "resumed", "refused"),
+    [((3, 3), False, True), ((3, 2), False, False), ((3, 3), True, False), ((0, 0), False, False)],
+)
+def test_where_all_photos_fail_none_is_at_fault(tmp_path, counts, resumed, refused):
+    """Unless others were good in an earlier session."""
+    photos, failed = counts
+    tally = Tally(empty_job(tmp_path), "score", IMAGES)
+    tally.add("train-00000", photos, ["no GPU"] * failed)
+    if refused:
+        with pytest.raises(RuntimeError, match="score: all 3 photos failed, one with: no GPU"):
+            tally.refuse_all_failed(resumed)
+    else:
+        tally.refuse_all_failed(resumed)
+
+
+def test_a_tally_is_written_when_all_is_well_alone(tmp_path):
+    """After an error the storage may be what failed; the counts stand in the shards' files too."""
+    job = empty_job(tmp_path)
+    with pytest.raises(StorageError), Tally(job, "score", IMAGES) as tally:
+        tally.add("train-00000", 3, [])
+        raise StorageError
+    assert not job.run.exists("images", COUNTED)
+    for shard, count in (("train-00000", 3), ("train-00001", 2)):
+        with Tally(job, "score", IMAGES) as tally:
+            tally.add(shard, count, ["no"])
+    assert job.run.read_json("images", COUNTED) == {"train-00000": [3, 1], "train-00001": [2, 1]}
+
+
+def test_the_first_try_of_a_shard_asks_nothing_of_the_store(tmp_path, monkeypatch):
+    job = empty_job(tmp_path)
+    for call in ("read_bytes", "write_bytes", "delete"):
+        monkeypatch.setattr(RunDirectory, call, lambda *_: pytest.fail("a request"))
+    found, _ = each(job, PLACE, lambda row: upper(row), ImageRow, [Row("a"), Row("b")], attempt=0)
+    assert [row.uri for row in found] == ["A", "B"]
+
+
+def test_a_shard_that_is_tried_again_goes_photo_by_photo(tmp_path):
+    """The death of the first try left no note; so a photo that kills has as many tries as where there was one."""
+    job, tried = empty_job(tmp_path), []
+
+    def kernel(row: Row) -> Row:
+        tried.append(row.image_id)
+        if row.image_id == "bad":
+            raise Died
+        return upper(row)
+
+    rows = [Row("a"), Row("bad"), Row("c")]
+    for attempt in range(1 + MAX_DEATHS):
+        with pytest.raises(Died):
+            each(job, PLACE, kernel, ImageRow, rows, attempt=attempt)
+    found, _ = each(job, PLACE, kernel, ImageRow, rows, attempt=1 + MAX_DEATHS)
+    assert [bool(row.error) for row in found] == [False, True, False]
+    assert tried.count("bad") == 1 + MAX_DEATHS and not job.run.exists(*NOTE)
 
 
 class Many:

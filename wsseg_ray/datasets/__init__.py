@@ -6,10 +6,11 @@ A data set that cannot be used raises `DatasetError` before any work starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from wsseg_ray.datasets.place import Place
+from wsseg_ray.datasets.spool import Photo, Photos
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.registry import Registry
@@ -18,39 +19,19 @@ MAX_ID_BYTES = 240  # an image_id is a file name; file systems allow 255 bytes, 
 
 
 @dataclass(frozen=True)
-class Photo:
-    """One photo of a data set.
-
-    Arguments:
-        image_id: unique in its listing. Safe as a file name only if `error` is empty.
-        uri: where the photo lies: an absolute path, a URI, or a part of a file (`storage.read_bytes`).
-        labels: sorted indices into the listing's classes, from 0.
-        split: "train" or "val".
-        mask_uri: where the true mask lies, or "".
-        error: why the photo cannot be used, or "".
-    """
-
-    image_id: str
-    uri: str
-    labels: tuple[int, ...]
-    split: str
-    mask_uri: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True)
 class Listing:
-    """The photos of a data set, by split and image_id.
+    """The photos of a data set.
 
     Arguments:
         classes: names.
         mask_values: the pixel value of every class in the mask files; 0 is background, every other value is void.
-        photos: usable photos and photos with an error.
+        photos: usable photos and photos with an error, which may be gone through many times. Of a layout in any order;
+            of `list_photos` by split and image_id.
     """
 
     classes: list[str]
     mask_values: list[int]
-    photos: list[Photo]
+    photos: Iterable[Photo]
 
 
 @dataclass(frozen=True)
@@ -109,7 +90,7 @@ def list_photos(section: DatasetSection, own_folder: str | None = None, seed: in
         section: the recipe's `dataset`.
         own_folder: for a layout that draws its photos: the folder to draw into.
         seed: for a layout that draws its photos: the seed of the drawing.
-    Costs one scan of every folder; no photo is opened.
+    Costs one scan of every folder; no photo is opened. The photos lie in a temporary file.
     Raises DatasetError where the whole data set cannot be used.
     """
     layout = LAYOUTS.get(section.layout)
@@ -120,15 +101,16 @@ def list_photos(section: DatasetSection, own_folder: str | None = None, seed: in
     elif section.root is None:
         raise DatasetError(f"dataset.root: layout '{section.layout}' needs the data set's folder")
     listing = layout.read(section, seed)
-    every = _with_suffixes(listing.photos)
-    _refuse_duplicates(every)
-    wanted = [photo for photo in every if photo.labels or photo.error]
-    photos = [photo for split in ("train", "val") for photo in _spread(wanted, split, section.limit)]
-    train = [photo for photo in photos if photo.split == "train"]
-    if all(photo.error for photo in train):
-        reason = train[0].error if train else f"none is labelled with any of {', '.join(listing.classes)}"
-        raise DatasetError(f"{section.root}: no photo to train on: {reason}")
-    return replace(listing, photos=photos)
+    photos = Photos(listing.photos, section.limit)
+    refused = ""
+    for photo in photos:
+        if photo.split != "train":
+            break
+        if not photo.error:
+            return replace(listing, photos=photos)
+        refused = refused or photo.error
+    reason = refused or f"none is labelled with any of {', '.join(listing.classes)}"
+    raise DatasetError(f"{section.root}: no photo to train on: {reason}")
 
 
 def names_in(folder: Place) -> set[str]:
@@ -178,38 +160,3 @@ def id_problem(image_id: str) -> str:
     if len(image_id.encode()) > MAX_ID_BYTES:
         return f"the image id {image_id[:40]!r}... has more than {MAX_ID_BYTES} bytes; shorten the file's name"
     return ""
-
-
-def _with_suffixes(photos: list[Photo]) -> list[Photo]:
-    """The photos; those of the same name whose files differ in their suffix, as a.jpg and a.png, keep it: a.jpg is
-    called a_jpg."""
-    suffixes: dict[str, list[str]] = {}
-    for photo in photos:
-        suffixes.setdefault(photo.image_id, []).append(_suffix(photo))
-    shared = {name for name, found in suffixes.items() if len(found) > 1 and len(set(found)) == len(found)}
-    return [
-        replace(photo, image_id=f"{photo.image_id}_{_suffix(photo)}") if photo.image_id in shared else photo
-        for photo in photos
-    ]
-
-
-def _suffix(photo: Photo) -> str:
-    return photo.uri.partition("?")[0].rpartition(".")[2]
-
-
-def _refuse_duplicates(photos: list[Photo]) -> None:
-    seen: dict[str, Photo] = {}
-    for photo in photos:
-        other = seen.setdefault(photo.image_id, photo)
-        if other is not photo:
-            raise DatasetError(
-                f"image id {photo.image_id!r} occurs twice: {other.uri} in {other.split}, {photo.uri} in "
-                f"{photo.split}; every photo needs its own id and belongs to one split"
-            )
-
-
-def _spread(photos: list[Photo], split: str, limit: int | None) -> list[Photo]:
-    chosen = sorted((photo for photo in photos if photo.split == split), key=lambda photo: photo.image_id)
-    if limit is None or limit >= len(chosen):
-        return chosen
-    return [chosen[i * len(chosen) // limit] for i in range(limit)]

@@ -23,9 +23,9 @@ MASKS = "masks"
 def read(section: DatasetSection, seed: int = 0) -> Listing:
     """All photos in folders of classes. Raises DatasetError where there is no such folder."""
     root = root_of(section)
-    rows = [row for split, folder in _folders(root) for row in _rows(root, split, folder)]
-    if not rows:
+    if not _recognises(root):
         raise DatasetError(f"dataset.root: {root} has no folder with photos in it; each folder is a class")
+    rows = (row for split, folder in _folders(root) for row in _rows(root, split, folder))
     return listing_of(root, root, rows, section)
 
 

@@ -31,7 +31,7 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     files = list(_files(root))
     if not files:
         raise DatasetError(f"dataset.root: {root} has no annotations/instances_*.json and no {ROBOFLOW}")
-    return listing_of(root, files[0], [row for file in files for row in _rows(root, file)], section)
+    return listing_of(root, files[0], (row for file in files for row in _rows(root, file)), section)
 
 
 def _files(root: Place) -> Iterator[Place]:

@@ -14,9 +14,8 @@ without a row of labels is ignored. The rest is said in `labelled`.
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from wsseg_ray.datasets import Layout, Listing, root_of
@@ -38,7 +37,7 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
         there = [file.name for file in found if file.parent == folder]
         if len(there) > 1:
             raise DatasetError(f"dataset.root: {folder} has both {' and '.join(there)}; remove one")
-    rows = [_inside(root, file, row) for file in found for row in _rows(file)]
+    rows = (_inside(root, file, row) for file in found for row in _rows(file))
     return listing_of(root, found[0], rows, section)
 
 
@@ -62,13 +61,12 @@ def _inside(root: Place, file: Place, row: Row) -> Row:
     return row._replace(file=f"{folder.name}/{row.file}", split=row.split or split_in(folder.name))
 
 
-def _rows(path: Place) -> list[Row]:
+def _rows(path: Place) -> Iterable[Row]:
     return {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}[path.suffix](path)
 
 
-def _csv_rows(path: Place) -> list[Row]:
-    reader = csv.reader(io.StringIO(path.read_text(), newline=""), strict=True)
-    rows = []
+def _csv_rows(path: Place) -> Iterator[Row]:
+    reader = csv.reader(path.lines(), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         columns = [SAME.get(name, name) for name in header]
@@ -87,13 +85,12 @@ def _csv_rows(path: Place) -> list[Row]:
                     f"{path} line {reader.line_num}: {len(fields)} fields for the {len(header)} columns "
                     f"{','.join(header)}; separate labels by ;"
                 )
-                rows.append(Row(cells["file"], [], None, error))
+                yield Row(cells["file"], [], None, error)
                 continue
             labels = [label.strip() for label in cells["labels"].split(";") if label.strip()]
-            rows.append(Row(cells["file"], labels, cells.get("split")))
+            yield Row(cells["file"], labels, cells.get("split"))
     except csv.Error as error:
         raise DatasetError(f"{path} line {reader.line_num}: not CSV: {error}") from error
-    return rows
 
 
 def _json_rows(path: Place) -> list[Row]:
@@ -105,10 +102,11 @@ def _json_rows(path: Place) -> list[Row]:
     return [_json_row(f"{path} entry {number}", item) for number, item in enumerate(data, 1)]
 
 
-def _jsonl_rows(path: Place) -> list[Row]:
-    lines = enumerate(path.read_text().split("\n"), 1)
-    places = [(f"{path} line {number}", line) for number, line in lines if line.strip()]
-    return [_json_row(place, _parsed(place, line)) for place, line in places]
+def _jsonl_rows(path: Place) -> Iterator[Row]:
+    for number, line in enumerate(path.lines(), 1):
+        if line.strip():
+            place = f"{path} line {number}"
+            yield _json_row(place, _parsed(place, line))
 
 
 def _parsed(place: Place | str, text: str) -> Any:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from wsseg_ray.datasets import Listing, Photo, choose_classes, id_problem, names_in, read_classes
 from wsseg_ray.datasets.place import Place
+from wsseg_ray.datasets.spool import Spool
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.sources import is_web
@@ -44,23 +46,52 @@ class Row(NamedTuple):
     uri: str = ""
 
 
-def listing_of(root: Place, source: Place, rows: list[Row], section: DatasetSection) -> Listing:
+def listing_of(root: Place, source: Place, rows: Iterable[Row], section: DatasetSection) -> Listing:
     """The photos that rows name.
 
     Arguments:
         root: the data set's folder.
         source: where the rows are from, for messages.
+        rows: gone through once; they are kept in a temporary file.
     Raises DatasetError where there are no labels, more than 254, or no photo of a split that the recipe names.
     """
-    known = read_classes(root) or section.classes or sorted({label for row in rows for label in row.labels})
+    labels: set[str] = set()
+    splits: set[str] = set()
+    errors: list[str] = []
+
+    def noted() -> Iterator[Row]:
+        for row in rows:
+            labels.update(row.labels)
+            if row.split:
+                splits.add(row.split)
+            if row.error and not errors:
+                errors.append(row.error)
+            yield row
+
+    kept = Spool(noted())
+    known = read_classes(root) or section.classes or sorted(labels)
     if not 1 <= len(known) <= 254:
-        reason = next((f": {row.error}" for row in rows if row.error), "")
+        reason = f": {errors[0]}" if errors else ""
         raise DatasetError(f"{source}: has {len(known)} different labels; needs 1 to 254{reason}")
     classes, mask_values = choose_classes(known, section.classes)
-    splits = _splits(source, rows, section)
-    scan = functools.cache(names_in)
-    photos = [_photo(root, row, known, classes, splits, scan) for row in rows if _wanted(row, splits)]
-    return Listing(classes, mask_values, photos)
+    return Listing(classes, mask_values, _Named(root, kept, known, classes, _splits(source, splits, section)))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The photos that rows name, made when they are gone through."""
+
+    root: Place
+    rows: Iterable[Row]
+    known: list[str]
+    classes: list[str]
+    splits: dict[str, str]
+
+    def __iter__(self) -> Iterator[Photo]:
+        scan = functools.cache(names_in)
+        for row in self.rows:
+            if _wanted(row, self.splits):
+                yield _photo(self.root, row, self.known, self.classes, self.splits, scan)
 
 
 def split_of(file: Place, root: Place) -> str:
@@ -116,9 +147,8 @@ def split_in(name: str) -> str:
     return "train" if set(words) & set(TRAIN) else "val" if set(words) & set(VAL) else ""
 
 
-def _splits(path: Place, rows: list[Row], section: DatasetSection) -> dict[str, str]:
+def _splits(path: Place, named: set[str], section: DatasetSection) -> dict[str, str]:
     """Which of the file's splits is "train" and which "val"; empty if the file has no splits."""
-    named = {row.split for row in rows if row.split}
     if not named:
         return {}
     for key in ("train_split", "val_split"):

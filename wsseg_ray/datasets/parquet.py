@@ -12,15 +12,19 @@ different, otherwise the name of its file and its row. Photos are read where the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsseg_ray.datasets import Layout, Listing, read_classes, root_of
 from wsseg_ray.datasets.labelled import Row, files_in, has_files, listing_of, named, split_of
 from wsseg_ray.datasets.place import Place
+from wsseg_ray.datasets.spool import Spool
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import DatasetSection
 from wsseg_ray.sources import parquet_cell
@@ -47,10 +51,22 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     root = root_of(section)
     files = files_in(root, SUFFIX)
     names = read_classes(root)
-    cells = [cell for file in files for cell in _cells(file, split_of(file, root), names)]
-    paths = [cell.path for cell in cells]
-    own = all(paths) and len(set(paths)) == len(paths)
-    return listing_of(root, files[0], [_row(cell, own) for cell in cells], section)
+
+    def cells() -> Iterator[Cell]:
+        return (cell for file in files for cell in _cells(file, split_of(file, root), names))
+
+    own = _all_unlike(cell.path for cell in cells())
+    return listing_of(root, files[0], (_row(cell, own) for cell in cells()), section)
+
+
+def _all_unlike(paths: Iterable[str]) -> bool:
+    """Whether all paths are there and different. They are compared by 64 bits of a hash: 8 bytes of memory per path."""
+    seen = array("Q")
+    for path in paths:
+        if not path:
+            return False
+        seen.append(int.from_bytes(blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"))
+    return len(np.unique(np.frombuffer(seen, np.uint64))) == len(seen)
 
 
 def _row(cell: Cell, own: bool) -> Row:
@@ -70,9 +86,10 @@ def _cells(file: Place, split: str, names: list[str]) -> Iterator[Cell]:
             inside = _inside(file, image, kind)
             read = [f"{image}.path"] if pa.types.is_struct(kind) else [] if pa.types.is_binary(kind) else [image]
             names = _class_label(schema, label) or names
-            rows = about.read(
-                columns=[*read, label, *(["split"] if "split" in schema.names else [])], use_threads=False
-            ).to_pylist()
+            wanted = [*read, label, *(["split"] if "split" in schema.names else [])]
+            rows = Spool(
+                row for some in about.iter_batches(columns=wanted, use_threads=False) for row in some.to_pylist()
+            )
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{file} is not a Parquet file that can be read: {error}") from error
     for number, row in enumerate(rows):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from pyarrow import fs
 
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.storage import StorageError, entries, filesystem_of, is_uri, patiently, quoted, read_bytes, shown
+
+PIECE = 1 << 22  # bytes of a file that are read at once
 
 
 @dataclass(frozen=True, order=True)
@@ -105,6 +109,20 @@ class Place:
             line = data.count(b"\n", 0, error.start) + 1
             raise DatasetError(f"{self} line {line}: not UTF-8 text; save the file as UTF-8") from error
 
+    def lines(self) -> Iterator[str]:
+        """The lines of a UTF-8 text file with their ends, read piece by piece. Raises DatasetError: see `read_text`."""
+        try:
+            with (
+                io.BufferedReader(_Pieces(self.uri), PIECE) as file,
+                io.TextIOWrapper(file, "utf-8-sig", newline="") as t,
+            ):
+                yield from t
+        except UnicodeDecodeError:
+            self.read_text()  # says which line
+            raise
+        except (OSError, StorageError) as error:
+            raise DatasetError(f"{self} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
     def _parts(self) -> tuple[str, str, str]:
         return self.uri.partition("?") if is_uri(self.uri) else (self.uri, "", "")
 
@@ -123,3 +141,28 @@ def _walk(top: str) -> Iterator[str]:
     for folder, _, files in os.walk(top):
         below = Path(folder).relative_to(top)
         yield from ((below / name).as_posix() for name in files)
+
+
+class _Pieces(io.RawIOBase):
+    """A file read piece by piece, each with the patience of `storage.patiently`."""
+
+    def __init__(self, uri: str) -> None:
+        self._filesystem, self._path = filesystem_of(uri)
+        self._place, self._size = 0, patiently(self._filesystem, shown(uri), self._length)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = patiently(self._filesystem, self._path, lambda: self._read(len(buffer)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def _length(self) -> int:
+        with self._filesystem.open_input_file(self._path) as file:
+            return int(file.size())
+
+    def _read(self, most: int) -> bytes:
+        with self._filesystem.open_input_file(self._path) as file:
+            return bytes(file.read_at(min(most, self._size - self._place), self._place))

@@ -36,7 +36,7 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     files = files_in(root, SUFFIX)
     names = read_classes(root)
     return listing_of(
-        root, files[0], [row for file in files for row in _rows(file, split_of(file, root), names)], section
+        root, files[0], (row for file in files for row in _rows(file, split_of(file, root), names)), section
     )
 
 

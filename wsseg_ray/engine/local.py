@@ -41,17 +41,17 @@ class LocalRunner:
         wanted = resources.needs(job.recipe, stage, self.nodes)
         return Needs(wanted.cpus, wanted.gpus, wanted.memory, 1, 1, max(1, _cores()))
 
-    def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: dict[str, Sequence[Row] | None]) -> int:
+    def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: Sequence[str]) -> int:
         done = set(job.run.shards(work.table.folder))
-        missing = {shard: rows for shard, rows in todo.items() if shard not in done}
+        missing = [shard for shard in todo if shard not in done]
         if not missing:
             return 0
         kernels, threads = [photo_kernel(job, step) for step in work.steps], self.needs(job, stage).threads
-        photos = failed = 0
-        error = ""
-        with self._meter(job, stage, "shards", len(missing), any(step.actor for step in work.steps)) as meter:
-            for shard, given in missing.items():
-                rows: Sequence[Row] = work.read(job, shard) if given is None else given
+        has_actor = any(step.actor for step in work.steps)
+        tally = shards.Tally(job, stage.name, work.table)
+        with self._meter(job, stage, "shards", len(missing), has_actor) as meter, tally:
+            for shard in missing:
+                rows = work.read(job, shard)
                 spent: dict[str, float] = {}
                 for step, kernel in zip(work.steps, kernels, strict=True):
                     name = shards.step_name(step, step is work.steps[-1])
@@ -61,11 +61,10 @@ class LocalRunner:
                     rows = as_sent(step.row, rows)
                 job.run.write_shard(work.table, shard, rows)
                 errors = [row.error for row in rows if row.error]
-                photos, failed, error = photos + len(rows), failed + len(errors), [error, *errors][-1]
-                note = f"{photos} photos" + (f", {failed} failed" if failed else "")
-                meter.add(1, {"rows": len(rows), "failed": len(errors), **spent}, note)
-        shards.refuse_all_failed(stage.name, photos, failed, bool(done), error)
-        return photos
+                tally.add(shard, len(rows), errors)
+                meter.add(1, {"rows": len(rows), "failed": len(errors), **spent}, tally.note)
+        tally.refuse_all_failed(resumed=bool(done))
+        return tally.photos
 
     def map_reduce(self, job: Job, name: str, kernel: Callable[[Job, str], Any], todo: Sequence[str]) -> Iterator[Any]:
         return (kernel(job, shard) for shard in todo)

@@ -18,7 +18,7 @@ from copy import copy
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -40,17 +40,19 @@ from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.storage import StorageError, shown
-from wsseg_ray.tables import MAX_SHARD_ROWS, Row, decode, encode
+from wsseg_ray.tables import SHARD_ROWS, Row, decode, encode
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
 PROGRESS = "progress.json"  # in a training's folder: how far worker 0 is
 TELL_EVERY = 1.0  # seconds
 REPORT_EVERY = 20.0  # seconds, to Ray Train, by a worker that is alone
 MAX_FAILURES = 5  # machines that a training may lose; then the run stops, and goes on when it is run again
+MAX_TASKS = 20_000  # of a step
 SPAN = 8192  # training steps of one Dataset: bounds what a worker plans ahead
 STEPS_A_TASK = 16  # training steps that a task reads: they share the shards that they need
 PREFETCH = 4  # training steps that wait at the trainer's door
 
+SECONDS = ("read", "busy", "waited", "write")  # that a shard's steps took
 TAGS = ("run", "stage")
 COUNTERS = {
     "rows": ("wsseg_rows", "Photos that a stage has done; of trainings: photos seen, over all epochs"),
@@ -103,29 +105,29 @@ class RayRunner:
         wanted = self.needs(job, stage)
         request_resources(bundles=[*[wanted.bundle()] * wanted.least, {"CPU": FEED_CPUS}])
 
-    def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: dict[str, Sequence[Row] | None]) -> int:
+    def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: Sequence[str]) -> int:
         done = set(job.run.shards(work.table.folder))
-        missing = {shard: rows for shard, rows in todo.items() if shard not in done}
+        missing = [shard for shard in todo if shard not in done]
         if not missing:
             return 0
         wanted = self.needs(job, stage)
-        photos = failed = 0
-        error = ""
+        workers = wanted.most or 0 if stage.has_network(job.recipe) else 0
+        tally = shards.Tally(job, stage.name, work.table)
         with (
             _whole_blocks(),
-            _meter(
-                job, stage, "shards", len(missing), wanted.most or 0 if stage.has_network(job.recipe) else 0
-            ) as meter,
+            _meter(job, stage, "shards", len(missing), workers) as meter,
             _told_plainly(job, stage.name),
+            tally,
         ):
-            for result in _dataset(job, stage, work, missing, wanted).iter_rows():
-                counts = bool(result["image_id"])
-                photos, failed = photos + counts, failed + bool(result["error"])
-                error = result["error"] or error
-                note = f"{photos} photos" + (f", {failed} failed" if failed else "")
-                meter.add(int(result["last"]), {**result, "rows": counts, "failed": bool(result["error"])}, note)
-        shards.refuse_all_failed(stage.name, photos, failed, bool(done), error)
-        return photos
+            results = _dataset(job, stage, work, missing, wanted)
+            for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for shard, part in _parts(block):
+                    rows, errors = sum(part.column("photo").to_pylist()), list(filter(None, _texts(part, "error")))
+                    spent = {name: sum(part.column(name).to_pylist()) for name in SECONDS}
+                    tally.add(shard, rows, errors)
+                    meter.add(1, {"rows": rows, "failed": len(errors), **spent}, tally.note)
+        tally.refuse_all_failed(resumed=bool(done))
+        return tally.photos
 
     def map_reduce(self, job: Job, name: str, kernel: Callable[[Job, str], Any], todo: Sequence[str]) -> Iterator[Any]:
         dataset = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
@@ -224,13 +226,10 @@ def root_cause(error: BaseException) -> str:
 # ---- photos through Ray Data
 
 
-def _dataset(
-    job: Job, stage: Stage, work: Work[Any], missing: dict[str, Sequence[Row] | None], wanted: Needs
-) -> ray.data.Dataset:
+def _dataset(job: Job, stage: Stage, work: Work[Any], missing: list[str], wanted: Needs) -> ray.data.Dataset:
     """The Dataset of a stage: shards in, photos between the steps, one small row per photo out."""
-    dataset = _input(missing, resources.asked(job.recipe, stage).batch_size or 1)
-    before = next(iter(missing.values()))
-    row = type(before[0]) if before is not None else None
+    dataset = _input(missing, _shards_of_a_task(job, stage, work, len(missing)))
+    row: type[Row] | None = None
     dataset.set_name(stage.name)
     dataset.context.execution_no_progress_timeout_s = 60 * job.recipe.runtime.no_progress_minutes
     last = work.steps[-1]
@@ -253,7 +252,7 @@ def _dataset(
                 **wanted.options(),
             )
         else:
-            read = work.read if place == 0 and row is None else None
+            read = work.read if place == 0 else None
             at_once = 1 if alone else resources.task_threads(cluster(job.recipe))
             task = partial(_task, job, stage.name, work, step, row, read, ends, at_once)
             name = stage.name if alone else f"{stage.name}_{shards.step_name(step, ends)}"
@@ -279,19 +278,21 @@ def _beside_actors(job: Job, work: Work[Any], wanted: Needs) -> dict[str, Any]:
     return {"num_cpus": cpus, **({"memory": wanted.memory // kinds} if wanted.memory else {})}
 
 
-def _input(missing: dict[str, Sequence[Row] | None], photos: int) -> ray.data.Dataset:
-    """The rows of the shards where the driver has them, else the names of the shards.
+def _shards_of_a_task(job: Job, stage: Stage, work: Work[Any], shards: int) -> int:
+    """How many shards a task works on: one, unless the recipe says otherwise or there are more than MAX_TASKS.
 
-    Arguments:
-        photos: that a task works on.
+    A task costs the driver 5 to 6 ms. Where photos travel to actors, a task must not hold many shards at a time.
     """
-    together = max(1, photos // MAX_SHARD_ROWS)  # shards of a task
-    given = [_block(type(rows[0]), shard, rows, {}) for shard, rows in missing.items() if rows is not None]
-    if given:
-        starts = range(0, len(given), together)
-        return ray.data.from_arrow([pa.concat_tables(given[start : start + together]) for start in starts])
-    names = [{"shard": shard} for shard in missing]
-    return ray.data.from_items(names, override_num_blocks=-(-len(names) // together))
+    photos = resources.asked(job.recipe, stage).batch_size
+    if photos:
+        return max(1, photos // SHARD_ROWS)
+    return -(-shards // MAX_TASKS) if len(work.steps) == 1 else 1
+
+
+def _input(missing: list[str], together: int) -> ray.data.Dataset:
+    """The names of the shards; `together` of them are the block of a task."""
+    starts = range(0, len(missing), together)
+    return ray.data.from_arrow([pa.table({"shard": missing[start : start + together]}) for start in starts])
 
 
 def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
@@ -308,12 +309,22 @@ def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, flo
 
 def _shards_of(table: pa.Table, row: type[Row]) -> Iterator[tuple[str, list[Row], dict[str, float]]]:
     """The shards of a block: name, rows, and the seconds spent so far, with the time when they were ready."""
-    place = 0
-    for shard, names in groupby(table.column("shard").to_pylist()):
-        part = table.slice(place, len(list(names)))
-        place += part.num_rows
+    for shard, part in _parts(table):
         spent = {name: part.column(f"spent_{name}")[0].as_py() for name in ("read", "busy", "waited", "at")}
         yield shard, [one for one in decode(row, part) if one.image_id], spent
+
+
+def _parts(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each shard of a block."""
+    place = 0
+    for shard, names in groupby(_texts(table, "shard")):
+        part = table.slice(place, len(list(names)))
+        place += part.num_rows
+        yield shard, part
+
+
+def _texts(table: pa.Table, column: str) -> list[str]:
+    return cast("list[str]", table.column(column).to_pylist())
 
 
 def _task(
@@ -338,24 +349,35 @@ def _task(
         start = time.monotonic()
         if step is not None:
             name = shards.step_name(step, ends)
-            rows, _ = shards.each(job, (stage, shard, name), partial(step.kernel, job), step.row, rows, at_once)
+            kernel = partial(step.kernel, job)
+            rows, _ = shards.each(job, (stage, shard, name), kernel, step.row, rows, at_once, _attempt())
         if not ends:
             spent["read"] = time.monotonic() - start
             found.append(_block(step.row if step else Row, shard, rows, spent))
             continue
         job.run.write_shard(work.table, shard, rows)
         spent["write"] = time.monotonic() - start
-        found.append(_results(rows, spent))
+        found.append(_results(shard, rows, spent))
     return pa.concat_tables(found)
 
 
-def _results(rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
-    """What the driver is told: one small row per photo; the seconds of the shard stand in the last one."""
-    names = [row.image_id for row in rows] or [""]
-    last = [False] * (len(names) - 1) + [True]
-    seconds = {name: [spent.get(name, 0.0) * end for end in last] for name in ("read", "busy", "waited", "write")}
+def _results(shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:
+    """What the driver is told: one small row per photo; the seconds of the shard stand in the first one.
+
+    A shard without photos has one row that is no photo.
+    """
     errors = [row.error for row in rows] or [""]
-    return pa.table({"image_id": names, "error": errors, "last": last, **seconds})
+    first = [1.0] + [0.0] * (len(errors) - 1)
+    seconds = {name: [spent.get(name, 0.0) * share for share in first] for name in SECONDS}
+    whose = {"shard": [shard] * len(errors), "photo": [bool(rows)] * len(errors)}
+    return pa.table({**whose, "error": errors, **seconds})
+
+
+def _attempt() -> int | None:
+    """How often the task that runs here was tried before; None where this Ray does not tell."""
+    core = getattr(ray._private.worker.global_worker, "core_worker", None)
+    ask = getattr(core, "get_current_task_attempt_number", None)
+    return int(ask()) if ask is not None else None
 
 
 class _Actor:
@@ -370,7 +392,8 @@ class _Actor:
         for shard, rows, spent in _shards_of(batch, self._row):
             spent["waited"] = max(0.0, time.time() - spent["at"])  # the clocks of two machines may differ
             place = (self._stage, shard, shards.step_name(self._step, False))
-            done, spent["busy"] = shards.each(self._job, place, self._kernel, self._step.row, rows, self._threads)
+            kernel, row = self._kernel, self._step.row
+            done, spent["busy"] = shards.each(self._job, place, kernel, row, rows, self._threads, _attempt())
             found.append(_block(self._step.row, shard, done, spent))
         return pa.concat_tables(found)
 

@@ -1,10 +1,11 @@
 """The work on the photos of one shard, one step at a time: what both runners do.
 
 Ray starts a task again, without end, when its process dies, and a photo that kills every process that touches it would
-keep a run busy for ever. So a shard that is being worked on leaves a note in `tries/`. A shard that finds such a note
-goes photo by photo and writes down which photo it is at. A photo whose process dies twice more is recorded as failed,
-and the others go on. A process that dies while the machine is short of memory says little of its photo, for other
-processes may have taken the memory: such a photo has MAX_STARVED tries.
+keep a run busy for ever. So a shard whose process died is suspect: it goes photo by photo, and a note in `tries/` says
+which photo it is at. A photo whose process dies twice more is recorded as failed, and the others go on. Where nobody
+counts the tries of a shard, as in a run without Ray, a note says beforehand that it is worked on. A process that dies
+while the machine is short of memory says little of its photo, for other processes may have taken the memory: such a
+photo has MAX_STARVED tries.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from wsseg_ray.engine import memory
 from wsseg_ray.engine.stage import Job, Step
 from wsseg_ray.engine.threads import one_thread_each
 from wsseg_ray.storage import StorageError
-from wsseg_ray.tables import Row
+from wsseg_ray.tables import Row, Table
 
 TRIES = "tries"
+COUNTED = "counts.json"  # in a table's folder: photos and failed photos of each shard
 MAX_DEATHS = 2  # of a photo that is worked on alone, after the death that made it suspect
 MAX_STARVED = 6  # the same, of deaths while the machine was short of memory
 
@@ -35,6 +37,7 @@ def each(
     row: type[Row],
     rows: Sequence[Row],
     at_once: int = 1,
+    attempt: int | None = None,
 ) -> tuple[list[Row], float]:
     """A step's row for each row of a shard, and the seconds that it took.
 
@@ -44,12 +47,15 @@ def each(
             Where that raises, or the shard is suspect, the rows are taken one by one.
         row: the class of the rows that the step returns.
         at_once: how many rows are worked on at the same time, in threads, unless the shard is suspect.
+        attempt: how often this shard was tried before, in vain; None: not known. At 0 no note is read or written: they
+            would be most of the requests to a store. Later the shard is suspect.
     """
     note = (TRIES, place[0], f"{place[1]}-{place[2]}.json")
-    start, tries, done = time.monotonic(), job.run.read_json(*note), []
-    if tries is None:
-        job.run.write_json({"at": "", "died": {}, "starved": {}}, *note)
-    elif tries["at"]:
+    start, done = time.monotonic(), []
+    tries = None if attempt == 0 else job.run.read_json(*note) or (_no_deaths() if attempt else None)
+    if tries is None and attempt is None:
+        job.run.write_json(_no_deaths(), *note)
+    elif tries and tries["at"]:
         deaths = tries["starved" if tries.pop("short", False) else "died"]
         deaths[tries["at"]] = deaths.get(tries["at"], 0) + 1
     if tries is None and (found := _together(kernel, rows)) is not None:
@@ -65,8 +71,14 @@ def each(
         job.run.write_json(now, *note)
         with memory.watched(partial(job.run.write_json, {**now, "short": True}, *note)):
             done.append(guard(kernel, row, _given_up(place[0], one, tries)))
-    job.run.delete(*note)
+    if attempt != 0:
+        job.run.delete(*note)
     return done, time.monotonic() - start
+
+
+def _no_deaths() -> dict[str, Any]:
+    """What a note says before a process has died: deaths by photo, and the photo that is worked on now."""
+    return {"at": "", "died": {}, "starved": {}}
 
 
 def _given_up(stage: str, row: Row, tries: dict[str, Any]) -> Row:
@@ -146,7 +158,46 @@ def step_name(step: Step, last: bool) -> str:
     return "actor" if step.actor else "write" if last else "read"
 
 
-def refuse_all_failed(stage: str, photos: int, failed: int, resumed: bool, error: str) -> None:
-    """Raise RuntimeError where every photo failed: then no photo is at fault."""
-    if photos and photos == failed and not resumed:
-        raise RuntimeError(f"{stage}: all {photos} photos failed, one with: {error}")
+class Tally:
+    """Counts what became of the photos of a stage, and writes it into the table's folder at the end.
+
+    Arguments:
+        table: what the stage writes.
+    """
+
+    def __init__(self, job: Job, stage: str, table: Table[Any]) -> None:
+        self._run, self._stage, self._folder = job.run, stage, table.folder
+        self._counts: dict[str, tuple[int, int]] = {}
+        self.photos, self._failed, self._error = 0, 0, ""
+
+    def __enter__(self) -> Tally:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._counts and error is None:
+            known = self._run.read_json(self._folder, COUNTED) or {}
+            self._run.write_json({**known, **self._counts}, self._folder, COUNTED)
+
+    def add(self, shard: str, photos: int, errors: Sequence[str]) -> None:
+        """Count a shard that was written now."""
+        self._counts[shard] = (photos, len(errors))
+        self.photos, self._failed = self.photos + photos, self._failed + len(errors)
+        self._error = [self._error, *errors][-1]
+
+    @property
+    def note(self) -> str:
+        return f"{self.photos} photos" + (f", {self._failed} failed" if self._failed else "")
+
+    def refuse_all_failed(self, resumed: bool) -> None:
+        """Raise RuntimeError where every photo failed: then no photo is at fault."""
+        if self.photos and self.photos == self._failed and not resumed:
+            raise RuntimeError(f"{self._stage}: all {self.photos} photos failed, one with: {self._error}")
+
+
+def counts(job: Job, table: Table[Any]) -> dict[str, tuple[int, int]]:
+    """How many photos each shard of a table has, and how many of them failed.
+
+    Those that tasks told are in a file; of the others, which a driver that was killed did not write down, the ends of
+    their own files are read.
+    """
+    return job.run.counts(table, job.run.read_json(table.folder, COUNTED) or {})

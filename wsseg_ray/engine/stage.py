@@ -214,7 +214,7 @@ class Stage:
         assert self.work is not None
         source = job.replaced.get(self.reads[0], self.reads[0])
         shards = job.run.shards(source, "" if self.split == "all" else self.split)
-        return runner.map_shards(job, self, self.work(job), dict.fromkeys(shards))
+        return runner.map_shards(job, self, self.work(job), shards)
 
 
 class Runner(Protocol):
@@ -232,11 +232,9 @@ class Runner(Protocol):
         """What the stage asks for and gets."""
         ...
 
-    def map_shards(self, job: Job, stage: Stage, work: Work[Any], shards: dict[str, Sequence[Row] | None]) -> int:
+    def map_shards(self, job: Job, stage: Stage, work: Work[Any], shards: Sequence[str]) -> int:
         """Do the work for the photos of the shards that the table lacks, and write one file per shard.
 
-        Arguments:
-            shards: the name of each shard, and its rows where the driver has them; None: `work.read` reads them.
         Returns the number of photos done now. Raises RuntimeError where all photos fail, or storage fails for good.
         """
         ...

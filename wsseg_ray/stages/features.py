@@ -68,7 +68,7 @@ def _run(table: Table[FeatureRow], job: Job, runner: Runner) -> int:
     stage = STAGE if table == FEATURES else SEGMENTER
     if job.recipe.features.dims and not job.run.exists(table.folder, PROJECTION):
         runner.call(job, stage, partial(_fit_projection, table))
-    return runner.map_shards(job, stage, _work(table, job), dict.fromkeys(job.shards(IMAGES)))
+    return runner.map_shards(job, stage, _work(table, job), job.shards(IMAGES))
 
 
 def _fit_projection(table: Table[FeatureRow], job: Job) -> None:

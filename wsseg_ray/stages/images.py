@@ -7,30 +7,24 @@ would cost more, never meet it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from wsseg_ray.datasets import Photo
 from wsseg_ray.datasets.pixels import photo_size, read_photo
+from wsseg_ray.datasets.spool import digest_of
 from wsseg_ray.engine.resources import PIXELS_FILE
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.sources import digest, read_bytes
-from wsseg_ray.tables import IMAGES, MAX_SHARD_PIXELS, MAX_SHARD_ROWS, ImageRow, Row, plan_shards
+from wsseg_ray.stages import listing
+from wsseg_ray.tables import IMAGES, MAX_SHARD_PIXELS, SHARD_ROWS, ImageRow
 
 OPENED = 16  # photos whose size is looked at before the shards are cut
 
 
 def _run(job: Job, runner: Runner) -> int:
     """Write `images/` in shards named `train-00000`, `val-00000`, ...; returns the photos done now."""
-    shards: dict[str, Sequence[Row] | None] = {}
-    pixels = _largest(job)
-    for split in ("train", "val"):
-        photos = [photo for photo in job.listing.photos if photo.split == split]
-        for number, members in enumerate(plan_shards(len(photos), pixels)):
-            shards[f"{split}-{number:05d}"] = [_row(photos[i]) for i in members]
+    shards = list(listing.names(listing.write(job, _largest(job))))
     return runner.map_shards(job, STAGE, _work(job), shards)
 
 
@@ -41,10 +35,12 @@ def _largest(job: Job) -> int:
     """
     known = job.run.read_json(IMAGES.folder, PIXELS_FILE)
     if known is None:
-        most, photos = job.recipe.dataset.max_side, [photo for photo in job.listing.photos if not photo.error]
-        some = photos[:: max(1, len(photos) // OPENED)]
+        most = job.recipe.dataset.max_side
         known = most**2 if most else MAX_SHARD_PIXELS
-        if known * MAX_SHARD_ROWS > MAX_SHARD_PIXELS:
+        if known * SHARD_ROWS > MAX_SHARD_PIXELS:
+            count = sum(not photo.error for photo in job.listing.photos)
+            usable = (photo for photo in job.listing.photos if not photo.error)
+            some = islice(usable, 0, None, max(1, count // OPENED))
             known = max((_pixels(photo, most) for photo in some), default=0)
         job.run.write_json(known, IMAGES.folder, PIXELS_FILE)
     return known
@@ -57,12 +53,8 @@ def _pixels(photo: Photo, max_side: int | None) -> int:
         return 0
 
 
-def _row(photo: Photo) -> ImageRow:
-    return ImageRow(**{**asdict(photo), "labels": np.array(photo.labels, np.int32)})
-
-
 def _work(job: Job) -> Work[ImageRow]:
-    return Work(IMAGES, lambda job, shard: list(job.run.read_good(IMAGES, shard).values()), (Step(_look, ImageRow),))
+    return Work(IMAGES, listing.read, (Step(_look, ImageRow),))
 
 
 def _look(job: Job, row: ImageRow) -> ImageRow:
@@ -89,7 +81,7 @@ STAGE = Stage(
     writes=IMAGES.folder,
     run=_run,
     settings=lambda recipe: ["dataset.max_side"],
-    also=lambda job: asdict(job.listing),
+    also=lambda job: [job.classes, job.listing.mask_values, digest_of(job.listing.photos)],
     covers=("dataset",),
     table=IMAGES,
     work=_work,

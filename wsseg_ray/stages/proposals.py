@@ -176,10 +176,13 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
         found.append(_sam_finding(settings))
     if source.from_file is not None and settings.root is not None and "://" not in settings.root:
         names = {path.name for path in Path(settings.root).iterdir()} if Path(settings.root).is_dir() else set()
-        train = [photo for photo in listing.photos if photo.split == "train" and not photo.error]
-        there = sum(f"{photo.image_id}{source.suffix}" in names for photo in train)
-        text = f"{there} of {len(train)} training photos have a file in {shown(settings.root)}"
-        found.append(Finding("proposals", there == len(train), text))
+        train = there = 0
+        for photo in listing.photos:
+            if photo.split == "train" and not photo.error:
+                train += 1
+                there += f"{photo.image_id}{source.suffix}" in names
+        text = f"{there} of {train} training photos have a file in {shown(settings.root)}"
+        found.append(Finding("proposals", there == train, text))
     return found
 
 

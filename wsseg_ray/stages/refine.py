@@ -50,7 +50,7 @@ def _run(job: Job, runner: Runner) -> int:
     # Sums that are there are an interrupted run's: those of another input or setting lie in another folder.
     if not _by_pairs(job.recipe) and not job.run.exists(REFINED.folder, SUMS):
         _write_sums(job, _added(runner.map_reduce(job, "refine_moments", _shard_sums, shards)))
-    return runner.map_shards(job, STAGE, _work(job), dict.fromkeys(shards))
+    return runner.map_shards(job, STAGE, _work(job), shards)
 
 
 def _work(job: Job) -> Work[RefinedRow]:

@@ -37,8 +37,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
         if any(not names <= set(row.networks) for row in job.run.read_good(table, shard, ["networks"]).values()):
             job.run.delete(table.folder)  # of other networks: the recipe was changed in between
             break
-    shards = dict.fromkeys(job.shards(SUPERVISION))
-    return runner.map_shards(job, stage(round_), _of_networks(missing, round_), shards)
+    return runner.map_shards(job, stage(round_), _of_networks(missing, round_), job.shards(SUPERVISION))
 
 
 def _of_networks(networks: Sequence[Network], round_: int) -> Work[OwnLabelsRow]:

@@ -46,7 +46,7 @@ def _run(job: Job, runner: Runner) -> int:
     """Write `scores/` and `scores/pca.npz`; returns the photos done now."""
     if not job.run.exists(SCORES.folder, PCA):
         runner.call(job, STAGE, _fit_pca)
-    shards = dict.fromkeys([*job.shards(PROPOSALS), *job.shards(IMAGES, "val")])
+    shards = [*job.shards(PROPOSALS), *job.shards(IMAGES, "val")]
     done = runner.map_shards(job, STAGE, _work(job), shards)
     if done:
         precision = _val_precision(job)
