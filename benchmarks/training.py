@@ -94,8 +94,8 @@ def subset(source: str, place: Path, arguments: argparse.Namespace) -> Job:
     return open_run(str(place))
 
 
-def learners(job: Job, name: str) -> list[tuple[str, list[str]]]:
-    """The photos that a network learns from, shard by shard."""
+def learners(job: Job, name: str) -> training.Index:
+    """The photos that a network learns from."""
     index = training.index(job, SUPERVISION)
     return train_segmenter.members(index, segmenters.network_named(job.recipe, name))
 
@@ -118,7 +118,8 @@ def plain_loop(run: str, name: str) -> dict:
         order = training.epoch_order(members, np.random.default_rng([job.recipe.seed, epoch]))
         steps = []
         for start in range(0, len(order), settings.batch_size):
-            shards, ids = zip(*(turn.photo for turn in order[start : start + settings.batch_size]), strict=True)
+            places = order.places[start : start + settings.batch_size]
+            shards, ids = zip(*(members.photo(place) for place in places), strict=True)
             steps.append(SgdStep(name, 0, epoch, len(steps), shards, ids, len(ids), False, 0))
         rows = list(read_batches(job, columns([asdict(step) for step in steps])))
         begin = time.perf_counter()
@@ -132,7 +133,7 @@ def plain_loop(run: str, name: str) -> dict:
             objective(train_segmenter.Shown(batch, dropout)).backward()
             optimizer.step()
         seconds.append(time.perf_counter() - begin)
-    photos = sum(len(ids) for _, ids in members)
+    photos = len(members)
     return {"photos": photos, "seconds": seconds, "weights": network.cpu().state_dict()}
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from wsseg_ray import pipeline
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine.stage import Job, open_run
+from wsseg_ray.engine.training import Index
 from wsseg_ray.recipe import AUTO, Recipe, load, validate
 from wsseg_ray.storage import ENTRY, RunDirectory
 from wsseg_ray.tables import IMAGES, PREDICTIONS, PROPOSALS, REFINED, SCORES, SUPERVISION, Row, Table, schema
@@ -142,3 +144,11 @@ def settled(name: str) -> Recipe:
     for section, keys in chosen.items():
         data[section] |= {key: value for key, value in keys.items() if data[section][key] == AUTO}
     return validate(data)
+
+
+def index_of(shards: Sequence[tuple[str, Sequence[str]]]) -> Index:
+    """The index of photos with one label and no mask, shard by shard."""
+    names = [name for _, own in shards for name in own]
+    starts = np.cumsum([0, *(len(own) for _, own in shards)])
+    ones = np.ones(len(names), np.uint8)
+    return Index([shard for shard, _ in shards], starts, pa.array(names, pa.string()), ones, ones == 0)

@@ -297,6 +297,7 @@ class PredictionSection(Section):
     # Factors of the photo's size; logits are averaged over them
     scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
     mirror: bool = False  # average over the mirrored photo too
+    zip: bool = True  # write the labels of each network as one file, too, as VOC's server takes them
 
 
 class StageSection(Section):

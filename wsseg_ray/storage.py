@@ -147,10 +147,14 @@ class RunDirectory:
 
         Raises StorageError where it cannot be written, OSError where its name is the cause.
         """
+        self.write_stream(lambda stream: stream.write(data), *parts)
+
+    def write_stream(self, fill: Callable[[Any], object], *parts: str) -> None:
+        """Write a file of any size as `write_bytes` does: `fill` writes to a stream, again where that fails."""
         filesystem, path = filesystem_of(self.uri(*parts))
         write = _write_local if isinstance(filesystem, fs.LocalFileSystem) else _write_object
         try:
-            patiently(filesystem, path, lambda: write(filesystem, path, data))
+            patiently(filesystem, path, lambda: write(filesystem, path, fill))
         except OSError as error:
             if error.errno in _NAMING:
                 raise
@@ -384,14 +388,14 @@ def patiently(filesystem: fs.FileSystem, place: str, call: Callable[[], T]) -> T
         pause = min(2 * pause, 30.0)
 
 
-def _write_local(_: fs.FileSystem, path: str, data: bytes) -> None:
+def _write_local(_: fs.FileSystem, path: str, fill: Callable[[Any], object]) -> None:
     # A local file is visible at once, so it gets its name only when it is complete.
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{uuid.uuid4().hex}.tmp")
     try:
         with draft.open("wb") as stream:
-            stream.write(data)
+            fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(target)
@@ -401,7 +405,7 @@ def _write_local(_: fs.FileSystem, path: str, data: bytes) -> None:
         raise
 
 
-def _write_object(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+def _write_object(filesystem: fs.FileSystem, path: str, fill: Callable[[Any], object]) -> None:
     # An object is visible only when its upload is complete.
     with filesystem.open_output_stream(path) as stream:
-        stream.write(data)
+        fill(stream)

@@ -15,32 +15,33 @@ from torch import nn
 from torch.multiprocessing import spawn
 
 from tests.engine.two_workers import AWorker, descend, one_of_two
-from tests.runs import empty_job
+from tests.runs import empty_job, index_of
 from wsseg_ray.engine import training
 from wsseg_ray.engine.threads import one_thread_each
-from wsseg_ray.engine.training import HANDS, Member, Turn, batches, chosen, epoch_order, nothing, step, step_by_photo
+from wsseg_ray.engine.training import HANDS, Index, Order, batches, epoch_order, nothing, step, step_by_photo
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, SUPERVISION, ImageRow, SupervisionRow
 
 
-def shards(count: int, size: int) -> list[tuple[str, list[str]]]:
-    return [(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(size)]) for n in range(count)]
+def shards(count: int, size: int) -> Index:
+    return index_of([(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(size)]) for n in range(count)])
 
 
-def photos_in(order: list[Turn]) -> list[tuple[str, str]]:
-    return [turn.photo for turn in order]
+def photos_in(order: Order) -> list[tuple[str, str]]:
+    return [order.index.photo(place) for place in order.places]
 
 
 @given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 12), st.integers(1, 5), st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
 def test_an_epoch_shows_every_photo_once_however_many_workers_there_are(sizes, size, workers, seed):
     members = [(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(count)]) for n, count in enumerate(sizes)]
-    order = epoch_order(members, np.random.default_rng(seed))
+    order = epoch_order(index_of(members), np.random.default_rng(seed))
     every = sorted((name, photo) for name, photos in members for photo in photos)
-    assert sorted(photos_in(order)) == every
+    shown = photos_in(order)
+    assert sorted(shown) == every and len(order) == len(every)
     parts = [list(batches(AWorker(rank, workers), order, size)) for rank in range(workers)]
     for place, together in enumerate(zip(*parts, strict=True)):
-        batch = photos_in(order[place * size : (place + 1) * size])
+        batch = shown[place * size : (place + 1) * size]
         assert sorted(photo for mine, _ in together for photo in mine) == sorted(batch)
         assert {count for _, count in together} == {len(batch)}
     shards = [{shard for mine, _ in part for shard, _ in mine} for part in parts]
@@ -50,34 +51,47 @@ def test_an_epoch_shows_every_photo_once_however_many_workers_there_are(sizes, s
 def test_few_shards_are_open_at_a_time():
     """And photos of all hands are in every stretch of the epoch."""
     order = epoch_order(shards(3 * HANDS, 5), np.random.default_rng(1))
-    assert [turn.hand for turn in order] == list(range(HANDS)) * 15
-    thirds = [{shard for shard, _ in photos_in(order[start : start + 5 * HANDS])} for start in (0, 80, 160)]
+    assert order.hands.tolist() == list(range(HANDS)) * 15
+    shown = photos_in(order)
+    thirds = [{shard for shard, _ in shown[start : start + 5 * HANDS]} for start in (0, 80, 160)]
     assert [len(third) for third in thirds] == [HANDS] * 3 and not thirds[0] & thirds[1]
 
 
 def test_hands_of_unlike_length_end_together():
-    members = [(f"train-{n:05d}", [f"{n}_{i}" for i in range(4 if n < 8 else 12)]) for n in range(HANDS)]
-    order = epoch_order(members, np.random.default_rng(0))
-    long = [len(dict(members)[turn.photo[0]]) == 12 for turn in order]
+    sizes = {f"train-{n:05d}": 4 if n < 8 else 12 for n in range(HANDS)}
+    members = [(shard, [f"{shard}_{i}" for i in range(size)]) for shard, size in sizes.items()]
+    order = epoch_order(index_of(members), np.random.default_rng(0))
+    long = [sizes[shard] == 12 for shard, _ in photos_in(order)]
     assert sum(long[:64]) == 48 and sum(long[64:]) == 48
 
 
 def test_a_hand_keeps_its_shards_in_every_epoch():
-    members = shards(50, 2)
-    hands = [{turn.photo[0]: turn.hand for turn in epoch_order(members, np.random.default_rng(e))} for e in range(3)]
+    orders = [epoch_order(shards(50, 2), np.random.default_rng(epoch)) for epoch in range(3)]
+    hands = [dict(zip((shard for shard, _ in photos_in(o)), o.hands.tolist(), strict=True)) for o in orders]
     assert hands[0] == hands[1] == hands[2] and len(set(hands[0].values())) == HANDS
 
 
 def test_the_order_follows_the_seed():
-    members = shards(5, 4)
-    first, again, other = (epoch_order(members, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert first == again != other and photos_in(first) != sorted(photos_in(first))
+    first, again, other = (photos_in(epoch_order(shards(5, 4), np.random.default_rng(seed))) for seed in (0, 0, 1))
+    assert first == again != other and first != sorted(first)
 
 
 def test_workers_have_as_much_work_as_each_other():
     order = epoch_order(shards(4 * HANDS, 8), np.random.default_rng(0))
     for workers in (2, 4, 8):
         assert {len(mine) for mine, _ in batches(AWorker(0, workers), order, 8)} == {8 // workers}
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=20), st.data())
+def test_some_photos_of_an_index(sizes, data):
+    """Those that are kept, and no shard without any."""
+    members = [(f"train-{n:05d}", [f"{n}_{i}" for i in range(count)]) for n, count in enumerate(sizes)]
+    every = [(shard, name) for shard, own in members for name in own]
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every))))
+    some = index_of(members).only(kept)
+    wanted = [photo for photo, keep in zip(every, kept, strict=True) if keep]
+    assert [some.photo(place) for place in range(len(some))] == wanted
+    assert some.shards == sorted({shard for shard, _ in wanted}) and len(some.starts) == len(some.shards) + 1
 
 
 class HalfTheSquare(nn.Module):
@@ -227,8 +241,6 @@ def test_an_index_reads_each_table_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RunDirectory, "read_shard", counted)
     photos = training.index(job, SUPERVISION)
-    assert photos == [("train-00000", [Member("a", 1, True), Member("b", 2, False)])]
+    assert [photos.photo(0), photos.photo(1), len(photos)] == [("train-00000", "a"), ("train-00000", "b"), 2]
+    assert photos.labels.tolist() == [1, 2] and photos.has_mask.tolist() == [True, False]
     assert sorted(reads) == [("images", "train-00000"), ("supervision", "train-00000")]
-    assert chosen(photos) == [("train-00000", ["a", "b"])]
-    assert chosen(photos, lambda member: member.has_mask) == [("train-00000", ["a"])]
-    assert chosen(photos, lambda member: member.labels > 2) == []

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from tests.runs import index_of
 from wsseg_ray.engine import training
-from wsseg_ray.engine.training import Turn, batches, nothing, step
+from wsseg_ray.engine.training import Order, batches, nothing, step
 
 
 @dataclass
@@ -42,7 +44,8 @@ def descend(worker: AWorker) -> tuple[list[float], dict[str, torch.Tensor]]:
     objective, rows = Regression(), torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.3, momentum=0.9)
     model, losses = training.shared(worker, objective), []
-    order = [Turn(place % 2, ("", str(place))) for place in range(len(rows))]
+    photos = index_of([("", [str(place) for place in range(len(rows))])])
+    order = Order(photos, np.arange(len(rows)), np.arange(len(rows)) % 2)
     for mine, _ in batches(worker, order, 5):
         some = [int(place) for _, place in mine]
         losses.append(step(worker, model, rows[some] if some else None, len(some), optimizer))

@@ -47,7 +47,8 @@ def gradients(job: Job, phase: str, parts: list[list[tuple[str, str]]]) -> dict[
 @pytest.mark.parametrize("phase", ["image", "hypothesis"])
 def test_gradients_of_two_workers_add_up_to_those_of_one(tiny_local, phase):
     job = open_run(tiny_local[1])
-    batch = [(shard, i) for shard, ids in training.chosen(training.index(job, PROPOSALS)) for i in ids][:6]
+    photos = training.index(job, PROPOSALS)
+    batch = [photos.photo(place) for place in range(6)]
     assert len({(row.height, row.width) for row in job.run.rows(IMAGES)}) > 3
     one = gradients(job, phase, [batch])
     two = gradients(job, phase, [batch[0::2], batch[1::2]])
@@ -135,8 +136,8 @@ def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
     """Its pooled features are kept until the next phase; where it is trained, a photo is mirrored every other time."""
     job = open_run(tiny_local[1])
     frozen = with_frozen_backbone(job)
-    (shard, ids), *_ = training.chosen(training.index(job, PROPOSALS))
-    batch, calls, real = [(shard, image_id) for image_id in ids[:3]], [], train_hcp.pool_photos
+    photos = training.index(job, PROPOSALS)
+    batch, calls, real = [photos.photo(place) for place in range(3)], [], train_hcp.pool_photos
     monkeypatch.setattr(train_hcp, "pool_photos", lambda *given: calls.append(len(given[1])) or real(*given))
     network, _ = hcp.build(frozen.recipe, len(job.classes))
     feed = Feed(frozen, network, torch.device("cpu"))
@@ -156,7 +157,7 @@ def test_a_frozen_backbone_looks_at_a_photo_once(tiny_local, monkeypatch):
 def test_a_photo_is_read_and_pooled_by_one_worker(tiny_local, workers, monkeypatch):
     """Two epochs: however many workers there are, one of them reads a shard, and pools its photos, once."""
     job = with_frozen_backbone(open_run(tiny_local[1]))
-    photos = training.chosen(training.index(job, PROPOSALS))
+    photos = training.index(job, PROPOSALS)
     pooled, loaded = [], []
     pool, load = Feed._pool, Feed._load
     monkeypatch.setattr(Feed, "_pool", lambda feed, shard, i: pooled.append(i) or pool(feed, shard, i))
@@ -169,8 +170,8 @@ def test_a_photo_is_read_and_pooled_by_one_worker(tiny_local, workers, monkeypat
             for mine, _ in training.batches(AWorker(rank, workers), order, 8):
                 if mine:
                     feed.batch(mine, epoch)
-    assert sorted(loaded) == sorted(shard for shard, _ in photos)
-    assert sorted(pooled) == sorted(image_id for _, ids in photos for image_id in ids)
+    assert sorted(loaded) == photos.shards
+    assert sorted(pooled) == sorted(photos.names.to_pylist())
 
 
 def test_candidates_are_part_of_training_where_regions_learn_from_them():

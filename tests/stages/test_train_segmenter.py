@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.runs import copy, cut_off, empty_job, entries, files, ran, same_weights, weights
+from tests.runs import copy, cut_off, empty_job, entries, files, index_of, ran, same_weights, weights
 from wsseg_ray import recipe
 from wsseg_ray.engine import ray_runner, training
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
-from wsseg_ray.engine.training import Member
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.segmentation.losses import IGNORE
 from wsseg_ray.segmentation.network import SegmentationNetwork
@@ -49,11 +49,12 @@ def names_trained(monkeypatch) -> list[str]:
 
 
 def test_a_network_learns_from_its_own_photos():
-    photos = [("train-00000", [Member("a", 1, True), Member("b", 2, False)]), ("train-00001", [Member("c", 3, False)])]
+    photos = index_of([("train-00000", ["a", "b"]), ("train-00001", ["c"])])
+    photos = replace(photos, labels=np.array([1, 2, 3]), has_mask=np.array([True, False, False]))
     expected = {"AN_B": "abc", "SN_B": "a", "FULL": "a", "CCNN": "abc", "CAM": "abc"}
     for name, ids in expected.items():
-        assert "".join(i for _, own in members(photos, NETWORKS.get(name)) for i in own) == ids, name
-    assert members(photos, unrefined(NETWORKS.get("SN_B"))) == [("train-00000", ["a"])]
+        assert "".join(members(photos, NETWORKS.get(name)).names.to_pylist()) == ids, name
+    assert members(photos, unrefined(NETWORKS.get("SN_B"))).shards == ["train-00000"]
 
 
 def test_networks_of_a_recipe():

@@ -386,6 +386,8 @@ class _Actor:
     def __init__(self, job: Job, stage: str, step: Step, row: type[Row], threads: int) -> None:
         self._job, self._stage, self._step, self._row = job, stage, step, row
         self._threads, self._kernel = threads, shards.OnOneThread(step.kernel(job))
+        # An actor that died goes on with what it had, and nobody counts how often.
+        self._attempt = None if ray.get_runtime_context().was_current_actor_reconstructed else 0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         found = []
@@ -393,7 +395,7 @@ class _Actor:
             spent["waited"] = max(0.0, time.time() - spent["at"])  # the clocks of two machines may differ
             place = (self._stage, shard, shards.step_name(self._step, False))
             kernel, row = self._kernel, self._step.row
-            done, spent["busy"] = shards.each(self._job, place, kernel, row, rows, self._threads, _attempt())
+            done, spent["busy"] = shards.each(self._job, place, kernel, row, rows, self._threads, self._attempt)
             found.append(_block(self._step.row, shard, done, spent))
         return pa.concat_tables(found)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed
 from torch import nn
@@ -28,41 +30,83 @@ from wsseg_ray.tables import IMAGES, Table
 HANDS = 16  # shards that are shuffled together: bounds what a worker holds, and how many workers have work
 
 
-class Turn(NamedTuple):
-    """A photo's place in an epoch."""
+@dataclass(frozen=True)
+class Index:
+    """The photos that a training may learn from, shard by shard, in some 30 bytes per photo.
 
-    hand: int
-    photo: tuple[str, str]  # shard and image_id
+    Arguments:
+        shards: names.
+        starts: (len(shards) + 1,) where the photos of each shard begin among all photos.
+        names: (n,) the image_ids.
+        labels: (n,) how many classes each photo has.
+        has_mask: (n,) bool.
+    """
+
+    shards: list[str]
+    starts: np.ndarray
+    names: pa.Array
+    labels: np.ndarray
+    has_mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def photo(self, place: int) -> tuple[str, str]:
+        """The shard and the image_id of a photo."""
+        shard = int(np.searchsorted(self.starts, place, "right")) - 1
+        return self.shards[shard], self.names[place].as_py()
+
+    def only(self, kept: np.ndarray) -> Index:
+        """The photos where `kept`, (n,) bool, is true, and the shards that have any."""
+        before = np.concatenate([[0], np.cumsum(kept)])[self.starts]
+        some = np.diff(before) > 0
+        shards = [shard for shard, has_any in zip(self.shards, some, strict=True) if has_any]
+        starts = np.concatenate([[0], before[1:][some]])
+        return Index(shards, starts, self.names.filter(pa.array(kept)), self.labels[kept], self.has_mask[kept])
 
 
-def epoch_order(members: list[tuple[str, list[str]]], rng: np.random.Generator) -> list[Turn]:
+@dataclass(frozen=True)
+class Order:
+    """All photos of an index in the order of an epoch: what `places` says, and the hand of each."""
+
+    index: Index
+    places: np.ndarray
+    hands: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def epoch_order(photos: Index, rng: np.random.Generator) -> Order:
     """All photos once, shuffled.
 
     Shards are dealt to HANDS hands, the same in every epoch. Each hand goes through its shards in random order, and
     through the photos of each in random order, and hands take turns, so that all of them end together. So HANDS shards
     are open at a time. A worker has some of the hands for the whole training (`batches`): however many workers there
     are, each shard is read, and each photo decoded and pooled, by one of them.
-
-    Arguments:
-        members: the photos of each shard.
     """
-    hands = np.random.default_rng(0).permutation(len(members)) % HANDS
-    turns = []
+    dealt = np.random.default_rng(0).permutation(len(photos.shards)) % HANDS
+    every = []
     for hand in range(HANDS):
-        photos = [
-            (members[shard][0], members[shard][1][place])
-            for shard in rng.permutation(np.flatnonzero(hands == hand))
-            for place in rng.permutation(len(members[shard][1]))
-        ]
-        turns += [((turn + hand / HANDS) / len(photos), hand, photo) for turn, photo in enumerate(photos)]
-    return [Turn(hand, photo) for _, hand, photo in sorted(turns)]
+        own = [np.empty(0, np.int64)]
+        for shard in rng.permutation(np.flatnonzero(dealt == hand)):
+            begin, end = photos.starts[shard : shard + 2]
+            own.append(begin + rng.permutation(end - begin))
+        every.append(np.concatenate(own))
+    places, lengths = np.concatenate(every), [len(own) for own in every]
+    hands = np.repeat(np.arange(HANDS, dtype=np.uint8), lengths)
+    turns = np.concatenate([(np.arange(length) + hand / HANDS) / max(1, length) for hand, length in enumerate(lengths)])
+    order = np.lexsort([hands, turns])
+    return Order(photos, places[order], hands[order])
 
 
-def batches(worker: Worker, order: Sequence[Turn], size: int) -> Iterator[tuple[list[tuple[str, str]], int]]:
+def batches(worker: Worker, order: Order, size: int) -> Iterator[tuple[list[tuple[str, str]], int]]:
     """This worker's part of every batch, as (shard, image_id), and the size of the whole batch."""
+    mine = order.hands % worker.world == worker.rank
     for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        yield [turn.photo for turn in batch if turn.hand % worker.world == worker.rank], len(batch)
+        batch = slice(start, start + size)
+        photos = [order.index.photo(place) for place in order.places[batch][mine[batch]]]
+        yield photos, min(size, len(order) - start)
 
 
 def shared(worker: Worker, objective: nn.Module) -> nn.Module:
@@ -193,17 +237,6 @@ def tensorboard(worker: Worker, name: str, losses: list[tuple[str, float]]) -> N
         worker.job.run.write_bytes(events.read_bytes(), "logs", "tensorboard", name, "events.out.tfevents.0")
 
 
-class Member(NamedTuple):
-    """A photo that a training may learn from, and what decides whether it does."""
-
-    image_id: str
-    labels: int  # how many classes the photo has
-    has_mask: bool
-
-
-Index = list[tuple[str, list[Member]]]  # the photos of each shard
-
-
 def index(job: Job, table: Table[Any], other: Table[Any] | None = None) -> Index:
     """The training photos of a table, or of the one in its place, that did not fail, shard by shard.
 
@@ -214,17 +247,16 @@ def index(job: Job, table: Table[Any], other: Table[Any] | None = None) -> Index
         table: has the shards.
         other: a table in which the photos must not have failed either; None: there is none.
     """
-    found, tables = [], [own for own in (table, other) if own]
+    tables = [own for own in (table, other) if own]
+    shards, starts, names, labels, has_mask = [], [0], [pa.array([], pa.string())], [], []
     for shard in job.shards(table, "train"):
         images = job.run.read_good(job.table(IMAGES), shard, ["labels", "mask_uri"])
         good = sorted(set(images).intersection(*(job.run.read_good(job.table(own), shard, []) for own in tables)))
-        members = [Member(i, len(images[i].labels), bool(images[i].mask_uri)) for i in good]
-        if members:
-            found.append((shard, members))
-    return found
-
-
-def chosen(photos: Index, keep: Callable[[Member], bool] = lambda member: True) -> list[tuple[str, list[str]]]:
-    """The image_ids of an index that a training learns from, shard by shard."""
-    kept = [(shard, [member.image_id for member in members if keep(member)]) for shard, members in photos]
-    return [(shard, ids) for shard, ids in kept if ids]
+        if good:
+            shards.append(shard)
+            starts.append(starts[-1] + len(good))
+            names.append(pa.array(good))
+            labels.append(np.array([min(255, len(images[i].labels)) for i in good], np.uint8))
+            has_mask.append(np.array([bool(images[i].mask_uri) for i in good]))
+    joined = [np.concatenate([np.empty(0, dtype), *parts]) for dtype, parts in ((np.uint8, labels), (bool, has_mask))]
+    return Index(shards, np.array(starts), pa.concat_arrays(names), joined[0].astype(np.uint8), joined[1].astype(bool))

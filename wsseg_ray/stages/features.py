@@ -24,6 +24,7 @@ from wsseg_ray.backbones.base import BaseBackbone, Projection
 from wsseg_ray.backbones.photos import normalise, whole_cells
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.backbones.weights import Bare, load_weights
+from wsseg_ray.engine import training
 from wsseg_ray.engine.checkpoints import restore, weights_source
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
@@ -75,10 +76,8 @@ def _fit_projection(table: Table[FeatureRow], job: Job) -> None:
     """PCA of the cells of some training photos, evenly spread; scaled, so that their mean square is 1."""
     looker, dims = Looker(table, job), job.recipe.features.dims
     assert dims is not None
-    photos = [
-        (shard, i) for shard in job.shards(IMAGES, "train") for i in job.run.read_good(job.table(IMAGES), shard, [])
-    ]
-    wanted = {photos[i * len(photos) // SAMPLE] for i in range(SAMPLE)}
+    photos = training.index(job, IMAGES)
+    wanted = {photos.photo(i * len(photos) // SAMPLE) for i in range(SAMPLE)}
     rng, cells = np.random.default_rng(job.recipe.seed), []
     for shard in sorted({shard for shard, _ in wanted}):
         for row in photo_rows(job, shard):

@@ -34,15 +34,16 @@ from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
 WORST, BEST = 24, 12  # photos of the report's gallery
+GALLERY_SHARDS = 64  # out of which they are chosen
 SHOWN = 0.01  # share of a photo from which on a class is wholly there
 
 
 def _run(job: Job, runner: Runner) -> int:
-    """Write `predictions/` for the val photos, and a zip per network to hand in; returns the photos done now."""
+    """Write `predictions/` for the val photos, and a zip per network to submit; returns the photos done now."""
     done = runner.map_shards(job, STAGE, _work(job), job.shards(IMAGES, "val"))
-    for network in networks(job.recipe):
+    for network in networks(job.recipe) if job.recipe.prediction.zip else []:
         if done or not job.run.exists(PREDICTIONS.folder, network.name, ZIP):
-            job.run.write_bytes(_zipped(job, network.name), PREDICTIONS.folder, network.name, ZIP)
+            job.run.write_stream(partial(_zip, job, network.name), PREDICTIONS.folder, network.name, ZIP)
     return done
 
 
@@ -56,14 +57,12 @@ def _work(job: Job) -> Work[PredictionRow]:
     return Work(PREDICTIONS, seen_rows, steps)
 
 
-def _zipped(job: Job, name: str) -> bytes:
-    """A network's submission folder; the same bytes for the same labels."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+def _zip(job: Job, name: str, stream: Any) -> None:
+    """Write a network's submission folder as a zip, a photo at a time; the same bytes for the same labels."""
+    with zipfile.ZipFile(stream, "w") as archive:
         for file in job.run.names(PREDICTIONS.folder, name, *SUBMISSION):
             member = zipfile.ZipInfo("/".join([*SUBMISSION, file]))  # its date is a constant
             archive.writestr(member, job.run.read_bytes(PREDICTIONS.folder, name, *SUBMISSION, file))
-    return buffer.getvalue()
 
 
 def _finish(job: Job, row: ViewsRow) -> PredictionRow:
@@ -154,10 +153,16 @@ def _gallery(job: Job) -> list[Strip]:
     return strips
 
 
+def _some_shards(job: Job) -> list[str]:
+    """At most GALLERY_SHARDS shards, evenly spread: the driver looks at each of their photos."""
+    shards = job.run.shards(PREDICTIONS.folder, "val")
+    return shards[:: -(-len(shards) // GALLERY_SHARDS) or 1]
+
+
 def _confusions(job: Job, many: int) -> dict[tuple[str, str], np.ndarray]:
     """By shard and photo, the confusion of each network, after the CRF if it is on; none without true masks."""
     side, found = len(job.classes) + 1, {}
-    for shard in job.run.shards(PREDICTIONS.folder, "val"):
+    for shard in _some_shards(job):
         for image_id, row in job.run.read_good(PREDICTIONS, shard, ["confusion"]).items():
             if len(row.confusion):
                 both = row.confusion.reshape(many, 2, side, side)
@@ -168,7 +173,7 @@ def _confusions(job: Job, many: int) -> dict[tuple[str, str], np.ndarray]:
 def _agreements(job: Job, network: int) -> dict[tuple[str, str], float]:
     """By shard and photo, how far a network agrees with the photo's names, in percent; see `agreement`."""
     column, found = "png_crf" if job.recipe.crf.enabled else "png", {}
-    for shard in job.run.shards(PREDICTIONS.folder, "val"):
+    for shard in _some_shards(job):
         images = job.run.read_good(job.table(IMAGES), shard, ["labels"])
         for image_id, row in job.run.read_good(PREDICTIONS, shard, [column]).items():
             labels = np.asarray(Image.open(io.BytesIO(getattr(row, column)[network])))

@@ -217,9 +217,8 @@ def _areas(row: PreparedRow) -> np.ndarray:
 
 def _fit_pca(job: Job) -> None:
     settings = job.recipe.refinement
-    index = training.index(job, PROPOSALS, hcp_reads(job.recipe))
-    photos = [(shard, i) for shard, ids in training.chosen(index) for i in ids]
-    wanted = {photos[i * len(photos) // settings.pca_photos] for i in range(settings.pca_photos)}
+    photos = training.index(job, PROPOSALS, hcp_reads(job.recipe))
+    wanted = {photos.photo(i * len(photos) // settings.pca_photos) for i in range(settings.pca_photos)}
     scorer, sample = Scorer(job), []
     rng = np.random.default_rng(job.recipe.seed)
     for shard in sorted({shard for shard, _ in wanted}):

@@ -62,7 +62,7 @@ def _run(job: Job, runner: Runner) -> int:
     if job.run.exists(FOLDER, "log.json"):  # what a training that is done writes last
         return 0
     photos = training.index(job, PROPOSALS, hcp_reads(job.recipe))
-    total = sum(len(members) for _, members in photos) * sum(phase.epochs for phase in phases(job.recipe.hcp))
+    total = len(photos) * sum(phase.epochs for phase in phases(job.recipe.hcp))
     runner.fit(job, STAGE, _loop, total, photos)
     return total
 
@@ -83,7 +83,7 @@ def _loop(worker: Worker) -> None:
     if network.reduce is not None:
         network.reduce.load_state_dict(read_projection(job, FEATURES))
     network.to(worker.device)
-    run = _Training(worker, network, fresh, training.chosen(worker.photos))
+    run = _Training(worker, network, fresh, worker.photos)
     state = restore(job.run, FOLDER, "state.pt")
     if state:
         training.take(network, state["network"])
@@ -100,9 +100,7 @@ def _loop(worker: Worker) -> None:
 class _Training:
     """The training so far: the network, the loss of each epoch, and the photos seen."""
 
-    def __init__(
-        self, worker: Worker, network: HypothesisNetwork, fresh: list[str], photos: list[tuple[str, list[str]]]
-    ) -> None:
+    def __init__(self, worker: Worker, network: HypothesisNetwork, fresh: list[str], photos: training.Index) -> None:
         self._worker, self._network, self._fresh, self._photos = worker, network, fresh, photos
         self._feed = Feed(worker.job, network, worker.device)
         self._objective = training.shared(worker, HcpObjective(network, loss_of(worker.job.recipe), worker.device))
@@ -121,7 +119,7 @@ class _Training:
         optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
         if state and done:
             optimizer.load_state_dict(state["optimizer"])
-        self._seen += done * sum(len(ids) for _, ids in self._photos)
+        self._seen += done * len(self._photos)
         if done < phase.epochs:
             self._feed.begin(phase.name, self._teacher(phase.name) if phase.name.startswith("region") else None)
         for epoch in range(done, phase.epochs):

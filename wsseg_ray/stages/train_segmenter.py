@@ -82,7 +82,7 @@ def _before(job: Job, networks: list[Network], round_: int) -> list[Network]:
 
 def _seen(recipe: Recipe, photos: training.Index, networks: list[Network]) -> int:
     """Photos that a training sees, over all epochs and networks."""
-    return sum(epochs(recipe, network) * sum(len(ids) for _, ids in members(photos, network)) for network in networks)
+    return sum(epochs(recipe, network) * len(members(photos, network)) for network in networks)
 
 
 def _twins(job: Job, todo: list[Network]) -> dict[str, str]:
@@ -103,14 +103,10 @@ def _copy(job: Job, twins: dict[str, str]) -> None:
             job.run.write_bytes(job.run.read_bytes(folder(0), source, file), folder(0), name, file)
 
 
-def members(photos: training.Index, network: Network) -> list[tuple[str, list[str]]]:
-    """The photos that a network learns from, shard by shard."""
-    keep = {
-        "all": lambda member: True,
-        "single": lambda member: member.labels == 1,
-        "masked": lambda member: member.has_mask,
-    }[network.photos]
-    return training.chosen(photos, keep)
+def members(photos: training.Index, network: Network) -> training.Index:
+    """The photos that a network learns from."""
+    kept = {"all": photos.labels >= 0, "single": photos.labels == 1, "masked": photos.has_mask}
+    return photos.only(kept[network.photos])
 
 
 def _loop(names: list[str], round_: int, worker: Worker) -> None:
