@@ -96,7 +96,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = posixpath.normpath(posixpath.join(folder, link[2]))
         return link[1] + posixpath.relpath(in_site(target), posixpath.dirname(own) or ".")
 
-    return LINK.sub(moved, markdown) if page.file.generated_by is None or written == own else markdown
+    return LINK.sub(moved, markdown)
 
 
 def outside(page: str) -> Iterator[str]:
@@ -234,7 +234,8 @@ def comments_of(model: type[BaseModel]) -> dict[str, str]:
 
 def place_in_paper(key: str, said: str) -> str:
     """Where the paper speaks of a key: by its own comment, otherwise by that of the recipe `paper-voc12`."""
-    return ", ".join(dict.fromkeys(FROM_PAPER.findall(said) or FROM_PAPER.findall(paper_comments().get(key, ""))))
+    found = FROM_PAPER.findall(said) or FROM_PAPER.findall(paper_comments().get(key, ""))
+    return ", ".join(place.replace(" ", "&nbsp;") for place in dict.fromkeys(found))
 
 
 def paper_comments() -> dict[str, str]:
