@@ -47,8 +47,8 @@ is an error, and the message lists the keys that do.
 
 ```bash
 wsseg run best --set dataset.root=photos --set proposals.count=500   # change single keys
-wsseg init photos --out recipe.yaml                                  # or write `best` to a file, and edit it
-wsseg run recipe.yaml
+wsseg init photos --out recipe.yaml                                  # or write `best` to a file,
+wsseg run recipe.yaml                                                # edit it, and run it
 ```
 
 This page is made from the program itself, so it names every key. "Paper" is the place in the paper (Wei et al., 2016)
