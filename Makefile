@@ -8,7 +8,7 @@ VENV ?= .venv
 # A run starts many processes; without compiled files on disk, each process would compile all its imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo unit test long install lint clean
+.PHONY: demo unit test long docs install lint clean
 
 demo: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/wsseg demo --run-dir runs/demo
@@ -30,6 +30,12 @@ test: $(VENV)/installed-$(EXTRA)
 long: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/python -m pytest -m long $(PYTEST_ARGS)
 
+# The site, in site/index.html: no link may be broken, and the examples in docstrings must be true. tests/test_doctests.py
+# runs those of api.py, which are whole runs.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	$(VENV)/bin/python -m pytest --doctest-modules $$(grep -rl --include '*.py' '>>> ' wsseg_ray | grep -v wsseg_ray/api.py)
+
 install: $(VENV)/installed-$(EXTRA)
 
 $(VENV)/installed-$(EXTRA): pyproject.toml
@@ -38,10 +44,14 @@ $(VENV)/installed-$(EXTRA): pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable ".[$(EXTRA),timm,serve,test]"
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed-$(EXTRA)
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable ".[docs]"
+	touch $@
+
 lint: $(VENV)/installed-$(EXTRA)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

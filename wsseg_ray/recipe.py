@@ -114,11 +114,12 @@ class Section(BaseModel):
 
 
 class DatasetSection(Section):
-    layout: Annotated[Layout, OrAuto()] = "voc"  # auto: by what lies in the root
-    root: str | None = None  # the data set's folder; each layout's file in datasets/ says what lies in it
-    classes: list[str] | None = None  # null: VOC's 20, or classes.txt in the root, or all labels
-    train_split: str = "train_aug"  # auto: train_aug where VOC's layout has it, otherwise train
-    val_split: str = "val"
+    layout: Annotated[Layout, OrAuto()] = "voc"  # how photos and labels lie in the root; auto: as found there
+    root: str | None = None  # the folder of the data set: see docs/data.md
+    classes: list[str] | None = None  # to learn. null: VOC's 20, or classes.txt in the root, or all labels
+    # The photos that networks learn from; auto: train_aug where VOC's layout has it, otherwise train
+    train_split: str = "train_aug"
+    val_split: str = "val"  # the photos on which networks are measured
     limit: int | None = Field(None, ge=1)  # photos per split: an evenly spread subset; null: all
     # Shrink photos so that the longer side fits; null: full size; auto: 500 pixels with a GPU, otherwise 400
     max_side: Annotated[int | None, Field(ge=16), OrAuto()] = None
@@ -132,12 +133,13 @@ class DatasetSection(Section):
 
 
 class ProposalsSection(Section):
-    source: Source = "generate"
+    source: Source = "generate"  # generate: our own generator; mcg, masks: files, see root
     root: str | None = None  # mcg: a folder of <image_id>.mat; masks: a folder of <image_id>.json
     count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
-    # generate: a backbone that finds boundaries; null: contours of colour and texture alone
+    # For generate: the backbone that finds boundaries; null: contours of colour and texture alone
     backbone: Annotated[BoundaryBackbone | None, OrAuto()] = None
-    weights: str = "auto"  # of this backbone, ImageNet's: a file, or a name that it has; auto: the first of these
+    # Of the backbone, trained on ImageNet: a file, or a name that it has; auto: the first of these
+    weights: str = "auto"
     # Masks of SAM as further proposals: what the names of its two ONNX files begin with, such as weights/mobile_sam for
     # weights/mobile_sam_encoder.onnx and weights/mobile_sam_decoder.onnx. SAM has learned from outlines. null: none
     sam: str | None = None
@@ -153,18 +155,22 @@ class ProposalsSection(Section):
 class FeaturesSection(Section):
     """One look per photo: what a frozen backbone sees is stored once, and later stages read it."""
 
-    stored: bool = True  # false: each stage that needs features passes photos through the backbone again
-    scales: list[Annotated[float, Field(gt=0, le=4)]] = []  # at which photos are seen too, for prediction.scales
+    # Whether stage `features` stores them; false: each stage that needs them passes photos through the backbone again
+    stored: bool = True
+    # Further scales at which photos are seen, for prediction.scales
+    scales: list[Annotated[float, Field(gt=0, le=4)]] = []
     mirror: bool = False  # whether mirrored photos are seen too, for training and prediction.mirror
     dims: int | None = Field(None, ge=1)  # reduce each cell to this many dimensions, by PCA; null: keep all channels
 
 
 class HcpSection(Section):
-    backbone: Annotated[BackboneName, OrAuto()] = "vgg16"  # Sec. 4.2: VGG-16; auto: what suits the machine
-    # A file; `imagenet` (torchvision downloads it), `pretrained` (timm does) or `packaged` (an installed package);
-    # `auto`: the first of these that the backbone has; null: at random
+    # Sees the photos for the classifier of regions. Sec. 4.2: VGG-16; auto: what suits the machine
+    backbone: Annotated[BackboneName, OrAuto()] = "vgg16"
+    # The backbone's weights: a file; `imagenet` (torchvision downloads it), `pretrained` (timm does) or `packaged` (an
+    # installed package); `auto`: the first of these that the backbone has; null: at random
     weights: str | None = "auto"
-    # context: the region's mean feature and its difference from the rest of the photo
+    # What HCP sees of a region. warp: the region cut out and resized, as in Sec. 3.1; roi: its box on the feature map;
+    # segment: the mean feature of its superpixels; context: that, and its difference from the rest of the photo
     pooling: Pooling = "segment"
     # If weights has only conv layers, fc6 starts at random and learns so much faster than fc7 that the maps get worse
     # (RESULTS.md). So its input is multiplied by this. 1: off
@@ -172,26 +178,32 @@ class HcpSection(Section):
     freeze: Literal["none", "all"] | NonNegativeInt = (
         "none"  # how many conv layers are not trained, counted from the photo
     )
-    # Sec. 4.2: about 30 epochs in all. auto, of these and the next two: fewer for more photos
+    # Epochs of the first phase, in which the whole photo is the one hypothesis. Sec. 4.2: about 30 epochs in both
+    # phases; auto: fewer for more photos
     image_epochs: Annotated[int, Field(ge=0), OrAuto()] = 15
+    # Epochs of the second phase, in which proposals are the hypotheses. Sec. 4.2; auto: fewer for more photos
     hypothesis_epochs: Annotated[int, Field(ge=0), OrAuto()] = 15
     region_rounds: int = Field(0, ge=0)  # trainings on regions with targets from the last round's maps; the paper: 0
-    region_epochs: Annotated[int, Field(ge=1), OrAuto()] = 4  # per round
-    hypotheses: int = Field(10, ge=1)  # Sec. 3.1: "only 10 specific proposals are selected"
+    region_epochs: Annotated[int, Field(ge=1), OrAuto()] = 4  # epochs per region round; auto: fewer for more photos
+    hypotheses: int = Field(10, ge=1)  # per photo. Sec. 3.1: "only 10 specific proposals are selected"
     # Number of best-ranked boxes that normalized cut clusters: 300 take 0.03 s per photo, 2,000 take 3 s
     clustered_boxes: int = Field(300, ge=1)
-    min_area: int = Field(900, ge=0)  # HCP [30]: boxes under 900 square pixels are dropped
-    max_aspect: float = Field(4.0, gt=1)  # HCP [30]: boxes whose longer side is over 4 times the shorter are dropped
-    batch_size: int = Field(30, ge=1)  # Sec. 4.2: mini-batches of 30
-    learning_rate: float = Field(1e-4, gt=0)  # Sec. 4.2, all layers but the last
-    image_last_learning_rate: float = Field(1e-2, gt=0)  # Sec. 4.2, image-fine-tuning
-    hypothesis_last_learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2, hypothesis-fine-tuning
-    decay_every: Annotated[int, Field(ge=1), OrAuto()] = 10  # Sec. 4.2: x 0.1 every 10 epochs
-    momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
-    weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2
-    # HCP [30]: squared loss on the softmax. binary_cross_entropy: independent classes, so a region may show no class
+    # Square pixels: smaller boxes are dropped before hypotheses are chosen. HCP [30]: 900
+    min_area: int = Field(900, ge=0)
+    # Boxes whose longer side is more than this many times the shorter one are dropped too. HCP [30]: 4
+    max_aspect: float = Field(4.0, gt=1)
+    batch_size: int = Field(30, ge=1)  # photos per step. Sec. 4.2: mini-batches of 30
+    learning_rate: float = Field(1e-4, gt=0)  # of all layers but the last. Sec. 4.2
+    image_last_learning_rate: float = Field(1e-2, gt=0)  # of the last layer in image-fine-tuning. Sec. 4.2
+    hypothesis_last_learning_rate: float = Field(1e-3, gt=0)  # of the last layer in hypothesis-fine-tuning. Sec. 4.2
+    # The learning rates are multiplied by 0.1 after this many epochs. Sec. 4.2: 10; auto: two thirds of image_epochs
+    decay_every: Annotated[int, Field(ge=1), OrAuto()] = 10
+    momentum: float = Field(0.9, ge=0, lt=1)  # of gradient descent. Sec. 4.2
+    weight_decay: float = Field(5e-4, ge=0)  # of all weights. Sec. 4.2
+    # How the scores of a photo are compared with its labels. HCP [30]: squared loss on the softmax;
+    # binary_cross_entropy: independent classes, so a region may show no class
     loss: HcpLoss = "squared"
-    threshold: float = Field(0.5, ge=0, lt=1)  # Sec. 3.1: confidence above 0.5 makes a candidate
+    threshold: float = Field(0.5, ge=0, lt=1)  # a proposal with a score above this is a candidate. Sec. 3.1: 0.5
     min_candidates: int = Field(10, ge=1)  # a label without a candidate gets this many of its best proposals
 
     @model_validator(mode="after")
@@ -202,36 +214,40 @@ class HcpSection(Section):
 
 
 class RefinementSection(Section):
-    enabled: bool = True
-    engine: Literal["auto", "moments", "faiss"] = "auto"  # auto: moments if the metric allows it, otherwise faiss
-    metric: Metric = "squared_l2"  # Eq. (1)
-    keep: Keep = "farthest"  # Sec. 3.2: "descending order"
-    fraction: float = Field(0.5, gt=0, le=1)  # Sec. 3.2: "the top half"
-    pca_energy: float = Field(0.98, gt=0, le=1)  # Sec. 3.2
-    pca_dims: int = Field(512, ge=1)  # Sec. 3.2: "from 4,096 to 512"
-    # PCA is fitted on a sample, so that its memory does not grow with the data set: 64 x 64 are 4,096 features,
-    # eight for each of 512 dimensions
-    pca_photos: int = Field(64, ge=1)  # evenly spread over the training photos
-    pca_candidates: int = Field(64, ge=1)  # per photo of the sample, at most
+    enabled: bool = True  # false: all candidates are kept
+    # How Eq. (1) is computed. moments: from means, without pairs; faiss: from all pairs; auto: moments if the metric
+    # allows it, otherwise faiss
+    engine: Literal["auto", "moments", "faiss"] = "auto"
+    metric: Metric = "squared_l2"  # the distance of two candidates. Eq. (1): squared_l2
+    keep: Keep = "farthest"  # which candidates are kept. Sec. 3.2: "descending order", so the farthest
+    fraction: float = Field(0.5, gt=0, le=1)  # the share of candidates that is kept. Sec. 3.2: "the top half"
+    pca_energy: float = Field(0.98, gt=0, le=1)  # the share of the features' variance that PCA keeps. Sec. 3.2
+    pca_dims: int = Field(512, ge=1)  # dimensions after PCA, at most. Sec. 3.2: "from 4,096 to 512"
+    # Photos in the sample on which PCA is fitted, evenly spread over the training photos. The sample keeps its memory
+    # from growing with the data set: 64 x 64 are 4,096 features, eight for each of 512 dimensions
+    pca_photos: int = Field(64, ge=1)
+    pca_candidates: int = Field(64, ge=1)  # candidates per photo of PCA's sample, at most
 
 
 class SupervisionSection(Section):
-    # votes: Sec. 3.3.1, the share of candidates that cover a superpixel; mean_score: the mean score of all proposals
-    # that cover it
+    # How scores become maps. votes: Sec. 3.3.1, the share of candidates that cover a superpixel; mean_score: the mean
+    # score of all proposals that cover it
     reading: Reading = "votes"
-    # regions: Sec. 3.3.2, the union of the best regions; sure: only what the maps are sure of, see the last two keys
+    # How maps become a rough mask. regions: Sec. 3.3.2, the union of the best regions; sure: only what the maps are
+    # sure of, see background_below and object_from
     mask: MaskMaker = "regions"
-    regions: int = Field(10, ge=1)  # Sec. 3.3.2: the top 10 regions
+    regions: int = Field(10, ge=1)  # regions per class in a rough mask. Sec. 3.3.2: the top 10 regions
     # The regions that are ranked for a class. all: "the region proposals generated by MCG" (Sec. 3.3.2); candidates:
     # the "selected proposals" (Sec. 3.3), with a score over hcp.threshold, also those that the refinement drops
     pool: Literal["all", "candidates"] = "all"
-    refiners: list[Refiner] = []  # applied to the maps, in order. The paper: none. max: see supervision/maps.py
+    refiners: list[Refiner] = []  # applied to the maps, in order. The paper: none. max: divide by the maximum
     min_area: float = Field(0.0, ge=0, lt=1)  # regions below this share of the photo are not ranked
-    ranking: Ranking = "sum"  # sum: Eq. (5); map_iou: IoU with the thresholded map
+    # By what regions are ranked. sum: Eq. (5); map_iou: IoU with the thresholded map
+    ranking: Ranking = "sum"
     threshold: float = Field(0.3, gt=0, lt=1)  # map_iou's threshold, as a share of the map's maximum
-    # mask sure: superpixels where every map is below the first are background, those where a map reaches the second
-    # show its class, and no network learns from those between
+    # For mask sure: superpixels where every map is below this are background
     background_below: float = Field(0.25, gt=0, le=1)
+    # For mask sure: superpixels where a map reaches this show its class. No network learns from those between the two
     object_from: float = Field(0.5, gt=0, le=1)
 
     @model_validator(mode="after")
@@ -253,20 +269,21 @@ class RivalsSection(Section):
 
 
 class SegmentationSection(Section):
-    networks: list[NetworkName] = ["AN_A", "SN_A", "AN_B", "SN_B"]
+    networks: list[NetworkName] = ["AN_A", "SN_A", "AN_B", "SN_B"]  # the networks to train: see docs/voc.md. Sec. 4.2
     ablation: bool = False  # also train the networks without the refinement (Table 3)
-    backbone: Annotated[BackboneName, OrAuto()] = "vgg16"  # Sec. 3.3.1: DeepLab-CRF [7]; auto: HCP's
-    head: HeadName = "largefov"  # likewise
-    weights: str | None = "auto"  # as hcp.weights, but null: the backbone of this run's HCP; `random`: at random
-    freeze: Literal["none", "all"] | NonNegativeInt = "none"
-    epochs: Annotated[int, Field(ge=1), OrAuto()] = 15  # Sec. 4.2; auto: fewer for more photos
-    batch_size: int = Field(8, ge=1)  # Sec. 4.2
-    # DeepLab [7]: side of the square crop, in pixels; rounded up to stride k + 1
-    crop: int = Field(321, ge=33)
-    learning_rate: float = Field(1e-3, gt=0)  # Sec. 4.2; the last layer has ten times this
-    decay_every: int = Field(5, ge=1)  # Sec. 4.2: / 10 every 5 epochs
-    momentum: float = Field(0.9, ge=0, lt=1)  # Sec. 4.2
-    weight_decay: float = Field(5e-4, ge=0)  # Sec. 4.2; DeepLab [7]: not for biases
+    # Sees the photos for the segmentation networks. Sec. 3.3.1: VGG-16, as DeepLab [7]; auto: HCP's
+    backbone: Annotated[BackboneName, OrAuto()] = "vgg16"
+    head: HeadName = "largefov"  # the layers behind the backbone. Sec. 3.3.1: DeepLab [7]
+    # The backbone's weights, as hcp.weights, but null: the backbone of this run's HCP; `random`: at random
+    weights: str | None = "auto"
+    freeze: Literal["none", "all"] | NonNegativeInt = "none"  # as hcp.freeze
+    epochs: Annotated[int, Field(ge=1), OrAuto()] = 15  # per training. Sec. 4.2; auto: fewer for more photos
+    batch_size: int = Field(8, ge=1)  # photos per step. Sec. 4.2
+    crop: int = Field(321, ge=33)  # side of the square crop, in pixels; rounded up to stride k + 1. DeepLab [7]: 321
+    learning_rate: float = Field(1e-3, gt=0)  # of all layers but the last, which has ten times this. Sec. 4.2
+    decay_every: int = Field(5, ge=1)  # the learning rates are divided by 10 after this many epochs. Sec. 4.2: 5
+    momentum: float = Field(0.9, ge=0, lt=1)  # of gradient descent. Sec. 4.2
+    weight_decay: float = Field(5e-4, ge=0)  # of all weights but biases (DeepLab [7]). Sec. 4.2
     # A class's share of the pixels to the power of -balance is its weight in the loss of masks; 0: the paper's
     balance: float = Field(0.0, ge=0, le=1)
     # More trainings of each network, on its own labels of the training photos; auto: one for few photos, none for many
@@ -284,17 +301,17 @@ class SegmentationSection(Section):
 class CrfSection(Section):
     """DeepLab's dense CRF: an appearance kernel and a smoothness kernel."""
 
-    enabled: bool = True
-    iterations: int = Field(10, ge=1)
-    bilateral_weight: float = Field(4.0, ge=0)
-    bilateral_xy: float = Field(121.0, gt=0)  # pixels
-    bilateral_rgb: float = Field(5.0, gt=0)  # grey levels
-    spatial_weight: float = Field(3.0, ge=0)
-    spatial_xy: float = Field(3.0, gt=0)  # pixels
+    enabled: bool = True  # false: labels are those of the network alone
+    iterations: int = Field(10, ge=1)  # steps of mean field
+    bilateral_weight: float = Field(4.0, ge=0)  # weight of the appearance kernel
+    bilateral_xy: float = Field(121.0, gt=0)  # width of the appearance kernel in the photo, in pixels
+    bilateral_rgb: float = Field(5.0, gt=0)  # width of the appearance kernel in colour, in grey levels
+    spatial_weight: float = Field(3.0, ge=0)  # weight of the smoothness kernel
+    spatial_xy: float = Field(3.0, gt=0)  # width of the smoothness kernel in the photo, in pixels
 
 
 class PredictionSection(Section):
-    # Factors of the photo's size; logits are averaged over them
+    # Factors of the photo's size at which networks see it; logits are averaged over them
     scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
     mirror: bool = False  # average over the mirrored photo too
     zip: bool = True  # write the labels of each network as one file, too, as VOC's server takes them
@@ -320,28 +337,28 @@ class StageSection(Section):
 class MachineSection(Section):
     """A kind of machine of an autoscaling cluster: one of its worker node types."""
 
-    cpus: float = Field(gt=0)
-    gpus: float = Field(0, ge=0)
-    memory_gb: float | None = Field(None, gt=0)
+    cpus: float = Field(gt=0)  # CPUs of one such machine
+    gpus: float = Field(0, ge=0)  # GPUs of one such machine
+    memory_gb: float | None = Field(None, gt=0)  # memory of one such machine; null: not known
     count: int = Field(1, ge=1)  # the most that the cluster may have
 
 
 class RuntimeSection(Section):
     """How a recipe runs. Nothing here changes a result, so a change here does not run a stage again."""
 
-    engine: Literal["ray", "local"] = "ray"  # local: one process, without Ray; the same tables
+    engine: Literal["ray", "local"] = "ray"  # what runs the stages. local: one process, without Ray; the same tables
     num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: chosen for the cluster
-    use_gpu: Literal["auto"] | bool = "auto"
+    use_gpu: Literal["auto"] | bool = "auto"  # auto: where the cluster has one or can add one
     checkpoint_minutes: float = Field(5.0, ge=0)  # segmentation training is saved this often, and after each epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
-    no_progress_minutes: float = Field(30.0, gt=0)  # without progress a stage fails after this; a new machine takes 5
+    no_progress_minutes: float = Field(30.0, gt=0)  # a stage without progress stops after this; a new machine takes 5
     # The machines that the cluster may grow to; null: the existing machines, or those in the file of `ray up`
     cluster: list[MachineSection] | None = None
-    stages: dict[str, StageSection] = {}  # by stage
+    stages: dict[str, StageSection] = {}  # resources of single stages, by name
 
 
 class Recipe(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)  # of all random numbers of the run
     dataset: DatasetSection = DatasetSection()
     proposals: ProposalsSection = ProposalsSection()
     features: FeaturesSection = FeaturesSection()

@@ -23,6 +23,9 @@ def confusion(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndar
         classes: their number, background included.
     Returns (classes, classes) int64.
     Raises ValueError where the shapes differ or a value is not a class (255 in the prediction is not a class).
+
+    >>> confusion(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]), classes=2).tolist()
+    [[1, 1], [0, 1]]
     """
     if predicted.size and (predicted.min() < 0 or predicted.max() >= classes):
         raise ValueError(f"the prediction holds {predicted.min()}..{predicted.max()}, the classes are 0..{classes - 1}")
@@ -75,6 +78,9 @@ def iou(confusion: np.ndarray) -> np.ndarray:
     Arguments:
         confusion: (classes, classes).
     Returns (classes,) float64; NaN for a class that is neither in the truth nor in the prediction.
+
+    >>> iou(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]])).tolist()
+    [50.0, 50.0, nan]
     """
     intersection = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection

@@ -91,6 +91,10 @@ class RegionProposals:
         """IoU of all pairs of proposals: `I = M diag(a) M^T`, then `I / (A_i + A_j - I)`.
 
         Returns (N, N) float64. Costs one sparse product and 8 N^2 bytes.
+
+        >>> both, left = [1.0, 1.0], [1.0, 0.0]
+        >>> RegionProposals(np.array([[0, 1, 1, 1]]), sparse.csr_array([both, left])).iou().tolist()
+        [[1.0, 0.25], [0.25, 1.0]]
         """
         weighted = self.membership.astype(np.float64) * self.areas[None, :]
         intersection = (sparse.csr_array(weighted) @ self.membership.T.astype(np.float64)).toarray()
@@ -103,6 +107,11 @@ class RegionProposals:
         Arguments:
             values: v, (S,) or (S, C).
         Returns (N,) or (N, C) float64.
+
+        >>> both, left = [1.0, 1.0], [1.0, 0.0]
+        >>> regions = RegionProposals(np.array([[0, 1, 1, 1]]), sparse.csr_array([both, left]))
+        >>> regions.mean_inside(np.array([1.0, 0.0])).tolist()
+        [0.25, 1.0]
         """
         areas = self.areas.astype(np.float64)
         weighted = areas * values if values.ndim == 1 else areas[:, None] * values
@@ -114,6 +123,10 @@ class RegionProposals:
 
         Arguments:
             kept: indices or a boolean mask of proposals; without any, the result is zeros.
+
+        >>> both, left = [1.0, 1.0], [1.0, 0.0]
+        >>> RegionProposals(np.array([[0, 1]]), sparse.csr_array([both, left])).vote(np.array([0, 1])).tolist()
+        [1.0, 0.5]
         """
         rows = self.membership[kept]
         if rows.shape[0] == 0:

@@ -35,6 +35,9 @@ def normalize_max(maps: np.ndarray) -> np.ndarray:
     Arguments:
         maps: (K, S).
     Returns (K, S) float64; a map of zeros is not changed.
+
+    >>> normalize_max(np.array([[0.2, 0.4], [0.0, 0.0]])).tolist()
+    [[0.5, 1.0], [0.0, 0.0]]
     """
     peak = maps.max(axis=1, keepdims=True, initial=0)
     return np.divide(maps, peak, out=np.zeros(maps.shape), where=peak > 0)
@@ -51,6 +54,9 @@ def background(maps: np.ndarray) -> np.ndarray:
     Arguments:
         maps: (K, S).
     Returns (S,) float64 in [0, 1].
+
+    >>> background(np.array([[0.5, 0.75, 0.0], [0.25, 0.75, 0.0]])).tolist()
+    [0.25, 0.0, 1.0]
     """
     return np.maximum(0, 1 - maps.sum(axis=0, dtype=np.float64))
 
