@@ -314,7 +314,6 @@ class PredictionSection(Section):
     # Factors of the photo's size at which networks see it; logits are averaged over them
     scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
     mirror: bool = False  # average over the mirrored photo too
-    zip: bool = True  # write the labels of each network as one file, too, as VOC's server takes them
 
 
 class StageSection(Section):
@@ -323,7 +322,7 @@ class StageSection(Section):
     cpus: float | None = Field(None, gt=0)  # per task; in a stage with actors or trainers, per actor or trainer
     memory_gb: float | None = Field(None, gt=0)  # per task, actor or trainer; Ray does not enforce it
     max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
-    batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 32)
+    batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 1,024)
     gpus: float | None = Field(None, ge=0)  # per trainer or actor; 0.5: two share one
     min_workers: int | None = Field(None, ge=1)  # fewest to run with; null: actors 1, trainers max_workers
 
@@ -351,6 +350,8 @@ class RuntimeSection(Section):
     use_gpu: Literal["auto"] | bool = "auto"  # auto: where the cluster has one or can add one
     checkpoint_minutes: float = Field(5.0, ge=0)  # segmentation training is saved this often, and after each epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
+    profile: bool = False  # each actor and trainer writes a trace of a few of its steps to logs/traces
+    zip_predictions: bool = True  # write the labels of each network as one file, too, as VOC's server takes them
     no_progress_minutes: float = Field(30.0, gt=0)  # a stage without progress stops after this; a new machine takes 5
     # The machines that the cluster may grow to; null: the existing machines, or those in the file of `ray up`
     cluster: list[MachineSection] | None = None

@@ -18,6 +18,7 @@ from wsseg_ray.engine.meter import Meter
 from wsseg_ray.engine.resources import Needs, Node
 from wsseg_ray.engine.shards import OnOneThread
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
+from wsseg_ray.engine.trace import TRACED_SHARDS, TRACED_STEPS, Trace
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.tables import Row, decode, encode
 
@@ -48,9 +49,11 @@ class LocalRunner:
             return 0
         kernels, threads = [photo_kernel(job, step) for step in work.steps], self.needs(job, stage).threads
         has_actor = any(step.actor for step in work.steps)
-        tally = shards.Tally(job, stage.name, work.table)
+        tally, trace = shards.Tally(job, stage.name, work.table), Trace(job, stage.name, *TRACED_SHARDS)
         with self._meter(job, stage, "shards", len(missing), has_actor) as meter, tally:
             for shard in missing:
+                if has_actor:
+                    trace.step()
                 rows = work.read(job, shard)
                 spent: dict[str, float] = {}
                 for step, kernel in zip(work.steps, kernels, strict=True):
@@ -77,7 +80,7 @@ class LocalRunner:
 
     def fit(self, job: Job, stage: Stage, loop: Callable[[Worker], None], total: int, photos: Any) -> None:
         with self._meter(job, stage, "photos", total, True) as meter:
-            worker = LocalWorker(job, self.needs(job, stage).threads, photos, meter)
+            worker = LocalWorker(job, stage.name, self.needs(job, stage).threads, photos, meter)
             loop(worker)
             meter.add(total - worker.seen, {"rows": total - worker.seen}, worker.note)
 
@@ -89,18 +92,20 @@ class LocalRunner:
 class LocalWorker:
     """The one worker of a training; implements `engine.stage.Worker`."""
 
-    def __init__(self, job: Job, threads: int, photos: Any, meter: Meter) -> None:
+    def __init__(self, job: Job, stage: str, threads: int, photos: Any, meter: Meter) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self.seen, self.note, self._spent, self._meter = 0, "", {"busy": 0.0, "waited": 0.0}, meter
         self.job, self.rank, self.world, self.threads, self.photos = job, 0, 1, threads, photos
+        self._trace = Trace(job, stage, *TRACED_STEPS)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def alone(self) -> LocalWorker:
         return self
 
     def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
+        self._trace.step()
         spent = {"busy": busy - self._spent["busy"], "waited": waited - self._spent["waited"]}
         self._meter.add(seen - self.seen, {"rows": seen - self.seen, **spent}, note)
         self.seen, self.note, self._spent = seen, note, {"busy": busy, "waited": waited}

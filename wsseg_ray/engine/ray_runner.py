@@ -37,6 +37,7 @@ from wsseg_ray.engine import resources, shards
 from wsseg_ray.engine.meter import Meter
 from wsseg_ray.engine.resources import FEED_CPUS, GB, Needs, Node
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
+from wsseg_ray.engine.trace import TRACED_SHARDS, TRACED_STEPS, Trace
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.storage import StorageError, shown
@@ -386,12 +387,14 @@ class _Actor:
     def __init__(self, job: Job, stage: str, step: Step, row: type[Row], threads: int) -> None:
         self._job, self._stage, self._step, self._row = job, stage, step, row
         self._threads, self._kernel = threads, shards.OnOneThread(step.kernel(job))
+        self._trace = Trace(job, stage, *TRACED_SHARDS)
         # An actor that died goes on with what it had, and nobody counts how often.
         self._attempt = None if ray.get_runtime_context().was_current_actor_reconstructed else 0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         found = []
         for shard, rows, spent in _shards_of(batch, self._row):
+            self._trace.step()
             spent["waited"] = max(0.0, time.time() - spent["at"])  # the clocks of two machines may differ
             place = (self._stage, shard, shards.step_name(self._step, False))
             kernel, row = self._kernel, self._step.row
@@ -453,6 +456,7 @@ class _RayWorker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._progress, self._is_alone = progress_file(self.rank), False
+        self._trace = Trace(self.job, self._stage, *TRACED_STEPS)
 
     def alone(self) -> _RayWorker:
         other = copy(self)
@@ -460,6 +464,7 @@ class _RayWorker:
         return other
 
     def tell(self, seen: int, note: str, busy: float, waited: float) -> None:
+        self._trace.step()
         if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
             state = {"seen": seen, "note": note, "busy": busy, "waited": waited}

@@ -41,7 +41,7 @@ SHOWN = 0.01  # share of a photo from which on a class is wholly there
 def _run(job: Job, runner: Runner) -> int:
     """Write `predictions/` for the val photos, and a zip per network to submit; returns the photos done now."""
     done = runner.map_shards(job, STAGE, _work(job), job.shards(IMAGES, "val"))
-    for network in networks(job.recipe) if job.recipe.prediction.zip else []:
+    for network in networks(job.recipe) if job.recipe.runtime.zip_predictions else []:
         if done or not job.run.exists(PREDICTIONS.folder, network.name, ZIP):
             job.run.write_stream(partial(_zip, job, network.name), PREDICTIONS.folder, network.name, ZIP)
     return done

@@ -1,0 +1,221 @@
+"""Very many tiny photos through every stage that trains nothing, on Ray, while processes are killed.
+
+    python -m benchmarks.many --photos 1e5 [--kill-every 60] [--out docs/many.svg] [--folder DIR]
+
+Photos of 32 x 32 pixels are drawn into tar files (layout `webdataset`); each thousandth one is broken. All have the
+same 16 masks of 8 x 8 pixels (source `masks`). HCP is a small network that learns for no epoch. So the work per photo
+is little, and what is left is what the pipeline itself takes. Every `--kill-every` seconds one process of Ray that works
+on a task or holds an actor is killed with kill -9.
+
+Prints per stage: photos, seconds, photos per second, files and bytes of its table; then the memory of the driver and of
+all of Ray's processes, as a picture too; and whether each photo is there once, and each broken one among the failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from benchmarks import drawing
+from wsseg_ray import pipeline, recipe
+from wsseg_ray.engine.stage import open_run
+from wsseg_ray.tables import Row, Table
+
+SIDE, CELL = 32, 8
+PER_TAR = 20_000
+BROKEN_EVERY = 1000
+CLASSES = ("red", "green", "blue")
+STAGES = ("images", "proposals", "score", "refine", "supervise")
+SETTINGS = (
+    "dataset.layout=webdataset",
+    "dataset.train_split=train",
+    "dataset.limit=null",
+    "proposals.source=masks",
+    "proposals.count=16",
+    "hcp.min_area=0",
+    "hcp.image_epochs=0",
+    "hcp.hypothesis_epochs=0",
+    "hcp.min_candidates=4",
+    "refinement.pca_dims=16",
+)
+WORKING = ("ray::Map",)
+
+
+def name(number: int) -> str:
+    return f"photo{number:08d}"
+
+
+def photo(number: int) -> bytes:
+    """A PNG: a noisy ground, and a square whose colour is the photo's class. Every BROKEN_EVERY-th is cut off."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(60, 200, (SIDE // CELL, SIDE // CELL, 3), np.uint8).repeat(CELL, 0).repeat(CELL, 1)
+    y, x = rng.integers(0, SIDE - 2 * CELL, 2)
+    pixels[y : y + 2 * CELL, x : x + 2 * CELL] = np.eye(3, dtype=np.uint8)[number % 3] * 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()[: 60 if is_broken(number) else None]
+
+
+def is_broken(number: int) -> bool:
+    return number % BROKEN_EVERY == BROKEN_EVERY - 1
+
+
+def masks() -> bytes:
+    """The squares of a grid, as COCO's run lengths."""
+    found = []
+    for row in range(0, SIDE, CELL):
+        for column in range(0, SIDE, CELL):
+            mask = np.zeros((SIDE, SIDE), bool)
+            mask[row : row + CELL, column : column + CELL] = True
+            flips = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False, append=False))
+            counts = np.diff([0, *flips, SIDE * SIDE]).tolist()
+            found.append({"segmentation": {"size": [SIDE, SIDE], "counts": counts}, "score": 0.5})
+    return json.dumps(found).encode()
+
+
+def draw(count: int, folder: Path) -> None:
+    """The data set, and a file of masks per photo, which are links to one file."""
+    (folder / "photos").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    one = folder / "masks.json"
+    one.write_bytes(masks())
+    for start in range(0, count, PER_TAR):
+        with tarfile.open(folder / "photos" / f"train-{start // PER_TAR:06d}.tar", "w") as tar:
+            for number in range(start, min(start + PER_TAR, count)):
+                for suffix, data in (("png", photo(number)), ("cls", CLASSES[number % 3].encode())):
+                    member = tarfile.TarInfo(f"{name(number)}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                if number % 60_000 == 0:  # a file may have some 65,000 links
+                    one = folder / f"masks-{number}.json"
+                    one.write_bytes(masks())
+                os.link(one, folder / "masks" / f"{name(number)}.json")
+    with tarfile.open(folder / "photos" / "val-000000.tar", "w") as tar:
+        for suffix, data in (("png", photo(0)), ("cls", b"red")):
+            member = tarfile.TarInfo(f"val.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+class Watch:
+    """Memory over time, and deaths, from a thread.
+
+    Arguments:
+        driver: the process whose memory is the driver's; Ray's processes are below it or of its session.
+    """
+
+    def __init__(self, driver: psutil.Process, kill_every: float) -> None:
+        self.driver, self._kill_every, self.killed = driver, kill_every, Counter[str]()
+        self.seen: list[tuple[float, float, float]] = []  # seconds, GB of the driver, GB of all of Ray's processes
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        begin = struck = time.monotonic()
+        while not self._over.wait(2.0):
+            now, rest = time.monotonic(), list(self._others())
+            try:
+                own = self.driver.memory_info().rss / 1e9
+            except psutil.Error:
+                return
+            self.seen.append((now - begin, own, sum(memory for _, memory in rest) / 1e9))
+            if self._kill_every and now - struck > self._kill_every:
+                working = [process for process, _ in rest if _title(process).startswith(WORKING)]
+                if working:
+                    victim = random.choice(working)
+                    self.killed[_title(victim).partition("(")[0]] += 1
+                    victim.kill()
+                    struck = now
+
+    def _others(self) -> Iterator[tuple[psutil.Process, int]]:
+        """Ray's processes, each with its own memory: what it shares with others is left out."""
+        for process in self.driver.children(recursive=True):
+            try:
+                info = process.memory_info()
+                yield process, info.rss - info.shared
+            except psutil.Error:
+                continue
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def check(run: str, count: int) -> str:
+    """Whether each photo is in each table once, and each broken one among the failures."""
+    job, broken = open_run(run), {name(number) for number in range(count) if is_broken(number)}
+    for folder in ("images", "proposals", "scores", "refined", "supervision"):
+        rows = list(job.run.rows(Table(folder, Row), ["image_id", "error"]))
+        good = Counter(row.image_id for row in rows if not row.error)
+        twice = len(rows) - len({row.image_id for row in rows})
+        lost = [name(number) for number in range(count) if name(number) not in good]
+        if twice or set(lost) != broken:
+            return f"{folder}: {twice} rows too many, {len(lost)} photos not good, of them broken {len(broken)}"
+    return "every photo is in every table once, and the broken ones alone failed"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=float, default=1e5)
+    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds; 0: never")
+    parser.add_argument("--out", type=Path, help="where the picture of memory goes, an SVG")
+    parser.add_argument("--folder", type=Path, help="to draw and run in; kept. Default: a temporary folder")
+    args = parser.parse_args()
+    count, kept = int(args.photos), args.folder or Path(tempfile.mkdtemp(prefix="wsseg-many-"))
+    begin = time.monotonic()
+    if not (kept / "photos").exists():
+        draw(count, kept)
+        print(f"{count} photos drawn in {time.monotonic() - begin:.0f} s")
+    settings = [*SETTINGS, f"dataset.root={kept / 'photos'}", f"proposals.root={kept / 'masks'}"]
+    words = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", str(kept / "run"), "--until", "supervise"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    begin = time.monotonic()
+    driver = psutil.Popen(words, stdout=subprocess.DEVNULL)
+    watch = Watch(driver, args.kill_every)
+    code, seconds = driver.wait(), time.monotonic() - begin
+    watch.stop()
+    print(f"exit code {code} after {seconds:.0f} s; killed: {dict(watch.killed)}")
+    job = open_run(str(kept / "run"))
+    for stage in pipeline.stages_of(recipe.load("demo", settings)):
+        if stage.name in STAGES:
+            entry, sizes = job.run.entry(stage.writes), job.run.sizes(stage.writes)
+            rate = entry["worked"] / entry["seconds"]
+            print(
+                f"{stage.name:<10} {entry['rows']:>9} rows {entry['failed']:>6} failed {entry['seconds']:8.0f} s "
+                f"{rate:7.0f} photos/s {len(sizes):>7} files {sum(sizes.values()) / 1e9:6.2f} GB"
+            )
+    times, own, rest = (np.array(column) for column in zip(*watch.seen, strict=True))
+    thirds = [f"{own[part].max():.2f} and {rest[part].max():.2f}" for part in np.array_split(np.arange(len(times)), 3)]
+    print(f"GB of the driver and of Ray's other processes, most in each third of the time: {'; '.join(thirds)}")
+    print(check(str(kept / "run"), count))
+    if args.out:
+        lines = {"driver": own.tolist(), "Ray's other processes": rest.tolist()}
+        args.out.write_text(drawing.lines((times / 60).tolist(), lines, "minutes", "GB", f"{count:,} photos of 32 px"))
+
+
+if __name__ == "__main__":
+    main()
