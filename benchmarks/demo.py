@@ -1,9 +1,9 @@
-"""Does the demo still print what RESULTS.md says?
+"""Does the demo still print what docs/results/accuracy.md says?
 
     python benchmarks/demo.py [RUN] [--write]
 
 RUN is a run of the demo that is done; without it the demo is run, in minutes on two cores. Prints the val mIoU of
-every network, in the form of the first table of RESULTS.md, and by how much each number differs from that table. The
+every network, in the form of the table on that page, and by how much each number differs from that table. The
 exit code is 1 where one differs by more than 0.1, as it should not on the machine that made the table; another
 processor rounds otherwise, and a training from scratch amplifies it. With `--write` the table is written anew.
 """
@@ -21,7 +21,7 @@ from wsseg_ray import pipeline
 from wsseg_ray.recipe import load
 from wsseg_ray.report import paper
 
-RESULTS = Path(__file__).parent.parent / "RESULTS.md"
+RESULTS = Path(__file__).parent.parent / "docs/results/accuracy.md"
 CEILING, UNREFINED = "FULL", "_unrefined"
 COLUMNS = (*paper.NETWORKS, CEILING)
 HEAD = "| val mIoU |"
@@ -37,7 +37,7 @@ TOLERANCE = 0.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run of the demo that is done")
-    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the table into the page")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = arguments.run or str(Path(folder, "run"))
@@ -47,7 +47,7 @@ def main() -> None:
     text = RESULTS.read_text()
     off = differences(read(text), found)
     print("\n".join(lines(found)))
-    print("\n".join(f"{row}, {column}: RESULTS.md has {there}, the run {here}" for row, column, there, here in off))
+    print("\n".join(f"{row}, {column}: the page has {there}, the run {here}" for row, column, there, here in off))
     if arguments.write:
         RESULTS.write_text(written(text, found))
     elif off:
@@ -71,7 +71,7 @@ def lines(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def read(text: str) -> dict[str, dict[str, float]]:
-    """The table that RESULTS.md has."""
+    """The table that the page has."""
     found = {}
     for line in text[text.index(HEAD) :].splitlines()[2 : 2 + len(ROWS)]:
         row, *cells = (cell.strip() for cell in line.strip("|").split("|"))
@@ -80,7 +80,7 @@ def read(text: str) -> dict[str, dict[str, float]]:
 
 
 def written(text: str, found: dict[str, dict[str, float]]) -> str:
-    """RESULTS.md with another table."""
+    """The page with another table."""
     before, after = text[: text.index(HEAD)], text[text.index(HEAD) :].splitlines()[2 + len(ROWS) :]
     return before + "\n".join([*lines(found), *after]) + "\n"
 

@@ -15,11 +15,10 @@ text { font: 13px sans-serif; fill: #333 } .title { font-size: 15px; font-weight
 </style>"""
 
 
-def lines(
-    x: Sequence[float], series: Mapping[str, Sequence[float]], x_name: str, y_name: str, title: str, log_x: bool = False
-) -> str:
-    """A line for each series over the same places."""
-    return plot({name: list(zip(x, y, strict=True)) for name, y in series.items()}, x_name, y_name, title, log_x, True)
+def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], x_name: str, y_name: str, title: str) -> str:
+    """A line for each series over the same places, from zero."""
+    points = {name: list(zip(x, y, strict=True)) for name, y in series.items()}
+    return plot(points, x_name, y_name, title, joined=True, from_zero=True)
 
 
 def plot(
@@ -29,6 +28,7 @@ def plot(
     title: str,
     log_x: bool = False,
     joined: bool = False,
+    from_zero: bool = False,
     names: Mapping[tuple[float, float], str] | None = None,
 ) -> str:
     """Points of several series, joined to lines or with a name beside each.
@@ -39,9 +39,11 @@ def plot(
     """
     places = [place for points in series.values() for place in points]
     to_x = _axis([x for x, _ in places], LEFT, WIDTH - RIGHT, log_x)
-    to_y = _axis([0.0, *(y for _, y in places)] if joined else [y for _, y in places], HEIGHT - BOTTOM, TOP)
+    to_y = _axis([0.0] * from_zero + [y for _, y in places], HEIGHT - BOTTOM, TOP)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', STYLE]
-    parts.append(f'<title>{escape(title)}</title><text class="title" x="{LEFT}" y="20">{escape(title)}</text>')
+    parts.append(
+        f'<title>{escape(title)}</title><text class="title" x="{LEFT}" y="20">{escape(f"{title}: {y_name}")}</text>'
+    )
     for value in to_y.ticks:
         y = to_y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
@@ -49,9 +51,13 @@ def plot(
     for value in to_x.ticks:
         parts.append(f'<text x="{to_x(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_name)}</text>')
-    parts.append(f'<text x="8" y="{TOP - 8}">{escape(y_name)}</text>')
+    across = LEFT
     for number, (name, points) in enumerate(series.items()):
-        parts += _series(name, points, number, to_x, to_y, joined, names or {})
+        colour = COLOURS[number % len(COLOURS)]
+        parts += _series(points, colour, to_x, to_y, joined, names or {})
+        parts.append(f'<rect x="{across}" y="27" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{across + 15}" y="36">{escape(name)}</text>')
+        across += 45 + 7 * len(name)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -83,15 +89,14 @@ def _step(span: float) -> float:
 
 
 def _series(
-    name: str,
     points: Sequence[tuple[float, float]],
-    number: int,
+    colour: str,
     to_x: _axis,
     to_y: _axis,
     joined: bool,
     names: Mapping[tuple[float, float], str],
 ) -> list[str]:
-    colour, parts = COLOURS[number % len(COLOURS)], []
+    parts = []
     places = [(to_x(x), to_y(y)) for x, y in points]
     if joined:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
@@ -103,7 +108,4 @@ def _series(
             right = x > WIDTH - 160
             anchor = f'x="{x - 8:.1f}" text-anchor="end"' if right else f'x="{x + 8:.1f}"'
             parts.append(f'<text {anchor} y="{y + 4:.1f}">{escape(names[place])}</text>')
-    across = LEFT + 150 * number
-    parts.append(f'<rect x="{across}" y="27" width="10" height="10" fill="{colour}"/>')
-    parts.append(f'<text x="{across + 15}" y="36">{escape(name)}</text>')
     return parts

@@ -4,7 +4,7 @@
 
 Photos of 32 x 32 pixels are drawn into tar files (layout `webdataset`); each thousandth one is broken. All have the
 same 16 masks of 8 x 8 pixels (source `masks`). HCP is a small network that learns for no epoch. So the work per photo
-is little, and what is left is what the pipeline itself takes. Every `--kill-every` seconds one process of Ray that works
+is little, and the rest is what the pipeline itself takes. Every `--kill-every` seconds one process of Ray that works
 on a task or holds an actor is killed with kill -9.
 
 Prints per stage: photos, seconds, photos per second, files and bytes of its table; then the memory of the driver and of

@@ -125,6 +125,32 @@ def download(
 
 
 @app.command()
+def reproduce(
+    claim: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="a row of the table; none: print the table")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="the folder of the claim's data")] = None,
+    run_dir: RunDir = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="of the claim, one or more; default: all")] = None,
+) -> None:
+    """Run a published result again, and say whether it agrees."""
+    from wsseg_ray import reproduce as again
+
+    if claim is None:
+        print("\n".join(again.table()))
+        return
+    found = again.reproduce(claim, root, run_dir or f"runs/reproduce/{claim}", seeds, print)
+    print(f"{'figure':<24} {'published':>9} {'tolerance':>9} {'now':>6}  seeds")
+    for one in found:
+        values = ", ".join(f"{value:.1f}" for value in one.values)
+        ends = "agrees" if one.agrees else "DOES NOT AGREE"
+        published = f"{one.published.value:9.1f} {one.published.tolerance:9.1f}"
+        print(f"{one.name:<24} {published} {one.mean:6.1f}  {values}: {ends}")
+    if not all(one.agrees for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(
     recipe: RecipeName,
     photos: Annotated[float, typer.Option(min=1, help="training photos, as 1e6")],

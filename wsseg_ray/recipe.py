@@ -173,7 +173,7 @@ class HcpSection(Section):
     # segment: the mean feature of its superpixels; context: that, and its difference from the rest of the photo
     pooling: Pooling = "segment"
     # If weights has only conv layers, fc6 starts at random and learns so much faster than fc7 that the maps get worse
-    # (RESULTS.md). So its input is multiplied by this. 1: off
+    # (docs/results/accuracy.md). So its input is multiplied by this. 1: off
     random_fc6_scale: float = Field(0.1, gt=0)
     freeze: Literal["none", "all"] | NonNegativeInt = (
         "none"  # how many conv layers are not trained, counted from the photo

@@ -1,4 +1,4 @@
-"""The benchmark that keeps RESULTS.md and the demo together."""
+"""The benchmark that keeps the page of results and the demo together."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The engines that RESULTS.md times compute the same distances."""
+"""The engines that docs/results/refinement.md times compute the same distances."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The floor of scoring, which RESULTS.md compares with: multiply-adds and bytes of every layer."""
+"""The floor of scoring, which docs/results/speed.md compares with: multiply-adds and bytes of every layer."""
 
 from benchmarks.scoring import Layer, Machine, floor, layers
 from wsseg_ray.hcp.network import HypothesisNetwork

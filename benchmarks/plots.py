@@ -1,0 +1,87 @@
+"""The plots of docs/results, drawn from the claims and from the tables of the pages: no number is typed here twice.
+
+python benchmarks/plots.py          # writes docs/plots/*.svg
+
+photos.svg      val mIoU against the number of training photos
+compute.svg     val mIoU against minutes, with published methods of today
+proposals.svg   how well regions fit objects, against their number, beside MCG
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import drawing
+from wsseg_ray.reproduce import Claim, claims
+
+ROOT = Path(__file__).parents[1]
+PLOTS = ROOT / "docs/plots"
+# What the authors state for VOC 2012 val, 20 classes: hours of one RTX 3090, mIoU
+PUBLISHED = {"ExCEL (CLIP ViT-B)": (2, 78.4), "MoRe (ViT-B)": (6, 76.4)}
+COUNTS = (100, 500, 1000, 2000)  # of regions
+
+
+def size(claim: Claim) -> int:
+    """Training photos of a claim, which `about` begins with."""
+    return int(claim.about.split()[0].replace(",", ""))
+
+
+def photos() -> str:
+    """Our networks, by the number of training photos."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for claim in sorted((claim for claim in claims().values() if claim.data), key=size):
+        for name, figure in claim.figures.items():
+            found.setdefault(name, []).append((size(claim), figure.value))
+    return drawing.plot(
+        found, "training photos", "val mIoU %", "Six animals of VOC, two cores", log_x=True, joined=True
+    )
+
+
+def compute() -> str:
+    """Our recipes on two cores and published methods on a GPU, by minutes."""
+    ours = [
+        (claim.minutes, figure.value, claim)
+        for claim in claims().values()
+        for name, figure in claim.figures.items()
+        if claim.data and name == "AN_B + CRF"
+    ]
+    theirs = {(hours * 60.0, miou): name for name, (hours, miou) in PUBLISHED.items()}
+    names = {(minutes, miou): f"{size(claim):,} photos" for minutes, miou, claim in ours} | theirs
+    series = {
+        "ours, 6 animals, two cores": [(minutes, miou) for minutes, miou, _ in ours],
+        "theirs, VOC's 20 classes, one RTX 3090": list(theirs),
+    }
+    return drawing.plot(series, "minutes", "val mIoU %", "Accuracy and time", log_x=True, names=names)
+
+
+def proposals() -> str:
+    """J of the best region for each object: first numbers of the first table's rows under "Beside Selective Search"."""
+    rows = rows_under("docs/results/proposals.md", "## Beside Selective Search and MCG")
+    wanted = {"ours, boundaries by VGG-16": "ours, VGG-16", "ours, colour and texture": "ours", "MCG": "MCG"}
+    series = {short: list(zip(COUNTS, rows[name], strict=False)) for name, short in wanted.items()}
+    return drawing.plot(series, "regions", "J %", "How well regions fit objects, VOC val", log_x=True, joined=True)
+
+
+def rows_under(page: str, heading: str) -> dict[str, list[float]]:
+    """The rows of the first table under a heading: by the first cell, the first number of each cell."""
+    text = (ROOT / page).read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
+    found: dict[str, list[float]] = {}
+    for line in re.findall(r"^\|(.*)\|$", text, re.MULTILINE):
+        name, *cells = (cell.strip() for cell in line.split("|"))
+        numbers = [float(number[0]) for cell in cells if (number := re.match(r"\**([\d.]+)", cell))]
+        found.setdefault(name, numbers)
+    return found
+
+
+def main() -> None:
+    PLOTS.mkdir(exist_ok=True)
+    for draw in (photos, compute, proposals):
+        (PLOTS / f"{draw.__name__}.svg").write_text(draw())
+
+
+if __name__ == "__main__":
+    main()

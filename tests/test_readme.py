@@ -1,0 +1,25 @@
+"""What README says of results stands in the results."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_figure_of_readme_is_in_the_results():
+    """Numbers with a digit behind the point; those of Python's versions and of the paper's sections are none."""
+    text = re.sub(r"Python [\d.]+ to [\d.]+|Sec\. [\d.]+", "", (ROOT / "README.md").read_text())
+    results = (ROOT / "RESULTS.md").read_text()
+    figures = re.findall(r"\d+\.\d+", text)
+    assert len(figures) >= 4 and [one for one in figures if one not in results] == []
+
+
+def test_readme_is_short_and_results_are_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+    assert len((ROOT / "RESULTS.md").read_text().splitlines()) < 75
+
+
+def test_every_picture_and_page_that_readme_and_results_name_is_there():
+    for page in ("README.md", "RESULTS.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+            assert (ROOT / target).exists(), f"{page}: {target}"
