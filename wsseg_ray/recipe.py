@@ -348,7 +348,7 @@ class RuntimeSection(Section):
     engine: Literal["ray", "local"] = "ray"  # what runs the stages. local: one process, without Ray; the same tables
     num_workers: int | None = Field(None, ge=1)  # actors or Train workers of every stage; null: chosen for the cluster
     use_gpu: Literal["auto"] | bool = "auto"  # auto: where the cluster has one or can add one
-    checkpoint_minutes: float = Field(5.0, ge=0)  # segmentation training is saved this often, and after each epoch
+    checkpoint_minutes: float = Field(5.0, ge=0)  # trainings are saved this often, and after each epoch
     compile: bool = False  # torch.compile for segmentation training: minutes at the start, faster steps on a GPU
     profile: bool = False  # each actor and trainer writes a trace of a few of its steps to logs/traces
     zip_predictions: bool = True  # write the labels of each network as one file, too, as VOC's server takes them

@@ -97,6 +97,26 @@ def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
     whole, tiny_local, tiny, tmp_path, monkeypatch, steps
 ):
     """In the first epoch, and in both region rounds, which go on with the same teacher. An epoch is one step here."""
+    run, _ = cut_off_at(steps, CUT, tiny_local, tiny, tmp_path, monkeypatch)
+    log = whole.read_json("hcp", "log.json")
+    assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
+    assert run.read_json("hcp", "log.json") == log and same_weights(run, whole, "hcp", "network.pt")
+    assert files(run, "hcp") == files(whole, "hcp") == ["log.json", "network.pt", "state.pt"]
+
+
+@pytest.mark.run
+def test_what_was_done_of_an_epoch_is_not_done_again(tiny_local, tiny, tmp_path, monkeypatch):
+    """With `runtime.checkpoint_minutes`: of three steps per epoch, the second one of the second epoch is the fifth."""
+    settings = ["hcp.batch_size=4", "hcp.image_epochs=2", "hcp.hypothesis_epochs=0", "runtime.checkpoint_minutes=0"]
+    whole = retrained(tiny_local, tiny, tmp_path / "whole", settings)
+    run, again = cut_off_at(5, settings, tiny_local, tiny, tmp_path, monkeypatch)
+    assert again == 2
+    assert run.read_json("hcp", "log.json") == whole.read_json("hcp", "log.json")
+    assert same_weights(run, whole, "hcp", "network.pt")
+
+
+def cut_off_at(steps, settings, tiny_local, tiny, folder, monkeypatch) -> tuple[RunDirectory, int]:
+    """A training that died in a step and went on, and the number of its steps after that."""
     taken, real = [], training.step
 
     def step(*arguments):
@@ -105,16 +125,13 @@ def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
             raise Died
         return real(*arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(Died):
-        patched.setattr(training, "step", step)
-        retrained(tiny_local, tiny, tmp_path / "cut", CUT)
-    run = RunDirectory.at(str(tmp_path / "cut" / "run")).now()
+    monkeypatch.setattr(training, "step", step)
+    with pytest.raises(Died):
+        retrained(tiny_local, tiny, folder / "cut", settings)
+    run = RunDirectory.at(str(folder / "cut" / "run")).now()
     assert run.exists("hcp") and not run.exists("hcp", "network.pt")
-    run = ran(recipe.load("demo", [*tiny, "runtime.engine=local", *CUT]), run, "train_hcp")
-    log = whole.read_json("hcp", "log.json")
-    assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
-    assert run.read_json("hcp", "log.json") == log and same_weights(run, whole, "hcp", "network.pt")
-    assert files(run, "hcp") == files(whole, "hcp") == ["log.json", "network.pt", "state.pt"]
+    run = ran(recipe.load("demo", [*tiny, "runtime.engine=local", *settings]), run, "train_hcp")
+    return run, len(taken) - steps
 
 
 def test_what_is_trained_is_not_trained_again(tiny_local):

@@ -105,6 +105,7 @@ class _Training:
         self._feed = Feed(worker.job, network, worker.device)
         self._objective = training.shared(worker, HcpObjective(network, loss_of(worker.job.recipe), worker.device))
         self._seen, self._began = 0, time.monotonic()
+        self._saved = self._began
         self.log: list[dict[str, Any]] = []
 
     def phase(self, phase: Phase, state: dict[str, Any] | None) -> None:
@@ -117,24 +118,33 @@ class _Training:
         done = sum(entry["step"] == phase.name for entry in self.log)
         groups = parameter_groups(self._network, settings.learning_rate, phase.last_rate, self._fresh)
         optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        if state and done:
+        losses: list[float] = []  # of the steps of an epoch that was cut off
+        if state:
             optimizer.load_state_dict(state["optimizer"])
+            losses = state["losses"]
         self._seen += done * len(self._photos)
         if done < phase.epochs:
             self._feed.begin(phase.name, self._teacher(phase.name) if phase.name.startswith("region") else None)
         for epoch in range(done, phase.epochs):
             for group, base in zip(optimizer.param_groups, (settings.learning_rate, phase.last_rate), strict=True):
                 group["lr"] = learning_rate_at(epoch, base, settings.decay_every)
-            self.log.append({"step": phase.name, "epoch": epoch, "loss": self._epoch(phase, epoch, optimizer)})
-            self._keep(phase, optimizer)
+            losses = self._epoch(phase, epoch, optimizer, losses)
+            self.log.append({"step": phase.name, "epoch": epoch, "loss": float(np.mean(losses))})
+            losses = []
+            self._keep(phase, optimizer, losses)
+            training.tensorboard(self._worker, "HCP", [(f"loss/{entry['step']}", entry["loss"]) for entry in self.log])
+            self._worker.report(self.log[-1])
 
-    def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> float:
+    def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer, losses: list[float]) -> list[float]:
+        """The loss of each step. Arguments: `losses` of the steps that were done before the training was cut off."""
         worker, settings = self._worker, self._worker.job.recipe.hcp
-        number = len(self.log)
+        number, done = len(self.log), len(losses)
         order = training.epoch_order(self._photos, np.random.default_rng([worker.job.recipe.seed, number]))
-        losses = []
         self._network.train()
-        for mine, size in training.batches(worker, order, settings.batch_size):
+        for index, (mine, size) in enumerate(training.batches(worker, order, settings.batch_size)):
+            if index < done:
+                self._seen += size
+                continue
             with mixed_precision(worker.device):
                 batch = self._feed.batch(mine, number) if mine else None
             losses.append(training.step(worker, self._objective, batch, len(mine), optimizer))
@@ -142,13 +152,15 @@ class _Training:
             note = f"{phase.name} epoch {epoch + 1} of {phase.epochs}, loss {losses[-1]:.3f}"
             busy = time.monotonic() - self._began - self._feed.waited
             worker.tell(self._seen, note, busy, self._feed.waited)
-        return float(np.mean(losses))
+            if time.monotonic() - self._saved >= 60 * worker.job.recipe.runtime.checkpoint_minutes:
+                self._keep(phase, optimizer, losses)
+        return losses
 
-    def _keep(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
-        state = {"network": training.learned(self._network), "optimizer": optimizer.state_dict()}
+    def _keep(self, phase: Phase, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+        """Keep all that the training needs to go on: after each epoch, and every `runtime.checkpoint_minutes`."""
+        state = {"network": training.learned(self._network), "optimizer": optimizer.state_dict(), "losses": losses}
         training.save(self._worker, {**state, "log": self.log, "step": phase.name}, FOLDER, "state.pt")
-        training.tensorboard(self._worker, "HCP", [(f"loss/{entry['step']}", entry["loss"]) for entry in self.log])
-        self._worker.report(self.log[-1])
+        self._saved = time.monotonic()
 
     def _teacher(self, phase: str) -> HypothesisNetwork:
         """The network as it was when the phase began. It is kept, so that a phase that was cut off goes on with it."""
