@@ -170,6 +170,7 @@ def test_a_plan_is_json_too(monkeypatch, capsys):
     assert exit_code(monkeypatch, "plan", "demo", "--photos", "95", "--cpus", "4", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["photos"] == {"train": 95, "val": 5} and found["bytes"] == 100_000
+    assert found["files"] == 25 + 5 * 5 and found["driver_bytes"] > 1e8 and found["requests"] > 50
     assert found["stages"] == [{"stage": "images", "seconds": 26, "machines": 4, "kind": "CPU"}]
 
 

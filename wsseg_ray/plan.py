@@ -26,6 +26,10 @@ from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, shard_size
 
 NODE_CPUS = 16  # a training without GPUs computes on one machine
+DRIVER_BYTES = 1.2e9  # of Ray, torch and the package (benchmarks/many.py)
+DRIVER_BYTES_A_PHOTO = 60  # of the index of a training and the order of an epoch (benchmarks/metadata.py)
+REQUESTS_A_FILE = 10  # of a table: what a task reads and writes of a shard (benchmarks/store.py)
+REQUESTS_A_PHOTO = 4  # it is opened by two stages, with two requests each (the same)
 CPUS_STEP = 16  # number of added CPUs that is compared with one more GPU
 
 
@@ -173,6 +177,17 @@ def bytes_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> 
     return sum(costs[stage.name].bytes * _photos(stage, photos) for stage in mapped)
 
 
+def files_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> int:
+    """Files of the run directory: one per shard of each table, and a PNG per val photo and network."""
+    mapped = [stage for stage in _planned(recipe, costs) if stage.workers(recipe) != "trainers"]
+    return sum(_shards(_photos(stage, photos)) for stage in mapped) + photos["val"] * len(recipe.segmentation.networks)
+
+
+def driver_bytes(photos: dict[str, int]) -> float:
+    """Memory of the driver: what it imports, and what it knows of each photo while a training begins."""
+    return DRIVER_BYTES + DRIVER_BYTES_A_PHOTO * sum(photos.values())
+
+
 def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machines: Machines) -> dict[str, float]:
     """The share of time saved by one more GPU (if the cluster has GPUs) and by CPUS_STEP more CPUs."""
     now = sum(seconds(recipe, costs, photos, machines).values())
@@ -194,7 +209,8 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
     """The plan as plain data.
 
     Returns `stages`, each with `stage`, `seconds`, `machines` and their `kind`; `seconds` of all; `machine_hours` by
-    kind; `bytes` of the run directory; the `longest` stage; and of `gains` the one `to_add_first`.
+    kind; `bytes` and `files` of the run directory, and `requests` to an object store; `driver_bytes`; the `longest`
+    stage; and of `gains` the one `to_add_first`.
     """
     found = seconds(recipe, costs, photos, machines)
     stages, hours = [], {"CPU": 0.0, "GPU": 0.0}
@@ -204,11 +220,15 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
         hours[kind] += own / 3600 * count
         stages.append({"stage": stage.name, "seconds": own, "machines": count, "kind": kind})
     best = gains(recipe, costs, photos, machines)
+    files = files_of(recipe, costs, photos)
     return {
         "stages": stages,
         "seconds": sum(found.values()),
         "machine_hours": {kind: amount for kind, amount in hours.items() if amount},
         "bytes": bytes_of(recipe, costs, photos),
+        "files": files,
+        "requests": REQUESTS_A_FILE * files + REQUESTS_A_PHOTO * sum(photos.values()),
+        "driver_bytes": driver_bytes(photos),
         "longest": max(found, key=lambda name: found[name]),
         "to_add_first": max(best, key=lambda name: best[name]),
         "gains": best,
@@ -225,6 +245,8 @@ def table(plan: dict[str, Any]) -> list[str]:
     lines.append(f"{'all':<16} {total / 3600:9.2f}")
     used = ", ".join(f"{amount:.1f} {kind}-hours" for kind, amount in plan["machine_hours"].items())
     lines.append(f"machine-hours: {used}; storage: {plan['bytes'] / 1e9:.2f} GB")
+    driver = f"the driver needs {plan['driver_bytes'] / 1e9:.1f} GB of memory"
+    lines.append(f"files: {plan['files']:,}; requests to an object store: {plan['requests']:,.0f}; {driver}")
     lines.append(f"longest stage: {plan['longest']}")
     every = ", ".join(f"{name} -{gain:.0%}" for name, gain in plan["gains"].items())
     lines.append(f"to add first: {plan['to_add_first']}: {every}")

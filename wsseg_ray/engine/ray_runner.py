@@ -292,8 +292,8 @@ def _shards_of_a_task(job: Job, stage: Stage, work: Work[Any], shards: int) -> i
 
 def _input(missing: list[str], together: int) -> ray.data.Dataset:
     """The names of the shards; `together` of them are the block of a task."""
-    starts = range(0, len(missing), together)
-    return ray.data.from_arrow([pa.table({"shard": missing[start : start + together]}) for start in starts])
+    names = [{"shard": shard} for shard in missing]
+    return ray.data.from_items(names, override_num_blocks=-(-len(names) // together))
 
 
 def _block(row: type[Row], shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Table:

@@ -1,6 +1,6 @@
 """Requests to an object store, stage by stage: how many a shard costs, and how many a photo.
 
-    python benchmarks/requests.py [--photos 96]
+    python benchmarks/store.py [--photos 96]
 
 Runs the demo's stages one after the other on an S3 server of this machine (moto). Prints for each stage the requests by
 their kind, and how many they are per shard and per photo. The requests of a run that has nothing to do are taken off.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 from collections import Counter
 
 import boto3
@@ -37,9 +38,8 @@ class Seen(logging.Handler):
         self.methods = Counter[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        words = record.getMessage().split('"')
-        if len(words) > 1:
-            self.methods[words[1].split()[0]] += 1
+        if found := re.search(r"\b(GET|PUT|HEAD|POST|DELETE) /", record.getMessage()):
+            self.methods[found[1]] += 1
 
 
 def main() -> None:
