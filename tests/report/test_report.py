@@ -34,7 +34,7 @@ class Page(HTMLParser):
         self.text += data
 
     def section(self, name: str) -> "Page":
-        return Page(re.search(f'<section id="{name}">.*?</section>', self.html, re.DOTALL).group())
+        return Page(re.search(f'<(section|div) id="{name}">.*?</section>', self.html, re.DOTALL).group())
 
     @property
     def rows(self) -> dict[str, list[str]]:
