@@ -76,7 +76,9 @@ def given(job, row):
     return ImageRow(uri=row.split)
 
 
-@pytest.mark.parametrize("place", ["task", "read", "actor", "finish"])
+@pytest.mark.parametrize(
+    "place", ["task", "actor", *(pytest.param(place, marks=pytest.mark.long) for place in ("read", "finish"))]
+)
 def test_a_photo_that_kills_every_process_costs_itself_alone(job, place):
     """A decoder's crash, or a photo that fills the memory: Ray starts the task again, and it dies again."""
     first, middle, last = (Step(square, ImageRow), Step(PassingActor, ImageRow, actor=True), Step(given, ImageRow))
