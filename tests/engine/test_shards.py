@@ -1,6 +1,7 @@
 """The work on one shard: errors cost their own row alone, and a photo that kills processes is found."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -86,16 +87,16 @@ class Died(BaseException):
     """Stands for the death of the process: nothing is tidied up by the kernel's caller."""
 
 
+def dies_of_bad(tried: list[str], row: Row) -> Row:
+    tried.append(row.image_id)
+    if row.image_id == "bad":
+        raise Died
+    return upper(row)
+
+
 def test_a_photo_that_kills_every_process_is_found_and_given_up(tmp_path):
-    job, tried = empty_job(tmp_path), []
-
-    def kernel(row: Row) -> Row:
-        tried.append(row.image_id)
-        if row.image_id == "bad":
-            raise Died
-        return upper(row)
-
-    rows = [Row("a"), Row("bad"), Row("c")]
+    job, tried, rows = empty_job(tmp_path), [], [Row("a"), Row("bad"), Row("c")]
+    kernel = partial(dies_of_bad, tried)
     for _ in range(1 + MAX_DEATHS):
         with pytest.raises(Died):
             each(job, PLACE, kernel, ImageRow, rows)
@@ -197,15 +198,8 @@ def test_the_first_try_of_a_shard_asks_nothing_of_the_store(tmp_path, monkeypatc
 
 def test_a_shard_that_is_tried_again_goes_photo_by_photo(tmp_path):
     """The death of the first try left no note; so a photo that kills has as many tries as where there was one."""
-    job, tried = empty_job(tmp_path), []
-
-    def kernel(row: Row) -> Row:
-        tried.append(row.image_id)
-        if row.image_id == "bad":
-            raise Died
-        return upper(row)
-
-    rows = [Row("a"), Row("bad"), Row("c")]
+    job, tried, rows = empty_job(tmp_path), [], [Row("a"), Row("bad"), Row("c")]
+    kernel = partial(dies_of_bad, tried)
     for attempt in range(1 + MAX_DEATHS):
         with pytest.raises(Died):
             each(job, PLACE, kernel, ImageRow, rows, attempt=attempt)
