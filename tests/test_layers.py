@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "wsseg_ray"
 LAYERS = [
     ["__main__", "cli"],
     ["api", "serve"],
-    ["networks", "labelling", "doctor", "plan", "proposal_page", "replay", "status"],
+    ["networks", "labelling", "doctor", "plan", "proposal_page", "replay", "reproduce", "status"],
     ["network_file"],
     ["pipeline", "summary", "choices"],
     ["cleaning"],
