@@ -51,14 +51,42 @@ def plot(
     for value in to_x.ticks:
         parts.append(f'<text x="{to_x(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_name)}</text>')
-    across = LEFT
-    for number, (name, points) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        parts += _series(points, colour, to_x, to_y, joined, names or {})
-        parts.append(f'<rect x="{across}" y="27" width="10" height="10" fill="{colour}"/>')
+    parts += _legend(list(series), LEFT)
+    for number, points in enumerate(series.values()):
+        parts += _series(points, COLOURS[number % len(COLOURS)], to_x, to_y, joined, names or {})
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], title: str) -> str:
+    """Bars of some series in each row, with their numbers: `rows[row][series]`."""
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    high, left, thick = max(value for row in rows.values() for value in row.values()), 130, 13
+    height = TOP + len(rows) * (thick * len(series) + 9) + 8
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">', STYLE]
+    parts.append(f'<title>{escape(title)}</title><text class="title" x="8" y="20">{escape(title)}</text>')
+    parts += _legend(series, 8)
+    y = TOP
+    for name, row in rows.items():
+        parts.append(
+            f'<text x="{left - 8}" y="{y + thick * len(series) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        for place, own in enumerate(series):
+            if own in row:
+                width, top = (WIDTH - left - 60) * row[own] / high, y + thick * place
+                colour = COLOURS[place % len(COLOURS)]
+                parts.append(f'<rect x="{left}" y="{top}" width="{width:.1f}" height="{thick - 2}" fill="{colour}"/>')
+                parts.append(f'<text x="{left + width + 5:.1f}" y="{top + 10}">{row[own]:g}</text>')
+        y += thick * len(series) + 9
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _legend(names: Sequence[str], across: int) -> list[str]:
+    parts = []
+    for number, name in enumerate(names):
+        parts.append(f'<rect x="{across}" y="27" width="10" height="10" fill="{COLOURS[number % len(COLOURS)]}"/>')
         parts.append(f'<text x="{across + 15}" y="36">{escape(name)}</text>')
         across += 45 + 7 * len(name)
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return parts
 
 
 class _axis:

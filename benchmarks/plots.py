@@ -66,20 +66,31 @@ def proposals() -> str:
     return drawing.plot(series, "regions", "J %", "How well regions fit objects, VOC val", log_x=True, joined=True)
 
 
+def stages() -> str:
+    """Seconds of the stages with 600 photos: the first two columns of the table."""
+    rows = rows_under("docs/results/speed.md", "## Seconds per stage, 600 photos")
+    found = {
+        name: {"boundaries by the backbone": values[0], "colour and texture": values[1]}
+        for name, values in rows.items()
+        if len(values) > 1 and not name.startswith("*")
+    }
+    return drawing.bars(found, "Seconds per stage, 600 photos, two cores")
+
+
 def rows_under(page: str, heading: str) -> dict[str, list[float]]:
     """The rows of the first table under a heading: by the first cell, the first number of each cell."""
     text = (ROOT / page).read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
     found: dict[str, list[float]] = {}
     for line in re.findall(r"^\|(.*)\|$", text, re.MULTILINE):
         name, *cells = (cell.strip() for cell in line.split("|"))
-        numbers = [float(number[0]) for cell in cells if (number := re.match(r"\**([\d.]+)", cell))]
+        numbers = [float(number[1]) for cell in cells if (number := re.match(r"\**([\d.]+)", cell))]
         found.setdefault(name, numbers)
     return found
 
 
 def main() -> None:
     PLOTS.mkdir(exist_ok=True)
-    for draw in (photos, compute, proposals):
+    for draw in (photos, compute, proposals, stages):
         (PLOTS / f"{draw.__name__}.svg").write_text(draw())
 
 
