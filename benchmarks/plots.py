@@ -9,6 +9,7 @@ proposals.svg   how well regions fit objects, against their number, beside MCG
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ def rows_under(page: str, heading: str) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PLOTS.mkdir(exist_ok=True)
     for draw in (photos, compute, proposals, stages):
         (PLOTS / f"{draw.__name__}.svg").write_text(draw())

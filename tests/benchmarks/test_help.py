@@ -8,7 +8,8 @@ import pytest
 
 import benchmarks.kills as one_of_them
 
-NAMES = sorted(file.stem for file in Path(one_of_them.__file__).parent.glob("*.py"))
+FILES = Path(one_of_them.__file__).parent.glob("*.py")
+NAMES = sorted(file.stem for file in FILES if "\ndef main()" in file.read_text())
 
 
 @pytest.mark.ray  # some import it
