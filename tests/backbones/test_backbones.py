@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import sparse
 
+from tests.hcp.reference import pool_photo
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.hcp import LOSSES
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.hcp.pooling import POOLINGS
-from wsseg_ray.hcp.scoring import pool_photo, pool_photos, score_proposals
+from wsseg_ray.hcp.scoring import pool_photos, score_proposals
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.segmentation.grid import grid_size
 from wsseg_ray.segmentation.heads import HEADS

@@ -3,14 +3,13 @@ import pytest
 import torch
 from scipy import sparse
 
+from tests.hcp.reference import pool_photo, pool_regions
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.hcp.pooling import POOLINGS
 from wsseg_ray.hcp.scoring import (
     choose_candidates,
     flatten_candidates,
-    pool_photo,
     pool_photos,
-    pool_regions,
     score_proposals,
 )
 from wsseg_ray.proposals.regions import RegionProposals

@@ -100,7 +100,7 @@ class HypothesisNetwork(nn.Module):
         """The second last fully connected layer's output (Sec. 3.2), (N, embedding_dims), not negative.
 
         Arguments:
-            pooled: (N, ...), from a function of `scoring` such as `pool_regions`.
+            pooled: (N, ...), from the network's `pooling`.
         """
         return self.head.embed(pooled)
 

@@ -2,10 +2,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from tests.hcp.reference import pool_photo
 from wsseg_ray.hcp.network import HypothesisNetwork
 from wsseg_ray.hcp.pooling import warp
 from wsseg_ray.hcp.pooling.warp import warp_crops
-from wsseg_ray.hcp.scoring import pool_photo, score_proposals
+from wsseg_ray.hcp.scoring import score_proposals
 
 
 def test_warp_of_the_whole_photo_is_bilinear_resizing():
