@@ -1,7 +1,7 @@
 import higra as hg
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -45,6 +45,7 @@ def test_diverse_against_the_definition(seed, rows, columns, count, block):
     assert (objectness > 0).all() and (np.diff(objectness) <= 0).all()
     union = (regions[:, :, None] | regions[:, None]).T @ areas
     iou = (regions[:, :, None] & regions[:, None]).T @ areas / union
+    assume((abs(iou - 0.95) > 1e-6).all())  # 19 of 20 pixels: rounding decides whether it is a duplicate
 
     def values(taken):
         value = scores - iou[:, taken].max(axis=1, initial=0)
