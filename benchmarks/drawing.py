@@ -1,4 +1,7 @@
-"""Plots as SVG text: lines and points, in colours that read on light and on dark pages. No library draws both."""
+"""Plots as SVG text: lines and points, in colours that follow a light or a dark page.
+
+Own code, since matplotlib writes fixed colours into its SVG.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ def plot(
         names: what stands beside a point.
     """
     places = [place for points in series.values() for place in points]
-    to_x = _axis([x for x, _ in places], LEFT, WIDTH - RIGHT, log_x)
-    to_y = _axis([0.0] * from_zero + [y for _, y in places], HEIGHT - BOTTOM, TOP)
+    to_x = Axis([x for x, _ in places], LEFT, WIDTH - RIGHT, log_x)
+    to_y = Axis([0.0] * from_zero + [y for _, y in places], HEIGHT - BOTTOM, TOP)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', STYLE]
     parts.append(
         f'<title>{escape(title)}</title><text class="title" x="{LEFT}" y="20">{escape(f"{title}: {y_name}")}</text>'
@@ -89,7 +92,7 @@ def _legend(names: Sequence[str], across: int) -> list[str]:
     return parts
 
 
-class _axis:
+class Axis:
     """A scale from values to pixels, with its ticks."""
 
     def __init__(self, values: Sequence[float], begin: float, end: float, log: bool = False) -> None:
@@ -119,8 +122,8 @@ def _step(span: float) -> float:
 def _series(
     points: Sequence[tuple[float, float]],
     colour: str,
-    to_x: _axis,
-    to_y: _axis,
+    to_x: Axis,
+    to_y: Axis,
     joined: bool,
     names: Mapping[tuple[float, float], str],
 ) -> list[str]:

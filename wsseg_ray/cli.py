@@ -130,7 +130,7 @@ def reproduce(
         str | None, typer.Argument(metavar="NAME", help="a row of the table; none: print the table")
     ] = None,
     root: Annotated[str | None, typer.Option(help="the folder of the claim's data")] = None,
-    run_dir: RunDir = None,
+    run_dir: Annotated[str | None, typer.Option(help="a folder; default runs/reproduce/NAME")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="of the claim, one or more; default: all")] = None,
 ) -> None:
     """Run a published result again, and say whether it agrees."""

@@ -10,6 +10,7 @@ A photo with several labels needs a file of labels: the layout `folder`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from wsseg_ray.datasets import Layout, Listing, root_of
 from wsseg_ray.datasets.labelled import PHOTO_SUFFIXES, Row, listing_of, split_in
@@ -23,10 +24,11 @@ MASKS = "masks"
 def read(section: DatasetSection, seed: int = 0) -> Listing:
     """All photos in folders of classes. Raises DatasetError where there is no such folder."""
     root = root_of(section)
-    if not _recognises(root):
-        raise DatasetError(f"dataset.root: {root} has no folder with photos in it; each folder is a class")
     rows = (row for split, folder in _folders(root) for row in _rows(root, split, folder))
-    return listing_of(root, root, rows, section)
+    first = next(rows, None)
+    if first is None:
+        raise DatasetError(f"dataset.root: {root} has no folder with photos in it; each folder is a class")
+    return listing_of(root, root, chain([first], rows), section)
 
 
 def _folders(root: Place) -> Iterator[tuple[str, Place]]:

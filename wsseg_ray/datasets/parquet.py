@@ -51,12 +51,9 @@ def read(section: DatasetSection, seed: int = 0) -> Listing:
     root = root_of(section)
     files = files_in(root, SUFFIX)
     names = read_classes(root)
-
-    def cells() -> Iterator[Cell]:
-        return (cell for file in files for cell in _cells(file, split_of(file, root), names))
-
-    own = _all_unlike(cell.path for cell in cells())
-    return listing_of(root, files[0], (_row(cell, own) for cell in cells()), section)
+    cells = Spool(cell for file in files for cell in _cells(file, split_of(file, root), names))
+    own = _all_unlike(cell.path for cell in cells)
+    return listing_of(root, files[0], (_row(cell, own) for cell in cells), section)
 
 
 def _all_unlike(paths: Iterable[str]) -> bool:

@@ -114,9 +114,9 @@ class Place:
         try:
             with (
                 io.BufferedReader(_Pieces(self.uri), PIECE) as file,
-                io.TextIOWrapper(file, "utf-8-sig", newline="") as t,
+                io.TextIOWrapper(file, "utf-8-sig", newline="") as text,
             ):
-                yield from t
+                yield from text
         except UnicodeDecodeError:
             self.read_text()  # says which line
             raise

@@ -1,4 +1,4 @@
-"""Things in a file instead of in memory, so that a listing of ten million photos needs no gigabytes."""
+"""Photos, and rows about photos, in temporary files instead of in memory: for listings of ten million photos."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pickle
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Generic, TypeVar
 
 from wsseg_ray.errors import DatasetError
 
-TOGETHER = 1024  # things that are written and read at once
+TOGETHER = 1024  # items that are written and read at once
 CACHE_KB = 65_536  # of SQLite: what `Photos` holds in memory at most
 
 T = TypeVar("T")
@@ -42,14 +42,11 @@ class Photo:
 
 
 class Spool(Generic[T]):
-    """Things in their order, in a temporary file; they may be gone through many times.
+    """Items in their order, in a temporary file; they may be gone through many times."""
 
-    Costs two microseconds per thing to write, and one to read.
-    """
-
-    def __init__(self, things: Iterable[T]) -> None:
+    def __init__(self, items: Iterable[T]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it goes when this object goes)
-        rest = iter(things)
+        rest = iter(items)
         while some := list(islice(rest, TOGETHER)):
             pickle.dump(some, self._file, pickle.HIGHEST_PROTOCOL)
         self._end = self._file.tell()
@@ -72,7 +69,7 @@ class Photos:
         photos: in any order. Those that have neither a label nor an error are left out.
         limit: photos of each split that are taken: number `floor(i n / limit)` of n; None: all.
     Raises DatasetError where two photos have one name.
-    Costs some 10 microseconds and 500 bytes of temporary disk per photo, and at most 100 MB of memory.
+    Costs some 7 microseconds and 300 bytes of temporary disk per photo, twice that while it sorts.
     """
 
     def __init__(self, photos: Iterable[Photo], limit: int | None = None) -> None:
@@ -119,32 +116,32 @@ class Photos:
         suffixes = [photo.uri.partition("?")[0].rpartition(".")[2] for _, photo in found]
         if len(set(suffixes)) == len(found):
             for (place, photo), suffix in zip(found, suffixes, strict=True):
-                own = Photo(f"{photo.image_id}_{suffix}", *astuple(photo)[1:])
-                self._data.execute(
-                    "UPDATE given SET split = ?, name = ?, photo = ? WHERE place = ?", (*_stored(own), place)
-                )
+                own = _stored(replace(photo, image_id=f"{photo.image_id}_{suffix}"))
+                self._data.execute("UPDATE given SET split = ?, name = ?, photo = ? WHERE place = ?", (*own, place))
 
     def _sort(self, limit: int | None) -> None:
-        self._data.execute("CREATE TABLE ranked (rank INTEGER PRIMARY KEY, split TEXT, photo TEXT)")
+        self._data.execute("CREATE TABLE sorted (rank INTEGER PRIMARY KEY, split TEXT, photo TEXT)")
         self._data.execute(
-            "INSERT INTO ranked (split, photo) SELECT split, photo FROM given WHERE split != '' ORDER BY split, name"
+            "INSERT INTO sorted (split, photo) SELECT split, photo FROM given WHERE split != '' ORDER BY split, name"
         )
         self._data.execute("DROP TABLE given")
         if limit is not None:
-            last = 0
-            for (count,) in self._data.execute("SELECT COUNT(*) FROM ranked GROUP BY split ORDER BY split").fetchall():
-                if limit < count:
-                    kept = {last + 1 + i * count // limit for i in range(limit)}
-                    self._data.executemany(
-                        "DELETE FROM ranked WHERE rank = ?",
-                        ((rank,) for rank in range(last + 1, last + count + 1) if rank not in kept),
-                    )
-                last += count
-        self._data.execute("ALTER TABLE ranked RENAME TO sorted")
+            self._spread(limit)
+
+    def _spread(self, limit: int) -> None:
+        """Keep `limit` photos of each split, evenly spread."""
+        self._data.execute("CREATE TABLE kept (rank INTEGER PRIMARY KEY)")
+        first = 1
+        for (count,) in self._data.execute("SELECT COUNT(*) FROM sorted GROUP BY split ORDER BY split").fetchall():
+            few = min(limit, count)
+            ranks = ((first + i * count // few,) for i in range(few))
+            self._data.executemany("INSERT INTO kept VALUES (?)", ranks)
+            first += count
+        self._data.execute("DELETE FROM sorted WHERE rank NOT IN (SELECT rank FROM kept)")
 
 
 def digest_of(photos: Iterable[Photo]) -> str:
-    """32 hex digits that stand for photos in their order: all that is said of them. Costs 4 microseconds per photo."""
+    """32 hex digits that stand for photos in their order: all that is said of them. Costs 6 microseconds per photo."""
     found = blake2b(digest_size=16)
     for photo in photos:
         found.update(_text(photo).encode() + b"\n")

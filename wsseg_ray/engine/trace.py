@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ class Trace:
     writes nothing where there are fewer steps.
 
     Arguments:
-        stage: the trace is `logs/traces/<stage>-<process>.json` of the run.
+        stage: the trace is `logs/traces/<stage>-<machine>-<process>.json` of the run.
         skipped: steps before the first one that is recorded; in them caches fill.
         recorded: steps.
     """
 
     def __init__(self, job: Job, stage: str, skipped: int, recorded: int) -> None:
-        self._run, self._name = job.run, f"{stage}-{os.getpid()}.json"
+        self._run, self._name = job.run, f"{stage}-{platform.node()}-{os.getpid()}.json"
         self._begin, self._end = skipped, skipped + recorded
         self._profiler: Any = None
         self._steps = 0 if job.recipe.runtime.profile else None

@@ -256,7 +256,7 @@ def index(job: Job, table: Table[Any], other: Table[Any] | None = None) -> Index
             shards.append(shard)
             starts.append(starts[-1] + len(good))
             names.append(pa.array(good))
-            labels.append(np.array([min(255, len(images[i].labels)) for i in good], np.uint8))
+            labels.append(np.array([len(images[i].labels) for i in good], np.uint8))
             has_mask.append(np.array([bool(images[i].mask_uri) for i in good]))
-    joined = [np.concatenate([np.empty(0, dtype), *parts]) for dtype, parts in ((np.uint8, labels), (bool, has_mask))]
-    return Index(shards, np.array(starts), pa.concat_arrays(names), joined[0].astype(np.uint8), joined[1].astype(bool))
+    joined = np.concatenate([np.empty(0, np.uint8), *labels]), np.concatenate([np.empty(0, bool), *has_mask])
+    return Index(shards, np.array(starts), pa.concat_arrays(names), *joined)

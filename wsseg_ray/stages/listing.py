@@ -25,7 +25,7 @@ def write(job: Job, pixels: int) -> dict[str, int]:
 
     Arguments:
         pixels: of the largest photo: see `tables.shard_size`.
-    Costs about 15 microseconds per photo, and the memory of SHARDS_PER_FILE shards.
+    Costs about 40 microseconds per photo, and the memory of SHARDS_PER_FILE shards.
     """
     known: dict[str, int] | None = job.run.read_json(IMAGES.folder, FOLDER, SHARDS)
     if known is not None:

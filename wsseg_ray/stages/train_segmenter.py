@@ -105,7 +105,7 @@ def _copy(job: Job, twins: dict[str, str]) -> None:
 
 def members(photos: training.Index, network: Network) -> training.Index:
     """The photos that a network learns from."""
-    kept = {"all": photos.labels >= 0, "single": photos.labels == 1, "masked": photos.has_mask}
+    kept = {"all": np.ones(len(photos), bool), "single": photos.labels == 1, "masked": photos.has_mask}
     return photos.only(kept[network.photos])
 
 
