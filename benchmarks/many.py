@@ -7,8 +7,9 @@ same 16 masks of 8 x 8 pixels (source `masks`). HCP is a small network that lear
 is little, and the rest is what the pipeline itself takes. Every `--kill-every` seconds one process of Ray that works
 on a task or holds an actor is killed with kill -9.
 
-Prints per stage: photos, seconds, photos per second, files and bytes of its table; then the memory of the driver and of
-all of Ray's processes, as a picture too; and whether each photo is there once, and each broken one among the failures.
+Prints per stage: photos, seconds, photos per second, files and bytes of its table. Then, for each third of the time, the
+most memory of the driver, of Ray's control store (GCS), of its other processes and of its object store, and the most
+open file handles; memory as a picture too. Then whether each photo is there once, and each broken one among the failures.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -113,8 +116,18 @@ def draw(count: int, folder: Path) -> None:
             tar.addfile(member, io.BytesIO(data))
 
 
+class Sample(NamedTuple):
+    """What all processes of a job hold at one time: GB, and the number of open file handles."""
+
+    driver: float
+    gcs: float
+    others: float
+    store: float
+    handles: int
+
+
 class Watch:
-    """Memory over time, and deaths, from a thread.
+    """Memory and file handles over time, and deaths, from a thread.
 
     Arguments:
         driver: the process whose memory is the driver's; Ray's processes are below it or of its session.
@@ -122,7 +135,8 @@ class Watch:
 
     def __init__(self, driver: psutil.Process, kill_every: float) -> None:
         self.driver, self._kill_every, self.killed = driver, kill_every, Counter[str]()
-        self.seen: list[tuple[float, float, float]] = []  # seconds, GB of the driver, GB of all of Ray's processes
+        self.seconds: list[float] = []
+        self.seen: list[Sample] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -134,28 +148,42 @@ class Watch:
     def _run(self) -> None:
         begin = struck = time.monotonic()
         while not self._over.wait(2.0):
-            now, rest = time.monotonic(), list(self._others())
+            now = time.monotonic()
             try:
-                own = self.driver.memory_info().rss / 1e9
+                processes = [self.driver, *self.driver.children(recursive=True)]
             except psutil.Error:
                 return
-            self.seen.append((now - begin, own, sum(memory for _, memory in rest) / 1e9))
+            self.seconds.append(now - begin)
+            self.seen.append(sample(self.driver, processes))
             if self._kill_every and now - struck > self._kill_every:
-                working = [process for process, _ in rest if _title(process).startswith(WORKING)]
+                working = [process for process in processes if _title(process).startswith(WORKING)]
                 if working:
                     victim = random.choice(working)
                     self.killed[_title(victim).partition("(")[0]] += 1
-                    victim.kill()
+                    with suppress(psutil.Error):
+                        victim.kill()
                     struck = now
 
-    def _others(self) -> Iterator[tuple[psutil.Process, int]]:
-        """Ray's processes, each with its own memory: what it shares with others is left out."""
-        for process in self.driver.children(recursive=True):
-            try:
-                info = process.memory_info()
-                yield process, info.rss - info.shared
-            except psutil.Error:
-                continue
+
+def sample(driver: psutil.Process, processes: Sequence[psutil.Process]) -> Sample:
+    """Memory of processes without what they share. The object store is the shared memory of the process `raylet`."""
+    own, gcs, others, store, handles = 0.0, 0.0, 0.0, 0.0, 0
+    for process in processes:
+        try:
+            name, memory, open_files = process.name(), process.memory_info(), process.num_fds()
+        except psutil.Error:
+            continue  # it has ended
+        alone = (memory.rss - memory.shared) / 1e9
+        handles += open_files
+        if process == driver:
+            own = alone
+        elif name == "gcs_server":
+            gcs = alone
+        else:
+            others += alone
+        if name == "raylet":
+            store = memory.shared / 1e9
+    return Sample(own, gcs, others, store, handles)
 
 
 def _title(process: psutil.Process) -> str:
@@ -208,13 +236,16 @@ def main() -> None:
                 f"{stage.name:<10} {entry['rows']:>9} rows {entry['failed']:>6} failed {entry['seconds']:8.0f} s "
                 f"{rate:7.0f} photos/s {len(sizes):>7} files {sum(sizes.values()) / 1e9:6.2f} GB"
             )
-    times, own, rest = (np.array(column) for column in zip(*watch.seen, strict=True))
-    thirds = [f"{own[part].max():.2f} and {rest[part].max():.2f}" for part in np.array_split(np.arange(len(times)), 3)]
-    print(f"GB of the driver and of Ray's other processes, most in each third of the time: {'; '.join(thirds)}")
+    seen = np.array(watch.seen)
+    print("most in each third of the time:", ", ".join(Sample._fields))
+    for part in np.array_split(seen, 3):
+        print("  " + ", ".join(f"{most:.2f}" for most in part.max(0)))
     print(check(str(kept / "run"), count))
     if args.out:
-        lines = {"driver": own.tolist(), "Ray's other processes": rest.tolist()}
-        args.out.write_text(drawing.lines((times / 60).tolist(), lines, "minutes", "GB", f"{count:,} photos of 32 px"))
+        names = ("driver", "Ray's control store", "Ray's other processes", "object store")
+        lines = {name: column.tolist() for name, column in zip(names, seen.T, strict=False)}
+        minutes = (np.array(watch.seconds) / 60).tolist()
+        args.out.write_text(drawing.lines(minutes, lines, "minutes", "GB", f"{count:,} photos of 32 px"))
 
 
 if __name__ == "__main__":
