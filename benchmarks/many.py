@@ -7,9 +7,10 @@ same 16 masks of 8 x 8 pixels (source `masks`). HCP is a small network that lear
 is little, and the rest is what the pipeline itself takes. Every `--kill-every` seconds one process of Ray that works
 on a task or holds an actor is killed with kill -9.
 
-Prints per stage: photos, seconds, photos per second, files and bytes of its table. Then, for each third of the time, the
-most memory of the driver, of Ray's control store (GCS), of its other processes and of its object store, and the most
-open file handles; memory as a picture too. Then whether each photo is there once, and each broken one among the failures.
+Prints per stage: photos, seconds, photos per second, files and bytes of its table. Then, for each third of the time,
+the most memory of the driver, of Ray's control store (GCS), of its other processes and of its object store, and the
+most open file handles; memory as a picture too. Then whether each photo is there once, and each broken one among the
+failures.
 """
 
 from __future__ import annotations
