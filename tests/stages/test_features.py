@@ -1,5 +1,6 @@
 """Stage `features`: a frozen backbone looks once. Whole runs with tiny random models of timm, of three families."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,40 @@ def test_photos_that_pass_together_have_the_features_of_each_alone(lite):
         alone = looker(row)
         np.testing.assert_array_equal(found.shapes, alone.shapes)
         np.testing.assert_allclose(found.maps.astype(float), alone.maps.astype(float), rtol=5e-3, atol=5e-3)
+
+
+def test_photos_of_unlike_sizes_pass_a_gpu_on_one_canvas(lite, monkeypatch):
+    """Here on a CPU, with a network that a GPU would see all sizes of at once."""
+    sizes = [(96, 64), (64, 96), (96, 64), (80, 80), (96, 96)]
+    rng = np.random.default_rng(0)
+    rows = [
+        features.CellsRow(str(place), rows=h, columns=w, whole=rng.integers(0, 256, (h, w, 3), np.uint8))
+        for place, (h, w) in enumerate(sizes)
+    ]
+    own = recipe.load("demo", [*lite[0], "hcp.backbone=timm:resnet18", "segmentation.backbone=timm:resnet18"])
+    looker = Looker(FEATURES, replace(open_run(lite[1]), recipe=own))
+    calls = []
+
+    def recorded(batches):
+        calls.append([tuple(photos.shape) for photos in batches])
+        return looker._backbone.levels_together(batches)
+
+    monkeypatch.setattr(looker._backbone, "levels_by_size", recorded)
+    for row, found in zip(rows, looker._many(rows), strict=True):
+        alone = looker._backbone(features.normalise(row.whole))
+        maps = maps_of(found)
+        for level in maps:
+            torch.testing.assert_close(maps[level].float(), alone[level][0], rtol=1e-2, atol=1e-2)
+    assert calls[0] == [(1, 3, 64, 96), (1, 3, 80, 80), (2, 3, 96, 64), (1, 3, 96, 96)]
+
+
+def test_photos_share_a_canvas_while_it_is_not_much_larger_than_they_are(monkeypatch):
+    assert list(features.together({(400, 304): 2, (304, 400): 1})) == [[((304, 400), 1), ((400, 304), 2)]]
+    assert list(features.together({(10, 10): 2, (100, 100): 1})) == [[((10, 10), 2)], [((100, 100), 1)]]
+    monkeypatch.setattr(features, "MANY", 250)
+    assert list(features.together({(10, 10): 5})) == [[((10, 10), 2)], [((10, 10), 2)], [((10, 10), 1)]]
+    assert list(features.together({(20, 20): 2})) == [[((20, 20), 1)], [((20, 20), 1)]]  # each larger than MANY
+    assert list(features.together({})) == []
 
 
 def test_with_and_without_stored_features_the_scores_are_the_same(lite, tmp_path):

@@ -24,9 +24,9 @@ FROZEN = [f"hcp.backbone={LITE}", f"segmentation.backbone={LITE}", "hcp.freeze=a
 def test_maps_come_back_as_they_were():
     """Of two photos that pass together."""
     out, low = torch.arange(48.0).view(2, 2, 3, 4), torch.full((2, 1, 2, 2), 1e6)
-    rows = packed(
-        [(1.0, False, {"out": out, "low": low}), (1.0, True, {"out": out + 1}), (0.5, False, {"out": out[:, :1]})]
-    )
+    views = [(1.0, False, {"out": out, "low": low}), (1.0, True, {"out": out + 1}), (0.5, False, {"out": out[:, :1]})]
+    rows, others = packed([views, [(1.0, False, {"out": out[:1, :, :2] - 3})]])
+    assert torch.equal(map_of(others[0]), (out[0, :, :2] - 3).half())
     for place, read in enumerate(decode(FeatureRow, encode(FeatureRow, rows))):
         assert torch.equal(map_of(read), out[place].half())
         assert torch.equal(maps_of(read)["low"], torch.full((1, 2, 2), 65504).half())  # half precision's largest
@@ -78,5 +78,5 @@ def test_what_is_kept_is_bounded_and_made_once():
 
 
 def test_rows_of_a_table_stay_finite():
-    (row,) = packed([(1.0, False, {"out": torch.tensor([[[[np.inf]], [[-np.inf]]]])})])
+    ((row,),) = packed([[(1.0, False, {"out": torch.tensor([[[[np.inf]], [[-np.inf]]]])})]])
     assert np.isfinite(row.maps).all()

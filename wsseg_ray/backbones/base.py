@@ -23,8 +23,9 @@ class BaseBackbone(nn.Module):
     def maps_of(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The maps `out` of photos of unlike sizes.
 
-        Photos of equal size pass together, the others apart: filled up to one size, a photo would have other features
-        near its border, since a bias and a ReLU make the filling non-zero.
+        Photos of equal size pass together, those of another size apart, or masked: see `levels_by_size`. Just filled up
+        to one size, a photo would have other features near its border, since a bias and a ReLU make the filling
+        non-zero.
 
         Arguments:
             photos: (3, H, W) each, normalised.
@@ -44,7 +45,11 @@ class BaseBackbone(nn.Module):
 
         BatchNorm that learns takes its statistics from each batch by itself.
         """
-        return [self(batch)["out"] for batch in batches]
+        return [levels["out"] for levels in self.levels_by_size(batches)]
+
+    def levels_by_size(self, batches: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The maps (B, C, h, w) by level of batches (B, 3, H, W), each of another size."""
+        return [self(batch) for batch in batches]
 
     def freeze(self, count: Literal["none", "all"] | int) -> None:
         """Train all layers, or none of them any further.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.backbones.base import BaseBackbone, keep_statistics
+from wsseg_ray.backbones.masked import each_alone, is_local, neighbours, on_canvas
 from wsseg_ray.backbones.photos import whole_cells
+from wsseg_ray.backbones.precision import full_precision
 
 if TYPE_CHECKING:
     from wsseg_ray.backbones.timm import Levels
@@ -57,9 +60,39 @@ class TimmBackbone(BaseBackbone):
 
     def forward(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps (B, C, h, w) of normalised photos (B, 3, H, W), by level; h is H / stride, rounded."""
+        return self._at_photo(photos, [self._at_scale(photos, scale) for scale in self._scales])
+
+    def levels_by_size(self, batches: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The maps by level of batches of unlike sizes, rounding aside those of each batch by itself.
+
+        On a GPU where nothing is trained, a network whose layers look at neighbours alone sees all photos at once: so
+        its layers are called once and not once per size.
+        """
+        together = len(batches) > 1 and batches[0].is_cuda and not torch.is_grad_enabled() and self.is_local
+        return self.levels_together(batches) if together else super().levels_by_size(batches)
+
+    def levels_together(self, batches: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """`levels_by_size` with all photos on one canvas; for networks that are `is_local`."""
+        seen = [self._together_at_scale(batches, scale) for scale in self._scales]
+        return [self._at_photo(photos, own) for photos, *own in zip(batches, *seen, strict=True)]
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether the model gives photos on one canvas the maps that it gives them apart: tried once, on noise."""
+        if self._has_patches or self.training:
+            return False
+        own = next(self.model.parameters())
+        with torch.no_grad(), full_precision(own.device):
+            return is_local(self.model, self._look)
+
+    @cached_property
+    def _neighbours(self) -> list[nn.Module]:
+        return neighbours(self.model)
+
+    def _at_photo(self, photos: torch.Tensor, seen: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Levels at each scale, joined in the cells of the photos themselves."""
         height, width = (int(side) for side in photos.shape[2:])  # an exported program takes photos of one size
         rows, columns = (side // self.stride for side in whole_cells(height, width, self.stride))
-        seen = [self._at_scale(photos, scale) for scale in self._scales]
         found = {"out": torch.cat([resized(maps["out"], rows, columns) for maps in seen], dim=1)}
         if self._levels.low:
             found["low"] = resized(seen[0]["low"], 2 * rows, 2 * columns)
@@ -68,21 +101,37 @@ class TimmBackbone(BaseBackbone):
     def _at_scale(self, photos: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
         """The levels of the photos at one scale, in the cells of that scale."""
         photos = fitted(photos, self.stride, scale)
-        rows, columns = (side // self.stride for side in photos.shape[2:])
+        return self._inside(self._joined(self._look(self._framed(photos))), photos)
+
+    def _together_at_scale(self, batches: Sequence[torch.Tensor], scale: float) -> list[dict[str, torch.Tensor]]:
+        batches = [fitted(photos, self.stride, scale) for photos in batches]
+        canvas, sizes = on_canvas([self._framed(photos) for photos in batches])
+        with each_alone(self._neighbours, sizes, canvas.shape):
+            levels = self._joined(self._look(canvas))
+        parts = {name: maps.split([len(photos) for photos in batches]) for name, maps in levels.items()}
+        return [
+            self._inside({name: own[place] for name, own in parts.items()}, photos)
+            for place, photos in enumerate(batches)
+        ]
+
+    def _look(self, framed: torch.Tensor) -> list[torch.Tensor]:
+        """The model's own maps of its levels, the finest first."""
         more = {"norm": True} if self._levels.is_plain else {}
         indices = [level.number for level in self._ordered]
-        maps = self.model.forward_intermediates(
-            self._framed(photos), indices=indices, intermediates_only=True, output_fmt="NCHW", stop_early=True, **more
+        found: list[torch.Tensor] = self.model.forward_intermediates(
+            framed, indices=indices, intermediates_only=True, output_fmt="NCHW", stop_early=True, **more
         )
-        joined = self._joined(maps[-len(self._levels.joined) :])
-        first = 0 if self._has_patches else 1
-        found = {"out": joined[:, :, first : first + rows, first : first + columns]}
-        if self._levels.low:
-            low = unit_mean_square(maps[0])
-            if not self._has_patches:  # its cells lie half a cell off: the mean of two lies between them
-                low = functional.avg_pool2d(low, 2, stride=1)
-            found["low"] = low[:, :, first : first + 2 * rows, first : first + 2 * columns]
         return found
+
+    def _inside(self, levels: dict[str, torch.Tensor], photos: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The cells of levels that cover the photos, without those of the frame."""
+        rows, columns = (side // self.stride for side in photos.shape[2:])
+        first = 0 if self._has_patches else 1
+        finer = {"out": 1, "low": 2}
+        return {
+            name: maps[:, :, first : first + finer[name] * rows, first : first + finer[name] * columns]
+            for name, maps in levels.items()
+        }
 
     def _framed(self, photos: torch.Tensor) -> torch.Tensor:
         """The photos with a border of the mean colour, see the class."""
@@ -94,19 +143,27 @@ class TimmBackbone(BaseBackbone):
             sides += [before, size - before - side]
         return functional.pad(photos, sides) if any(sides) else photos
 
-    def _joined(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Levels as one map, at the size of the finest one."""
-        size = max(level.shape[2:] for level in maps)
-        parts = [unit_mean_square(level) for level in maps]
-        return torch.cat(
-            [
-                part
-                if part.shape[2:] == size
-                else functional.interpolate(part, size, mode="bilinear", align_corners=not self._has_patches)
-                for part in parts
-            ],
-            dim=1,
-        )
+    def _joined(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`out`, the levels as one map at the size of the finest one, and `low`."""
+        joined = maps[-len(self._levels.joined) :]
+        size = max(level.shape[2:] for level in joined)
+        parts = [unit_mean_square(level) for level in joined]
+        found = {
+            "out": torch.cat(
+                [
+                    part
+                    if part.shape[2:] == size
+                    else functional.interpolate(part, size, mode="bilinear", align_corners=not self._has_patches)
+                    for part in parts
+                ],
+                dim=1,
+            )
+        }
+        if self._levels.low:
+            low = unit_mean_square(maps[0])
+            # Where cells overlap, those of `low` lie half a cell off: the mean of two lies between them
+            found["low"] = low if self._has_patches else functional.avg_pool2d(low, 2, stride=1)
+        return found
 
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode)

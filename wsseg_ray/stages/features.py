@@ -1,7 +1,7 @@
 """Stages `features` and `features_segmenter`: a frozen backbone looks at every photo once, on actors (one per GPU).
 
-Tasks read, decode and resize photos to whole cells; actors do nothing but tensor work, on GPUs with all photos of a
-shard that have one size together; tasks write half precision. HCP reads `features`, and so do the segmentation networks
+Tasks read, decode and resize photos to whole cells; actors do nothing but tensor work, on GPUs with many photos of a
+shard together; tasks write half precision. HCP reads `features`, and so do the segmentation networks
 that have the same backbone; others read `features_segmenter`.
 """
 
@@ -10,7 +10,8 @@ that have the same backbone; others read `features_segmenter`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,7 +48,8 @@ from wsseg_ray.stages.stored import (
 from wsseg_ray.tables import FEATURES, IMAGES, SEGMENTER_FEATURES, FeatureRow, Table, array, number
 
 SAMPLE, SAMPLE_CELLS = 256, 64  # photos, and cells of each, on which PCA is fitted: 16 for each of 1,024 dimensions
-MANY = 2**23  # photo pixels that pass a GPU together: about 70 photos of 400x300
+MANY = 2**23  # pixels that pass a GPU together: about 50 photos of 400x400
+FILLING = 2  # times the photos' own pixels, at most: what a canvas for photos of unlike sizes has
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Looker:
 
     def __init__(self, table: Table[FeatureRow], job: Job) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._backbone = frozen_backbone(job, table).to(self._device)
+        self._backbone: BaseBackbone = frozen_backbone(job, table).to(self._device)
         self._reduce: Projection | None = None
         if job.run.exists(table.folder, PROJECTION):
             state = read_projection(job, table)
@@ -129,34 +131,60 @@ class Looker:
         self.many = self._many if self._device.type == "cuda" else None
 
     def __call__(self, row: CellsRow) -> FeatureRow:
-        return self._look(row.whole[None])[0]
+        return self._look([row.whole[None]])[0][0]
 
     def _many(self, rows: Sequence[CellsRow]) -> list[FeatureRow]:
-        places: dict[tuple[int, ...], list[int]] = {}
+        places: dict[tuple[int, int], list[int]] = {}
         for place, row in enumerate(rows):
-            places.setdefault(row.whole.shape, []).append(place)
+            places.setdefault((row.rows, row.columns), []).append(place)
         found: dict[int, FeatureRow] = {}
-        for shape, own in places.items():
-            together = max(1, MANY // (shape[0] * shape[1]))
-            for start in range(0, len(own), together):
-                part = own[start : start + together]
-                found |= zip(part, self._look(np.stack([rows[place].whole for place in part])), strict=True)
+        for group in together({size: len(own) for size, own in places.items()}):
+            parts = [[places[size].pop() for _ in range(count)] for size, count in group]
+            looked = self._look([np.stack([rows[place].whole for place in part]) for part in parts])
+            for part, own in zip(parts, looked, strict=True):
+                found |= zip(part, own, strict=True)
         return [found[place] for place in range(len(rows))]
 
     @torch.no_grad()
-    def _look(self, photos: np.ndarray) -> list[FeatureRow]:
-        """Rows of photos (B, H, W, 3) of one size."""
-        shown = normalise(torch.tensor(photos, device=self._device), *self._colours)
-        return packed(self._views_of(shown))
+    def _look(self, batches: Sequence[np.ndarray]) -> list[list[FeatureRow]]:
+        """Rows of batches of photos (B, H, W, 3), each of another size."""
+        shown = [normalise(torch.tensor(photos, device=self._device), *self._colours) for photos in batches]
+        views = [(scale, mirrored, self._levels_of(shown, scale, mirrored)) for scale, mirrored in self._views]
+        return packed(
+            [[(scale, mirrored, levels[place]) for scale, mirrored, levels in views] for place in range(len(batches))]
+        )
 
-    def _views_of(self, photos: torch.Tensor) -> Iterator[tuple[float, bool, dict[str, torch.Tensor]]]:
-        for scale, mirrored in self._views:
-            seen = scaled(photos, scale)
-            with mixed_precision(self._device):
-                levels = dict(self._backbone(seen.flip(3) if mirrored else seen))
-                if self._reduce is not None:
+    def _levels_of(
+        self, batches: Sequence[torch.Tensor], scale: float, mirrored: bool
+    ) -> list[dict[str, torch.Tensor]]:
+        """Of each batch the levels that are stored, of one view."""
+        seen = [scaled(photos, scale) for photos in batches]
+        with mixed_precision(self._device):
+            found = self._backbone.levels_by_size([photos.flip(3) for photos in seen] if mirrored else seen)
+            if self._reduce is not None:
+                for levels in found:
                     levels["out"] = self._reduce(levels["out"])
-            yield scale, mirrored, {name: levels[name] for name in self._levels}
+        return [{name: levels[name] for name in self._levels} for levels in found]
+
+
+def together(sizes: Mapping[tuple[int, int], int]) -> Iterator[list[tuple[tuple[int, int], int]]]:
+    """Groups of photos for one canvas each: of at most MANY pixels, and not much more than the photos have.
+
+    Arguments:
+        sizes: how many photos there are of each (H, W).
+    Yields sizes, and how many photos of each.
+    """
+    group: Counter[tuple[int, int]] = Counter()
+    for size in sorted(sizes):
+        for _ in range(sizes[size]):
+            wider = group + Counter([size])
+            canvas = max(h for h, _ in wider) * max(w for _, w in wider) * wider.total()
+            if group and canvas > min(MANY, FILLING * sum(h * w * count for (h, w), count in wider.items())):
+                yield list(group.items())
+                wider = Counter([size])
+            group = wider
+    if group:
+        yield list(group.items())
 
 
 def frozen_backbone(job: Job, table: Table[FeatureRow]) -> BaseBackbone:

@@ -7,7 +7,7 @@ read what it stored, where their backbone is that one.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -99,20 +99,27 @@ def views_stored(recipe: Recipe) -> list[tuple[float, bool]]:
     return [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + settings.mirror]]
 
 
-def packed(views: Iterable[tuple[float, bool, dict[str, torch.Tensor]]]) -> list[FeatureRow]:
-    """Views of B photos of one size as B rows.
+View = tuple[float, bool, dict[str, torch.Tensor]]  # scale, whether mirrored, and maps (B, C, h, w) by level
+
+
+def packed(batches: Sequence[Sequence[View]]) -> list[list[FeatureRow]]:
+    """Views of batches of photos as rows, with one transfer from the device.
 
     Arguments:
-        views: of each its scale, whether it is mirrored, and its maps (B, C, h, w) by level.
+        batches: the views of each; a batch has photos of one size.
     """
-    every = [(scale, mirrored, name, maps) for scale, mirrored, levels in views for name, maps in levels.items()]
-    names = [name for _, _, name, _ in every]
-    shapes = np.array([[round(1000 * scale), int(mirrored), *maps.shape[1:]] for scale, mirrored, _, maps in every])
-    # The largest half precision number in place of an infinite one: a row of a table must stay finite
-    halves = arrays_of([maps.float().clamp(-65504, 65504).half() for *_, maps in every])
+    flat, names, shapes = [], [], []
+    for views in batches:
+        every = [(scale, mirrored, name, maps) for scale, mirrored, levels in views for name, maps in levels.items()]
+        names.append([name for _, _, name, _ in every])
+        shapes.append(
+            np.array([[round(1000 * scale), int(mirrored), *maps.shape[1:]] for scale, mirrored, _, maps in every])
+        )
+        # The largest half precision number in place of an infinite one: a row of a table must stay finite
+        flat.append(torch.cat([maps.float().clamp(-65504, 65504).half().flatten(1) for *_, maps in every], dim=1))
     return [
-        FeatureRow(levels=names, shapes=shapes, maps=np.concatenate([own.ravel() for own in photo]))
-        for photo in zip(*halves, strict=True)
+        [FeatureRow(levels=levels, shapes=own, maps=photo) for photo in photos]
+        for levels, own, photos in zip(names, shapes, arrays_of(flat), strict=True)
     ]
 
 
