@@ -27,7 +27,7 @@ from tests.engine.runner_contract import (
 from tests.runs import by_name, copy, cut_off, empty_job, same_rows
 from wsseg_ray import recipe
 from wsseg_ray.engine import ray_runner
-from wsseg_ray.engine.ray_runner import RayRunner, cluster, root_cause
+from wsseg_ray.engine.ray_runner import RayRunner, _shards_of_a_task, cluster, root_cause
 from wsseg_ray.engine.resources import GB, Node
 from wsseg_ray.engine.stage import Step
 from wsseg_ray.errors import RecipeError
@@ -137,6 +137,16 @@ def test_several_shards_in_a_task_and_several_workers(cluster, tmp_path):
     assert RayRunner().map_shards(job, ACTORS, replace(THREE_STEPS, steps=steps), TODO) == 6
     found = by_name(job.run, IMAGES)
     assert {name: row.uri for name, row in found.items()} == {name: row.uri for name, row in expected.items()}
+
+
+def test_a_task_has_at_most_the_photos_that_the_recipe_says(tmp_path):
+    job = empty_job(tmp_path, "runtime.stages.images.batch_size=1000")
+    for photos, shards in ((100, 250), (5000, 31), (1_000_000, 8), (20_000_000, 1)):
+        # Shards of 4, of 32, of 123 and of 1,024 photos
+        job = replace(job, listing=replace(job.listing, photos=range(photos)))
+        assert _shards_of_a_task(job, TASKS, IN_TASKS, 1000) == shards
+    job = empty_job(tmp_path / "without")
+    assert [_shards_of_a_task(job, TASKS, IN_TASKS, shards) for shards in (1000, 20_000, 62_500)] == [1, 1, 4]
 
 
 def test_the_first_error_is_what_is_told():
