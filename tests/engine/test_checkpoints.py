@@ -1,22 +1,19 @@
+from threading import Event
+
 import pytest
 import torch
 
+from tests.engine.two_workers import AWorker
 from tests.runs import empty_job
 from wsseg_ray.backbones.named import NamedWeights
 from wsseg_ray.engine.checkpoints import restore, weights_finding, weights_source
-from wsseg_ray.engine.training import save
+from wsseg_ray.engine.training import Saver, save
 from wsseg_ray.errors import WeightsError
-
-
-class OneWorker:
-    rank, world = 0, 1
-
-    def __init__(self, job):
-        self.job = job
+from wsseg_ray.storage import RunDirectory
 
 
 def test_what_is_saved_is_restored(tmp_path):
-    worker = OneWorker(empty_job(tmp_path))
+    worker = AWorker(job=empty_job(tmp_path))
     assert restore(worker.job.run, "hcp", "state.pt") is None
     state = {"weights": torch.arange(3.0), "position": (1, 2), "log": [{"loss": 0.5}]}
     save(worker, state, "hcp", "state.pt")
@@ -24,9 +21,48 @@ def test_what_is_saved_is_restored(tmp_path):
     assert torch.equal(found.pop("weights"), state.pop("weights")) and found == state
 
 
+def test_a_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
+    """The file has the numbers of the time of `save`; the next file waits for it."""
+    worker, may_write = AWorker(job=empty_job(tmp_path)), Event()
+    write = RunDirectory.write_bytes
+
+    def slow(run, data, *place):
+        assert may_write.wait(60)
+        write(run, data, *place)
+
+    monkeypatch.setattr(RunDirectory, "write_bytes", slow)
+    weights = torch.ones(3)
+    with Saver(worker) as saver:
+        saver.save({"weights": weights}, "hcp", "state.pt")
+        weights.zero_()
+        assert restore(worker.job.run, "hcp", "state.pt") is None
+        may_write.set()
+        saver.save({"weights": weights}, "hcp", "next.pt")
+        assert restore(worker.job.run, "hcp", "state.pt")["weights"].tolist() == [1, 1, 1]
+    assert restore(worker.job.run, "hcp", "next.pt")["weights"].tolist() == [0, 0, 0]
+
+
+def test_a_state_that_cannot_be_written_stops_the_training(tmp_path, monkeypatch):
+    def full(run, data, *place):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "write_bytes", full)
+    worker = AWorker(job=empty_job(tmp_path))
+    with pytest.raises(OSError, match="No space left"), Saver(worker) as saver:
+        saver.save({}, "hcp", "state.pt")
+    with Saver(worker) as saver:
+        saver.save({}, "hcp", "state.pt")
+        with pytest.raises(OSError, match="No space left"):
+            saver.save({}, "hcp", "state.pt")
+    with pytest.raises(ZeroDivisionError), Saver(worker) as saver:  # the first error is the one that is told
+        saver.save({}, "hcp", "state.pt")
+        raise ZeroDivisionError
+    with Saver(AWorker(rank=1, world=2, job=worker.job)) as saver:  # only worker 0 writes
+        saver.save({}, "hcp", "state.pt")
+
+
 def test_worker_0_alone_saves(tmp_path):
-    worker = OneWorker(empty_job(tmp_path))
-    worker.rank = 1
+    worker = AWorker(rank=1, world=2, job=empty_job(tmp_path))
     save(worker, {}, "hcp", "state.pt")
     assert worker.job.run.names("hcp") == []
 

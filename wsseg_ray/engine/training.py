@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,9 +210,50 @@ def take(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
 def save(worker: Worker, state: dict[str, Any], *place: str) -> None:
     """Keep tensors and plain data in the run. Worker 0 alone writes."""
     if worker.rank == 0:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        worker.job.run.write_bytes(buffer.getvalue(), *place)
+        worker.job.run.write_bytes(_as_bytes(state), *place)
+
+
+class Saver:
+    """Keeps the state of a training while the training goes on: a thread writes one file at a time.
+
+    So an object store that takes some seconds for a file does not hold up a GPU. Use it in a `with` block: the last
+    file is written when the block ends. Worker 0 alone writes.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._pending: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
+
+    def save(self, state: dict[str, Any], *place: str) -> None:
+        """Copy the state now, and write it as soon as the file before is written.
+
+        Raises the error of the file before, if it could not be written.
+        """
+        if self._worker.rank == 0:
+            data = _as_bytes(state)
+            self.wait()
+            self._pending = self._thread.submit(self._worker.job.run.write_bytes, data, *place)
+
+    def wait(self) -> None:
+        """Until the last file is written. Raises its error, if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+
+def _as_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def tensorboard(worker: Worker, name: str, losses: list[tuple[str, float]]) -> None:

@@ -83,13 +83,14 @@ def _loop(worker: Worker) -> None:
     if network.reduce is not None:
         network.reduce.load_state_dict(read_projection(job, FEATURES))
     network.to(worker.device)
-    run = _Training(worker, network, fresh, worker.photos)
     state = restore(job.run, FOLDER, "state.pt")
-    if state:
-        training.take(network, state["network"])
-        run.log = state["log"]
-    for phase in phases(job.recipe.hcp):
-        run.phase(phase, state if state and state["step"] == phase.name else None)
+    with training.Saver(worker) as saver:
+        run = _Training(worker, network, fresh, worker.photos, saver)
+        if state:
+            training.take(network, state["network"])
+            run.log = state["log"]
+        for phase in phases(job.recipe.hcp):
+            run.phase(phase, state if state and state["step"] == phase.name else None)
     if worker.rank == 0:
         training.save(worker, network.cpu().state_dict(), FOLDER, "network.pt")
         job.run.write_json({"log": run.log}, FOLDER, "log.json")
@@ -100,8 +101,15 @@ def _loop(worker: Worker) -> None:
 class _Training:
     """The training so far: the network, the loss of each epoch, and the photos seen."""
 
-    def __init__(self, worker: Worker, network: HypothesisNetwork, fresh: list[str], photos: training.Index) -> None:
-        self._worker, self._network, self._fresh, self._photos = worker, network, fresh, photos
+    def __init__(
+        self,
+        worker: Worker,
+        network: HypothesisNetwork,
+        fresh: list[str],
+        photos: training.Index,
+        saver: training.Saver,
+    ) -> None:
+        self._worker, self._network, self._fresh, self._photos, self._saver = worker, network, fresh, photos, saver
         self._feed = Feed(worker.job, network, worker.device)
         self._objective = training.shared(worker, HcpObjective(network, loss_of(worker.job.recipe), worker.device))
         self._seen, self._began = 0, time.monotonic()
@@ -159,7 +167,7 @@ class _Training:
     def _keep(self, phase: Phase, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
         """Keep all that the training needs to go on: after each epoch, and every `runtime.checkpoint_minutes`."""
         state = {"network": training.learned(self._network), "optimizer": optimizer.state_dict(), "losses": losses}
-        training.save(self._worker, {**state, "log": self.log, "step": phase.name}, FOLDER, "state.pt")
+        self._saver.save({**state, "log": self.log, "step": phase.name}, FOLDER, "state.pt")
         self._saved = time.monotonic()
 
     def _teacher(self, phase: str) -> HypothesisNetwork:

@@ -138,7 +138,8 @@ def _train(worker: Worker, networks: list[Network], round_: int, seen: int) -> N
     with one_thread_each(worker.threads) if shows_photos_alone(worker) else nullcontext() as pool:
         steps = stream(worker, _plan(worker, todo, round_, seen))
         for name, part in groupby(steps, key=lambda pair: pair[0].network):
-            _Training(worker, network_named(job.recipe, name), round_, kept, spent, pool).run(part)
+            with training.Saver(worker) as saver:
+                _Training(worker, network_named(job.recipe, name), round_, kept, spent, pool, saver).run(part)
 
 
 def _plan(worker: Worker, networks: list[Network], round_: int, seen: int) -> Iterator[SgdStep]:
@@ -169,10 +170,11 @@ class _Training:
         kept: KeptFeatures,
         spent: dict[str, float],
         pool: ThreadPoolExecutor | None,
+        saver: training.Saver,
     ) -> None:
         job, settings = worker.job, worker.job.recipe.segmentation
         self._worker, self._about, self._round, self._spent, self._pool = worker, network, round_, spent, pool
-        self._place = (folder(round_), network.name)
+        self._place, self._saver = (folder(round_), network.name), saver
         state = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights is None else None
         start = None
         if round_ == 0 and begins_with_start(job.recipe, network):
@@ -251,6 +253,7 @@ class _Training:
             run.write_json(self._log, *self._place, "log.json")
             weights = {key: tensor.cpu() for key, tensor in self._network.state_dict().items()}
             training.save(self._worker, weights, *self._place, WEIGHTS)
+            self._saver.wait()
             run.delete(*self._place, "state.pt")
         # All workers wait here: what was kept is there for the next network.
         self._worker.report({"network": step.network, **self._log[-1]})
@@ -265,7 +268,7 @@ class _Training:
                 "losses": self._losses,
                 "position": position,
             }
-            training.save(self._worker, state, *self._place, "state.pt")
+            self._saver.save(state, *self._place, "state.pt")
         self._saved = time.monotonic()
 
 
