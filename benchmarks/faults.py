@@ -40,6 +40,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.kills import TABLES, command, differences, same_weights
+from tests.faults.proxy import Proxy
 from wsseg_ray.datasets import demo
 from wsseg_ray.engine.ray_runner import PROGRESS
 from wsseg_ray.storage import RunDirectory
@@ -307,8 +308,6 @@ def small_disk(trial: Trial, place: Path) -> Iterator[Path]:
 def away_for_a_while(trial: Trial, place: Path) -> Iterator[None]:
     """The run on an S3 server, out of reach for five seconds when the stage is under way."""
     from moto.server import ThreadedMotoServer
-
-    from tests.faults.test_object_store import Proxy
 
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
