@@ -1,6 +1,7 @@
 """Planning with hand-made costs: what is carried to more photos, and shared out over more machines."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from wsseg_ray.plan import (
     bytes_of,
     cautions,
     estimate,
+    feeders,
     fit,
     gains,
     measure,
@@ -45,6 +47,15 @@ def test_the_costs_of_three_runs_are_found_again():
     assert (found.work, found.bytes, found.workers) == (2.0, 100.0, 2)
     planned = seconds(DEMO, {"score": found}, {"train": 3200, "val": 0}, HERE)
     assert planned["score"] == pytest.approx(8 + 0.25 * 100 + 3200)
+
+
+def test_how_many_cpus_keep_a_gpu_busy():
+    assert feeders(Measured(10.0, 4.0, 64, 64, 0, 50.0)) == 12.5
+    assert feeders(Measured(10.0, 0.0, 64, 64, 0, 50.0)) == 0
+    costs = {**COSTS, "score": replace(COSTS["score"], cpus_per_gpu=12.5)}
+    assert "CPUs that keep one GPU busy: score 13" in table(estimate(DEMO, costs, PHOTOS, Machines(64, 2)))
+    for known, machines in ((costs, HERE), (COSTS, Machines(64, 2))):  # no GPU to keep busy; none was measured
+        assert "keep one GPU busy" not in "\n".join(table(estimate(DEMO, known, PHOTOS, machines)))
 
 
 def test_where_every_photo_meets_every_other_one():

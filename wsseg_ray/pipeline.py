@@ -234,6 +234,7 @@ def _finish(job: Job, stage: Stage, entry: dict[str, Any], worked: int, start: f
     status = job.run.read_json("status.json") or {}
     is_own = status.get("stage") == stage.name
     entry["busy"] = (status.get("busy_share") or 0) * status["seconds"] if is_own else 0.0
+    entry["task"] = status["task"] if is_own else 0.0
     job.run.write_entry(entry, stage.writes)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ class Cost:
         power: 2 if every photo is compared with every other photo, otherwise 1.
         bytes: in the run directory, per photo of its split.
         workers: CPUs, GPUs or Train workers that it ran on.
+        cpus_per_gpu: CPUs whose tasks keep one GPU busy; 0: not known, or the stage has no actors.
     """
 
     fixed: float
@@ -54,6 +55,7 @@ class Cost:
     power: int
     bytes: float
     workers: float
+    cpus_per_gpu: float = 0.0
 
 
 class Machines(NamedTuple):
@@ -70,6 +72,7 @@ class Measured(NamedTuple):
         work: units.
         photos: of its split.
         bytes: of its table.
+        task: seconds that its tasks worked.
     """
 
     seconds: float
@@ -77,6 +80,7 @@ class Measured(NamedTuple):
     work: int
     photos: int
     bytes: int
+    task: float = 0.0
 
 
 def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int]:
@@ -103,15 +107,23 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
     for stage in stages:
         own, by_shard = [run[stage.name] for run in runs], stage.workers(recipe) != "trainers"
         power = 2 if stage.pairs(recipe) else 1
-        costs[stage.name] = fit(own, power, workers(recipe, stage, here), by_shard)
+        cost = fit(own, power, workers(recipe, stage, here), by_shard)
+        has_actors = bool(here.gpus) and stage.workers(recipe) == "actors"
+        costs[stage.name] = replace(cost, cpus_per_gpu=feeders(own[-1]) if has_actors else 0.0)
     return costs, here, count["val"]
+
+
+def feeders(run: Measured) -> float:
+    """CPUs whose tasks make as much as one actor takes: the seconds of tasks per second of actors."""
+    return run.task / run.busy if run.busy else 0.0
 
 
 def _entry(run: RunDirectory, stage: Stage) -> Measured:
     entry = run.entry(stage.writes)
     assert entry is not None  # the run is over
     photos = sum(stage.split in ("all", row.split) for row in run.rows(IMAGES, ["split"]))
-    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, sum(run.sizes(stage.writes).values()))
+    sizes = run.sizes(stage.writes)
+    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, sum(sizes.values()), entry["task"])
 
 
 def _planned(recipe: Recipe, costs: dict[str, Cost]) -> list[Stage]:
@@ -210,7 +222,7 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
 
     Returns `stages`, each with `stage`, `seconds`, `machines` and their `kind`; `seconds` of all; `machine_hours` by
     kind; `bytes` and `files` of the run directory, and `requests` to an object store; `driver_bytes`; the `longest`
-    stage; and of `gains` the one `to_add_first`.
+    stage; of `gains` the one `to_add_first`; and `cpus_per_gpu` of each stage with actors, where a GPU was measured.
     """
     found = seconds(recipe, costs, photos, machines)
     stages, hours = [], {"CPU": 0.0, "GPU": 0.0}
@@ -220,6 +232,7 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
         hours[kind] += own / 3600 * count
         stages.append({"stage": stage.name, "seconds": own, "machines": count, "kind": kind})
     best = gains(recipe, costs, photos, machines)
+    fed = {name: cost.cpus_per_gpu for name, cost in costs.items() if machines.gpus and cost.cpus_per_gpu}
     files = files_of(recipe, costs, photos)
     return {
         "stages": stages,
@@ -232,6 +245,7 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
         "longest": max(found, key=lambda name: found[name]),
         "to_add_first": max(best, key=lambda name: best[name]),
         "gains": best,
+        "cpus_per_gpu": fed,
     }
 
 
@@ -247,6 +261,9 @@ def table(plan: dict[str, Any]) -> list[str]:
     lines.append(f"machine-hours: {used}; storage: {plan['bytes'] / 1e9:.2f} GB")
     driver = f"the driver needs {plan['driver_bytes'] / 1e9:.1f} GB of memory"
     lines.append(f"files: {plan['files']:,}; requests to an object store: {plan['requests']:,.0f}; {driver}")
+    if plan["cpus_per_gpu"]:
+        fed = ", ".join(f"{name} {math.ceil(count)}" for name, count in plan["cpus_per_gpu"].items())
+        lines.append(f"CPUs that keep one GPU busy: {fed}")
     lines.append(f"longest stage: {plan['longest']}")
     every = ", ".join(f"{name} -{gain:.0%}" for name, gain in plan["gains"].items())
     lines.append(f"to add first: {plan['to_add_first']}: {every}")

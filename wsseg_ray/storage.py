@@ -172,7 +172,7 @@ class RunDirectory:
 
     def entry(self, folder: str) -> dict[str, Any] | None:
         """What a stage says of its result in a folder; None where it has not begun: `state` (running or done) and, once
-        it is done, `rows`, `failed`, `worked`, `seconds` and `busy`."""
+        it is done, `rows`, `failed`, `worked`, `seconds`, `busy` and `task`."""
         return cast("dict[str, Any] | None", self.read_json(folder, ENTRY))
 
     def write_entry(self, entry: dict[str, Any], folder: str) -> None:
