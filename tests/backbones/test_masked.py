@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wsseg_ray.backbones import BACKBONES
-from wsseg_ray.backbones.masked import each_alone, is_local, neighbours, on_canvas
+from wsseg_ray.backbones.masked import canvas_pixels, each_alone, is_local, neighbours, on_canvas
 
 SIDES = st.integers(1, 4).map(lambda cells: 8 * cells + 1)
 
@@ -32,6 +32,12 @@ def test_on_canvas():
     canvas, sizes = on_canvas([torch.ones(2, 1, 1, 3), torch.full((1, 1, 2, 1), 5.0)])
     assert canvas[:, 0].tolist() == [[[1, 1, 1], [0, 0, 0]]] * 2 + [[[5, 0, 0], [5, 0, 0]]]
     assert sizes == [(1, 3), (1, 3), (2, 1)]
+
+
+def test_a_canvas_is_not_mostly_filling():
+    assert canvas_pixels({(400, 300): 2, (300, 400): 1}) == 3 * 400 * 400
+    assert canvas_pixels({(10, 10): 2, (100, 100): 1}) is None
+    assert canvas_pixels({(5, 7): 3}) == 105
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), SIDES, SIDES), min_size=1, max_size=3))

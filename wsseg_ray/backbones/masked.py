@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+FILLING = 2  # times the photos' own pixels, at most: what a canvas should have
 LAYERS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # layers that may look at more than one cell
 SIZES = ((65, 97), (97, 65), (97, 129))  # pixels of the photos on which `is_local` tries a network
 
@@ -58,6 +59,16 @@ def _mask(sizes: np.ndarray, canvas: torch.Size, maps: torch.Tensor) -> torch.Te
         inside.append(torch.from_numpy(centres < sizes[:, axis, None] - 0.5).to(maps.device))
     rows, columns = inside
     return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def canvas_pixels(sizes: Mapping[tuple[int, int], int]) -> int | None:
+    """Pixels of the canvas for photos of unlike sizes; None where most of it would be filling: see FILLING.
+
+    Arguments:
+        sizes: how many photos there are of each (H, W).
+    """
+    pixels = max(h for h, _ in sizes) * max(w for _, w in sizes) * sum(sizes.values())
+    return pixels if pixels <= FILLING * sum(h * w * count for (h, w), count in sizes.items()) else None
 
 
 def on_canvas(batches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[tuple[int, int]]]:

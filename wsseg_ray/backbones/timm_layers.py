@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.backbones.base import BaseBackbone, keep_statistics
-from wsseg_ray.backbones.masked import each_alone, is_local, neighbours, on_canvas
+from wsseg_ray.backbones.masked import canvas_pixels, each_alone, is_local, neighbours, on_canvas
 from wsseg_ray.backbones.photos import whole_cells
 from wsseg_ray.backbones.precision import full_precision
 
@@ -65,10 +65,12 @@ class TimmBackbone(BaseBackbone):
     def levels_by_size(self, batches: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The maps by level of batches of unlike sizes, rounding aside those of each batch by itself.
 
-        On a GPU where nothing is trained, a network whose layers look at neighbours alone sees all photos at once: so
-        its layers are called once and not once per size.
+        On a GPU where nothing is trained, a network whose layers look at neighbours alone sees photos of sizes that are
+        not too unlike at once: so its layers are called once and not once per size.
         """
-        together = len(batches) > 1 and batches[0].is_cuda and not torch.is_grad_enabled() and self.is_local
+        sizes = {(int(photos.shape[2]), int(photos.shape[3])): len(photos) for photos in batches}
+        gains = len(batches) > 1 and batches[0].is_cuda and not torch.is_grad_enabled()
+        together = gains and canvas_pixels(sizes) is not None and self.is_local
         return self.levels_together(batches) if together else super().levels_by_size(batches)
 
     def levels_together(self, batches: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.base import BaseBackbone, Projection
+from wsseg_ray.backbones.masked import canvas_pixels
 from wsseg_ray.backbones.photos import normalise, whole_cells
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.backbones.weights import Bare, load_weights
@@ -49,7 +50,6 @@ from wsseg_ray.tables import FEATURES, IMAGES, SEGMENTER_FEATURES, FeatureRow, T
 
 SAMPLE, SAMPLE_CELLS = 256, 64  # photos, and cells of each, on which PCA is fitted: 16 for each of 1,024 dimensions
 MANY = 2**23  # pixels that pass a GPU together: about 50 photos of 400x400
-FILLING = 2  # times the photos' own pixels, at most: what a canvas for photos of unlike sizes has
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Looker:
 
 
 def together(sizes: Mapping[tuple[int, int], int]) -> Iterator[list[tuple[tuple[int, int], int]]]:
-    """Groups of photos for one canvas each: of at most MANY pixels, and not much more than the photos have.
+    """Groups of photos for one canvas each, of at most MANY pixels.
 
     Arguments:
         sizes: how many photos there are of each (H, W).
@@ -178,8 +178,8 @@ def together(sizes: Mapping[tuple[int, int], int]) -> Iterator[list[tuple[tuple[
     for size in sorted(sizes):
         for _ in range(sizes[size]):
             wider = group + Counter([size])
-            canvas = max(h for h, _ in wider) * max(w for _, w in wider) * wider.total()
-            if group and canvas > min(MANY, FILLING * sum(h * w * count for (h, w), count in wider.items())):
+            pixels = canvas_pixels(wider)
+            if group and (pixels is None or pixels > MANY):
                 yield list(group.items())
                 wider = Counter([size])
             group = wider
