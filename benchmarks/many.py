@@ -57,6 +57,8 @@ SETTINGS = (
     "hcp.hypothesis_epochs=0",
     "hcp.min_candidates=4",
     "refinement.pca_dims=16",
+    # A photo takes some milliseconds: a task with one shard would be over before Ray Data sends the next one
+    *(f"runtime.stages.{stage}.batch_size=1000" for stage in ("images", "proposals", "refine", "supervise")),
 )
 WORKING = ("ray::Map",)
 

@@ -56,6 +56,7 @@ SHARED = {
     "timm_layers",
     "boxes",
     "layers",
+    "masked",
     "sums",
 }
 
