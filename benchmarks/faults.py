@@ -1,6 +1,6 @@
 """Faults on a cluster of three Ray nodes on this machine: does a stage end with the tables of an undisturbed run?
 
-    python -m benchmarks.faults [--stage STAGE]... [--fault FAULT]... [--photos 288]
+    python -m benchmarks.faults [--stage STAGE]... [--fault FAULT]... [--photos 288] [--out docs/plots/node.svg]
 
 Draws the demo's photos and runs them once, undisturbed. Then every stage is taken back and run again, on a head without
 CPUs and two nodes of one CPU each, once for every fault, which strikes when the stage has done something:
@@ -15,7 +15,8 @@ CPUs and two nodes of one CPU each, once for every fault, which strikes when the
     storage        the run is on an object store, which is out of reach for five seconds
 
 Prints a line a trial: rows, rows lost, twice or unlike (trainings: whether the weights are equal bit for bit), seconds
-more than undisturbed, and a table. `full disk` mounts a tmpfs and needs root; `storage` needs moto[server].
+more than undisturbed, and a table. `--out` draws photos done over time, of the undisturbed stage and of each trial, by
+the times of their files. `full disk` mounts a tmpfs and needs root; `storage` needs moto[server].
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pyarrow import fs
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from benchmarks import drawing
 from benchmarks.kills import TABLES, command, differences, same_weights
 from tests.faults.proxy import Proxy
 from wsseg_ray.datasets import demo
@@ -247,7 +249,7 @@ def disturbed(
     run.write_entry({"state": "running"}, FOLDERS[stage])
     with three_nodes() as cluster:
         trial = Trial(cluster, run, stage, settings)
-        begin = time.monotonic()
+        begin, at = time.monotonic(), time.time()
         if fault == "object store":
             with full_object_store(cluster):
                 trial.start()
@@ -269,6 +271,7 @@ def disturbed(
             code = trial.end()
         seconds = time.monotonic() - begin
         folder, left = FOLDERS[stage], trial.run.now()
+        written = sorted(file.stat().st_mtime - at for file in (place / folder).rglob("*.parquet"))
         if stage.startswith("train"):
             parts = (folder,) if stage == "train_hcp" else (folder, "AN_A")
             found = {"rows": 1, "unlike": int(not same_weights(reference, left, parts))}
@@ -276,7 +279,14 @@ def disturbed(
             table = next(table for table in TABLES if table.folder == folder)
             found = dict(zip(("rows", "unlike"), differences(reference, left, table), strict=True))
         failed = len(left.read_json("failures", f"{stage}.json") or [])
-        return {**found, "failed": failed, "code": code, "seconds": seconds, "notes": "; ".join(trial.notes)}
+        notes = "; ".join(trial.notes)
+        return {**found, "failed": failed, "code": code, "seconds": seconds, "notes": notes, "written": written}
+
+
+def photos_over_time(trial: dict) -> list[tuple[float, float]]:
+    """Seconds since a trial began, and the photos whose shard was written by then."""
+    shards = len(trial["written"])
+    return [(second, trial["rows"] * number / shards) for number, second in enumerate(trial["written"], 1)]
 
 
 @contextmanager
@@ -340,6 +350,7 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=FOLDERS, dest="stages")
     parser.add_argument("--fault", action="append", choices=FAULTS, dest="faults")
     parser.add_argument("--photos", type=int, default=288)
+    parser.add_argument("--out", type=Path, help="where the picture goes, an SVG; for one stage that writes a table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         demo.draw(Path(folder) / "photos", 0, arguments.photos)
@@ -352,7 +363,8 @@ def main() -> None:
         for stage in arguments.stages or FOLDERS:
             # The same on the three nodes, undisturbed: torch has other threads there, which round otherwise.
             place, reference = Path(folder) / "disturbed", Path(folder) / f"undisturbed-{stage}"
-            base = disturbed(whole, place, stage, "none", settings, whole)["seconds"]
+            base = disturbed(whole, place, stage, "none", settings, whole)
+            curves = {"undisturbed": photos_over_time(base)}
             place.rename(reference)
             for fault in arguments.faults or FAULTS:
                 if not applies(stage, fault):
@@ -360,9 +372,13 @@ def main() -> None:
                 found = disturbed(whole, place, stage, fault, settings, RunDirectory.at(str(reference)).now())
                 code = f"exit code {found['code']}; " if found["code"] else ""
                 words = [stage, fault, found["rows"], found["unlike"], found["failed"]]
-                words += [f"{found['seconds'] - base:.0f}", code + found["notes"]]
+                words += [f"{found['seconds'] - base['seconds']:.0f}", code + found["notes"]]
                 print(f"| {' | '.join(map(str, words))} |", flush=True)
+                curves[fault] = photos_over_time(found)
                 shutil.rmtree(place)
+            if arguments.out:
+                title = f"{stage}, two nodes of one CPU"
+                arguments.out.write_text(drawing.plot(curves, "seconds", "photos done", title, joined=True))
 
 
 if __name__ == "__main__":
