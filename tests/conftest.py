@@ -18,11 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Of the S3 server of the tests, in this process and in those of Ray; never those of the person who runs them.
 os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
+import hypothesis
 import pytest
 
 from wsseg_ray import pipeline, recipe
 from wsseg_ray.datasets import demo
 from wsseg_ray.storage import RunDirectory
+
+# No test fails because the machine is busy.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 TINY = [
     "dataset.layout=voc",

@@ -41,7 +41,7 @@ def test_a_canvas_is_not_mostly_filling():
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), SIDES, SIDES), min_size=1, max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_each_photo_has_the_maps_that_it_has_alone(network, batches):
     photos = [torch.randn(count, 3, height, width) for count, height, width in batches]
     canvas, sizes = on_canvas(photos)

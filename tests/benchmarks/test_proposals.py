@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -10,7 +10,6 @@ MAPS = st.lists(hnp.arrays(np.int64, (4, 5), elements=st.integers(0, 6)), min_si
 
 
 @given(MAPS)
-@settings(deadline=None)
 def test_partitions_keep_every_segment_in_order(maps):
     maps = [np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in maps]
     regions = from_partitions(maps)

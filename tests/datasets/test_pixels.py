@@ -91,7 +91,7 @@ def test_shrinks_and_never_enlarges():
         assert np.abs(small[-1].astype(int) - [50, 60, 70]).max() <= 2
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(40, 400), st.integers(40, 400), st.integers(8, 60), st.sampled_from([500, 4_000_000]))
 def test_a_photo_is_shrunk_in_bands_as_in_one_piece(height, width, max_side, band):
     """As Pillow does it, whose copies in other modes would take several times the memory."""
@@ -118,7 +118,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(run.stdout) < 200_000, f"{run.stdout} kB"
 
 
-@settings(deadline=None)
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(16, 40), st.sampled_from(["PNG", "JPEG"]))
 def test_photo_size_is_that_of_the_photo(height, width, max_side, form):
     data = encode(np.zeros((height, width, 3), np.uint8), form)
@@ -177,7 +176,7 @@ VALID = [
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.sampled_from(VALID),
     st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8),
@@ -250,7 +249,6 @@ def test_mask_must_be_a_png_of_indices(data):
         read_mask(data, 12, 16, [1])
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 @example(np.array([[0, 255]], np.uint8))
 def test_encoded_masks_come_back(labels):

@@ -32,7 +32,7 @@ def photos_in(order: Order) -> list[tuple[str, str]]:
 
 
 @given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 12), st.integers(1, 5), st.integers(0, 99))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_an_epoch_shows_every_photo_once_however_many_workers_there_are(sizes, size, workers, seed):
     members = [(f"train-{n:05d}", [f"photo{n}_{i}" for i in range(count)]) for n, count in enumerate(sizes)]
     order = epoch_order(index_of(members), np.random.default_rng(seed))

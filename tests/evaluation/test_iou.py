@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -101,7 +101,6 @@ def test_average_precision():
     np.testing.assert_array_equal(found, [100, np.nan])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
 def test_equals_pixel_by_pixel(seed, height, width, classes):
     rng = np.random.default_rng(seed)

@@ -43,7 +43,7 @@ def test_no_object_no_column():
     assert region_iou(regions, np.full((2, 2), -1)).shape == (1, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_iou_is_that_of_dense_masks(seed):
     random = np.random.default_rng(seed)

@@ -104,7 +104,7 @@ def test_cut_of_two_blocks():
     assert normalized_cut(affinity, 1).tolist() == [0] * 6
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(1, 12))
 def test_chosen_boxes_are_candidates_and_include_the_best(seed, size, count):
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -57,7 +57,6 @@ def test_nothing_known():
     assert len(sample_regions(np.full((4, 2), -1, np.int8), np.random.default_rng(0))) == 0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 10))
 def test_a_sample_is_known_and_follows_its_seed(seed, n, count):
     targets = np.random.default_rng(seed).integers(-1, 2, (n, 3)).astype(np.int8)

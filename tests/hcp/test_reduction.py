@@ -40,7 +40,7 @@ def test_a_wide_sample_is_the_same_every_time():
     assert first[1].shape == (8, 900) and (first[1] == second[1]).all() and first[2] == second[2] < 0.98
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 8), st.sampled_from([0.5, 0.9, 0.98]))
 def test_the_projection_keeps_the_energy_it_says(seed, size, dims, energy):
     sample = np.random.default_rng(seed).standard_normal((size, dims)) * np.arange(1, dims + 1)

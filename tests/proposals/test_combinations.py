@@ -75,7 +75,7 @@ def test_a_ring_is_filled():
     assert (fill_holes(regions, blocks(5, 6)) == expected).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),

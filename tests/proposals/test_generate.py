@@ -142,7 +142,7 @@ def test_rows_of_one_pixel(row):
     check(photo.transpose(1, 0, 2), 100)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 50), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_small_photos_of_blocks(height, width, count, block, seed):
     blocks = noise(-(-height // block), -(-width // block), seed)

@@ -24,7 +24,7 @@ def test_partition_of_two_colours():
     assert parts.cues.tolist() == [[2.0], [2.5], [1.0]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 2**32 - 1))
 def test_cues_are_means_along_arcs(height, width, seed):
     random = np.random.default_rng(seed)

@@ -269,7 +269,6 @@ def test_a_large_photo_of_few_runs():
     assert regions.boxes.tolist() == [[500, 0, 1500, 2000]]
 
 
-@settings(deadline=None)
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))), st.integers(1, 7))
 def test_equals_the_dense_masks(stack, count):
     for write in (compressed, plain):
@@ -285,7 +284,6 @@ def test_equals_the_dense_masks(stack, count):
         assert objectness.tolist() == kept
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40))
 def test_decompressed_as_coco_compressed(counts):
     encoded = coco.frPyObjects({"size": [1, sum(counts)], "counts": counts}, 1, sum(counts))
@@ -306,7 +304,7 @@ def reads_or_refuses(data: bytes) -> None:
         assert len(regions) == len(objectness) > 0
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(FILES), st.data())
 def test_nothing_but_its_own_error_escapes_from_damaged_bytes(file, data):
     damaged = bytearray(file)
@@ -317,7 +315,7 @@ def test_nothing_but_its_own_error_escapes_from_damaged_bytes(file, data):
     reads_or_refuses(bytes(damaged[: data.draw(st.integers(0, len(damaged)))] if data.draw(st.booleans()) else damaged))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12) | st.text(max_size=6))
 def test_nothing_but_its_own_error_escapes_from_damaged_runs(counts):
     reads_or_refuses(runs(counts))
@@ -334,7 +332,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(JSON, st.fixed_dictionaries({"size": JSON, "counts": JSON}), JSON)
 def test_nothing_but_its_own_error_escapes_from_other_json(content, segmentation, score):
     reads_or_refuses(dump(content))

@@ -280,7 +280,7 @@ def test_refuses_a_proposal_of_more_superpixels_than_any_photo_has():
         mcg.read(file.getvalue(), 10)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(["plain", "compressed", "as MATLAB", "7.3"]), st.data())
 def test_nothing_but_its_own_error_escapes(name, data):
     damaged = bytearray(FILES[name])

@@ -31,7 +31,7 @@ def test_diverse_of_nothing(count):
     assert order.dtype == np.int64 and objectness.dtype == np.float32
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 6), st.integers(0, 14), st.sampled_from([1, 3, 9]))
 def test_diverse_against_the_definition(seed, rows, columns, count, block):
     random = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ def cut(height: int, width: int, random: np.random.Generator):
     return parts, seen, random.random(len(parts.lengths))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(2, 20), st.integers(0, 9), st.sampled_from([2, 2048]), st.integers(0, 2**32 - 1))
 def test_features_against_the_definition(height, width, count, chunk, seed):
     random = np.random.default_rng(seed)

@@ -128,7 +128,6 @@ def test_from_masks_around_the_word_length(count):
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(1, 6)))
 
 
-@settings(deadline=None)
 @given(MASKS)
 def test_algebra_equals_dense_masks(masks):
     regions = from_masks(masks)
@@ -151,7 +150,7 @@ def test_algebra_equals_dense_masks(masks):
         np.testing.assert_allclose(regions.mean_inside(values[:, None])[:, 0], expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(MASKS, st.integers(1, 9), st.integers(1, 9))
 def test_resized_equals_resized_dense_masks(masks, height, width):
     regions = from_masks(masks)

@@ -115,14 +115,12 @@ def test_half_precision_features():
     np.testing.assert_allclose(by_moments(photos)[10:15], dense(photos, 2), rtol=1e-4)
 
 
-@settings(deadline=None)
 @given(photos_of_a_class())
 def test_moments_equal_the_definition(photos):
     expected = np.concatenate([dense(photos, i) for i in range(len(photos))])
     np.testing.assert_allclose(by_moments(photos), expected, rtol=1e-5, atol=1e-3)
 
 
-@settings(deadline=None)
 @given(photos_of_a_class())
 def test_refined_distances_equal_the_definition_photo_by_photo(photos):
     for i, found in enumerate(refine_distances(photos)):
@@ -137,7 +135,6 @@ def test_refined_distances_refuse_a_photo_without_candidates_or_numbers(bad):
             refine_distances(photos)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40))
 def test_sums_do_not_depend_on_order_or_grouping(seed, count):
     rng = np.random.default_rng(seed)
@@ -154,7 +151,7 @@ def test_sums_do_not_depend_on_order_or_grouping(seed, count):
     assert (means / GRID == np.rint(means / GRID)).all() and (squares / GRID == np.rint(squares / GRID)).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([1, 3, 17, 64, 100]), st.sampled_from([1, 7, 512]))
 def test_a_photo_does_not_depend_on_the_photos_beside_it(seed, count, dims, rows):
     rng = np.random.default_rng(seed)
@@ -179,7 +176,7 @@ def flatten(photos: list[np.ndarray], numbers: list[int]) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("name", METRICS.names)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(photos=photos_of_a_class(), seed=st.integers(0, 1000), tile=st.sampled_from([1, 3, 8, 2048]))
 def test_pairs_equal_the_definition_in_any_blocks(name, photos, seed, tile):
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsseg_ray.refinement import KEEPS
@@ -51,7 +51,6 @@ def test_none_to_select_from(keep):
     assert select(KEEPS.get(keep), 0.5, Candidates(empty, empty, empty, empty, [0])).shape == (0,)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 100), st.sampled_from(KEEPS.names))
 def test_keeps_the_ceiling_of_the_share(n, percent, keep):
     values = np.random.default_rng(n).normal(size=(4, n))

@@ -57,7 +57,7 @@ def test_shrinking_a_mask_invents_no_class():
     assert set(np.unique(np.asarray(image))) == {0, 4}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 700), st.integers(1, 700))
 def test_pictures_of_a_strip_share_one_size(height, width):
     sizes = {

@@ -294,7 +294,7 @@ def test_hostile_names_are_text():
     assert parsed.text.count("<script>") > 10
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.text(max_size=30))
 def test_any_text_renders_and_encodes(text):
     html = page(title=text, strips=[], failures=[{"image_id": text, "stage": "images", "error": text}])

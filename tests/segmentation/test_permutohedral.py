@@ -70,7 +70,7 @@ def drawn(dimensions: int, count: int, width: float, seed: int) -> np.ndarray:
     return features.astype(np.float32).astype(np.float64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     dimensions=st.integers(1, 6),
     count=st.integers(1, 25),

@@ -60,7 +60,7 @@ def shares(pixels: int, cells: int) -> np.ndarray:
     return np.stack([(nearest == cell).reshape(pixels, parts).mean(axis=1) for cell in range(cells)])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(crops())
 def test_soft_target_is_the_mean_of_small_parts_by_their_nearest_cell(crop):
     superpixels, valid, maps, labels, h, w = crop

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
@@ -29,7 +29,6 @@ def test_background():
     assert background(np.empty((0, 2))).tolist() == [1, 1]
 
 
-@settings(deadline=None)
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))), st.integers(0, 1000))
 def test_equal_dense_pixels(masks, seed):
     masks[0] = True

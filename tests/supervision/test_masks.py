@@ -116,7 +116,7 @@ def brute(masks, maps, scores, labels, count, min_area, ranking, threshold, pool
     return rough
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     hnp.arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))),
     st.integers(0, 10_000),

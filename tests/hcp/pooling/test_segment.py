@@ -32,7 +32,7 @@ def photos(draw):
     return regions, torch.from_numpy(rng.standard_normal((2, h, w)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(photos(), st.sampled_from([1, 30, sums.BAND]))
 def test_segments_equal_upsampling_and_dense_means(photo, band):
     """Also in bands of few rows of cells, as large photos are gone through."""

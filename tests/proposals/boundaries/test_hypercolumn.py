@@ -18,7 +18,7 @@ from wsseg_ray.proposals.boundaries.hypercolumn import boundary, find, load, out
 from wsseg_ray.proposals.learned import layers
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
     st.integers(1, 9),

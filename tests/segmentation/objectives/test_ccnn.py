@@ -48,7 +48,7 @@ def test_absent_classes_get_nothing():
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 3, 3))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_equals_the_textbook_optimum(seed):
     """The dual, maximised by SciPy's L-BFGS-B over weights that are not negative."""
@@ -108,7 +108,7 @@ def test_equals_the_ascent_on_the_dual(gap):
     torch.testing.assert_close(constrained_distribution(logits, present), ascent(logits, present), atol=0.005, rtol=0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     classes=st.integers(2, 9),

@@ -28,7 +28,7 @@ def test_the_loss_is_cross_entropy_with_the_labels():
     assert torch.isfinite(logits.grad).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.lists(st.booleans(), min_size=3, max_size=3))
 def test_every_share_is_met_and_nothing_absent_appears(seed, side, others):
     """With two classes of the photo or fewer the shares fit (0.4 + 0.2 + 0.2 and rounding), so all are met."""

@@ -62,7 +62,7 @@ def test_a_superpixel_is_its_mean():
     np.testing.assert_allclose(smooth_by_superpixels(probabilities, regions)[0], [[0.7, 0.7, 0.3, 0.2]])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_boxes_vote_as_in_a_loop_over_them(seed):
     rng = np.random.default_rng(seed)
