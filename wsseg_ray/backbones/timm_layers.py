@@ -69,7 +69,7 @@ class TimmBackbone(BaseBackbone):
         not too unlike at once: so its layers are called once and not once per size.
         """
         sizes = {(int(photos.shape[2]), int(photos.shape[3])): len(photos) for photos in batches}
-        gains = len(batches) > 1 and batches[0].is_cuda and not torch.is_grad_enabled()
+        gains = len(batches) > 1 and batches[0].is_cuda and not (self.training or torch.is_grad_enabled())
         together = gains and canvas_pixels(sizes) is not None and self.is_local
         return self.levels_together(batches) if together else super().levels_by_size(batches)
 
@@ -81,7 +81,7 @@ class TimmBackbone(BaseBackbone):
     @cached_property
     def is_local(self) -> bool:
         """Whether the model gives photos on one canvas the maps that it gives them apart: tried once, on noise."""
-        if self._has_patches or self.training:
+        if self._has_patches:
             return False
         own = next(self.model.parameters())
         with torch.no_grad(), full_precision(own.device):
