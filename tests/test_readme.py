@@ -23,3 +23,10 @@ def test_every_picture_and_page_that_readme_and_results_name_is_there():
     for page in ("README.md", "RESULTS.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
             assert (ROOT / target).exists(), f"{page}: {target}"
+
+
+def test_every_file_of_the_project_that_a_page_names_is_there():
+    named = re.compile(r"`((?:tests|benchmarks|wsseg_ray|tools|jobs|docs|monitoring)/[\w/.-]+\.\w+)(?:::\w+)?`")
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
+        for file in named.findall(page.read_text()):
+            assert (ROOT / file).exists(), f"{page.relative_to(ROOT)}: {file}"
