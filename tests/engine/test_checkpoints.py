@@ -7,7 +7,7 @@ from tests.engine.two_workers import AWorker
 from tests.runs import empty_job
 from wsseg_ray.backbones.named import NamedWeights
 from wsseg_ray.engine.checkpoints import restore, weights_finding, weights_source
-from wsseg_ray.engine.training import Saver, save
+from wsseg_ray.engine.training import Saver, resumed, save
 from wsseg_ray.errors import WeightsError
 from wsseg_ray.storage import RunDirectory
 
@@ -40,6 +40,23 @@ def test_a_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
         saver.save({"weights": weights}, "hcp", "next.pt")
         assert restore(worker.job.run, "hcp", "state.pt")["weights"].tolist() == [1, 1, 1]
     assert restore(worker.job.run, "hcp", "next.pt")["weights"].tolist() == [0, 0, 0]
+
+
+def test_workers_go_on_from_the_same_state(tmp_path, monkeypatch):
+    """A last file of workers that were killed arrives after worker 0 has read and before worker 1 reads."""
+    worker = AWorker(rank=0, world=2, job=empty_job(tmp_path))
+    assert resumed(AWorker(job=worker.job), "hcp", "state.pt") is None
+    save(worker, {"step": 1}, "hcp", "state.pt")
+    asked = []
+
+    def other_worker_reads(mark, operation):
+        if not asked:
+            save(worker, {"step": 2}, "hcp", "state.pt")
+            mark.copy_(torch.tensor([mark[0] + 1, mark[1]]))  # the other's number is larger by one
+        asked.append(mark)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", other_worker_reads)
+    assert resumed(worker, "hcp", "state.pt") == {"step": 2} and len(asked) == 2
 
 
 def test_a_state_that_cannot_be_written_stops_the_training(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -211,6 +212,26 @@ def save(worker: Worker, state: dict[str, Any], *place: str) -> None:
     """Keep tensors and plain data in the run. Worker 0 alone writes."""
     if worker.rank == 0:
         worker.job.run.write_bytes(_as_bytes(state), *place)
+
+
+def resumed(worker: Worker, *place: str) -> dict[str, Any] | None:
+    """What `save` or `Saver` kept, the same on all workers that train together; None where there is no file.
+
+    The last file of workers that were killed may arrive while their successors read: then these read again.
+    """
+    run = worker.job.run
+    while True:
+        data = run.read_bytes(*place) if run.exists(*place) else b""
+        if _is_the_same_everywhere(worker, zlib.crc32(data)):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True) if data else None
+
+
+def _is_the_same_everywhere(worker: Worker, number: int) -> bool:
+    if worker.world == 1:
+        return True
+    most = torch.tensor([number, -number], dtype=torch.float64, device=worker.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return bool(most[0] == -most[1])
 
 
 class Saver:

@@ -83,7 +83,7 @@ def _loop(worker: Worker) -> None:
     if network.reduce is not None:
         network.reduce.load_state_dict(read_projection(job, FEATURES))
     network.to(worker.device)
-    state = restore(job.run, FOLDER, "state.pt")
+    state = training.resumed(worker, FOLDER, "state.pt")
     with training.Saver(worker) as saver:
         run = _Training(worker, network, fresh, worker.photos, saver)
         if state:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache, partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,21 +134,25 @@ def _train(worker: Worker, networks: list[Network], round_: int, seen: int) -> N
     """
     job = worker.job
     todo = [network for network in networks if not is_trained(job, network, round_)]
+    states = {n.name: training.resumed(worker, folder(round_), n.name, "state.pt") for n in todo}
     kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
     with one_thread_each(worker.threads) if shows_photos_alone(worker) else nullcontext() as pool:
-        steps = stream(worker, _plan(worker, todo, round_, seen))
+        steps = stream(worker, _plan(worker, todo, states, round_, seen))
         for name, part in groupby(steps, key=lambda pair: pair[0].network):
             with training.Saver(worker) as saver:
-                _Training(worker, network_named(job.recipe, name), round_, kept, spent, pool, saver).run(part)
+                about, state = network_named(job.recipe, name), states.pop(name)
+                _Training(worker, about, round_, state, kept, spent, pool, saver).run(part)
 
 
-def _plan(worker: Worker, networks: list[Network], round_: int, seen: int) -> Iterator[SgdStep]:
+def _plan(
+    worker: Worker, networks: list[Network], states: dict[str, dict[str, Any] | None], round_: int, seen: int
+) -> Iterator[SgdStep]:
     """This worker's steps of all networks, from where the first one was cut off."""
     job, size = worker.job, worker.job.recipe.segmentation.batch_size
+    begins = {name: tuple(state["position"]) if state else (0, 0) for name, state in states.items()}
     for network in networks:
         own = members(worker.photos, network)
-        state = restore(job.run, folder(round_), network.name, "state.pt")
-        begin = tuple(state["position"]) if state else (0, 0)
+        begin = begins[network.name]
         for epoch in range(epochs(job.recipe, network)):
             order = training.epoch_order(own, np.random.default_rng([job.recipe.seed, epoch]))
             last = (len(order) - 1) // size
@@ -167,6 +171,7 @@ class _Training:
         worker: Worker,
         network: Network,
         round_: int,
+        state: dict[str, Any] | None,
         kept: KeptFeatures,
         spent: dict[str, float],
         pool: ThreadPoolExecutor | None,
@@ -175,11 +180,11 @@ class _Training:
         job, settings = worker.job, worker.job.recipe.segmentation
         self._worker, self._about, self._round, self._spent, self._pool = worker, network, round_, spent, pool
         self._place, self._saver = (folder(round_), network.name), saver
-        state = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights is None else None
+        backbone = restore(job.run, hcp.FOLDER, WEIGHTS) if settings.weights is None else None
         start = None
         if round_ == 0 and begins_with_start(job.recipe, network):
             start = restore(job.run, folder(0), START.name, WEIGHTS)
-        self._network, fresh = build(job.recipe, len(job.classes), state, start)
+        self._network, fresh = build(job.recipe, len(job.classes), backbone, start)
         if (table := segmenters_read(job.recipe)) and self._network.reduce is not None:
             self._network.reduce.load_state_dict(read_projection(job, table))
         self._network.to(worker.device).train()
@@ -197,7 +202,7 @@ class _Training:
         self._losses: list[float] = []
         self._last_epoch = epochs(job.recipe, network) - 1
         self._waited, self._worked, self._saved = 0.0, 0.0, time.monotonic()
-        if state := restore(job.run, *self._place, "state.pt"):
+        if state:
             training.take(self._network, state["network"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._log, self._losses = state["log"], state["losses"]
