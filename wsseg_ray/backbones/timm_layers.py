@@ -65,8 +65,8 @@ class TimmBackbone(BaseBackbone):
     def levels_by_size(self, batches: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The maps by level of batches of unlike sizes, rounding aside those of each batch by itself.
 
-        On a GPU where nothing is trained, a network whose layers look at neighbours alone sees photos of sizes that are
-        not too unlike at once: so its layers are called once and not once per size.
+        On a GPU, where nothing is trained and `is_local`, all photos pass together, unless most of their canvas would
+        be filling. Then each layer is called once, and not once per size.
         """
         sizes = {(int(photos.shape[2]), int(photos.shape[3])): len(photos) for photos in batches}
         gains = len(batches) > 1 and batches[0].is_cuda and not (self.training or torch.is_grad_enabled())

@@ -19,7 +19,13 @@ def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
     """The tensors and plain data that `training.save` kept in a file of the run, or None where there is no file."""
     if not run.exists(*place):
         return None
-    return torch.load(io.BytesIO(run.read_bytes(*place)), map_location="cpu", weights_only=True)
+    return loaded(run.read_bytes(*place))
+
+
+def loaded(data: bytes) -> dict[str, Any]:
+    """The tensors and plain data of such a file."""
+    found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return found
 
 
 def weights_source(weights: str) -> str | bytes:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wsseg_ray.backbones.precision import mixed_precision
+from wsseg_ray.engine.checkpoints import loaded
 from wsseg_ray.engine.stage import Job, Worker
 from wsseg_ray.tables import IMAGES, Table
 
@@ -223,7 +224,7 @@ def resumed(worker: Worker, *place: str) -> dict[str, Any] | None:
     while True:
         data = run.read_bytes(*place) if run.exists(*place) else b""
         if _is_the_same_everywhere(worker, zlib.crc32(data)):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True) if data else None
+            return loaded(data) if data else None
 
 
 def _is_the_same_everywhere(worker: Worker, number: int) -> bool:

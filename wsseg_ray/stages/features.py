@@ -1,8 +1,8 @@
 """Stages `features` and `features_segmenter`: a frozen backbone looks at every photo once, on actors (one per GPU).
 
 Tasks read, decode and resize photos to whole cells; actors do nothing but tensor work, on GPUs with many photos of a
-shard together; tasks write half precision. HCP reads `features`, and so do the segmentation networks
-that have the same backbone; others read `features_segmenter`.
+shard together; tasks write half precision. HCP reads `features`, and so do the segmentation networks that have the same
+backbone; others read `features_segmenter`.
 """
 
 # ruff: noqa: RUF009 (a column is a dataclass field with its type)
