@@ -10,7 +10,7 @@ on a task or holds an actor is killed with kill -9.
 Prints per stage: photos, seconds, photos per second, files and bytes of its table. Then, for each third of the time,
 the most memory of the driver, of Ray's control store (GCS), of its other processes and of its object store, and the
 most open file handles; memory as a picture too. Then whether each photo is there once, and each broken one among the
-failures.
+failures. Called again with the same folder it goes on, and so do its measurements (DIR/watch.csv).
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ class Watch:
 
     Arguments:
         driver: the process whose memory is the driver's; Ray's processes are below it or of its session.
+        path: where each sample goes at once, a line each; those of an earlier part of the run stay before them.
     """
 
-    def __init__(self, driver: psutil.Process, kill_every: float) -> None:
-        self.driver, self._kill_every, self.killed = driver, kill_every, Counter[str]()
-        self.seconds: list[float] = []
-        self.seen: list[Sample] = []
+    def __init__(self, driver: psutil.Process, kill_every: float, path: Path) -> None:
+        self.driver, self._kill_every, self.killed, self._path = driver, kill_every, Counter[str](), path
+        self._before = samples(path)[0][-1] if path.exists() else 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -156,8 +156,8 @@ class Watch:
                 processes = [self.driver, *self.driver.children(recursive=True)]
             except psutil.Error:
                 return
-            self.seconds.append(now - begin)
-            self.seen.append(sample(self.driver, processes))
+            with self._path.open("a") as file:
+                file.write(",".join(map(str, (self._before + now - begin, *sample(self.driver, processes)))) + "\n")
             if self._kill_every and now - struck > self._kill_every:
                 working = [process for process in processes if _title(process).startswith(WORKING)]
                 if working:
@@ -166,6 +166,12 @@ class Watch:
                     with suppress(psutil.Error):
                         victim.kill()
                     struck = now
+
+
+def samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The seconds of all samples, (n,), and the samples, (n, the fields of Sample)."""
+    found = np.loadtxt(path, delimiter=",", ndmin=2)
+    return found[:, 0], found[:, 1:]
 
 
 def sample(driver: psutil.Process, processes: Sequence[psutil.Process]) -> Sample:
@@ -226,7 +232,7 @@ def main() -> None:
     words += [word for setting in settings for word in ("--set", setting)]
     begin = time.monotonic()
     driver = psutil.Popen(words, stdout=subprocess.DEVNULL)
-    watch = Watch(driver, args.kill_every)
+    watch = Watch(driver, args.kill_every, kept / "watch.csv")
     code, seconds = driver.wait(), time.monotonic() - begin
     watch.stop()
     print(f"exit code {code} after {seconds:.0f} s; killed: {dict(watch.killed)}")
@@ -239,7 +245,7 @@ def main() -> None:
                 f"{stage.name:<10} {entry['rows']:>9} rows {entry['failed']:>6} failed {entry['seconds']:8.0f} s "
                 f"{rate:7.0f} photos/s {len(sizes):>7} files {sum(sizes.values()) / 1e9:6.2f} GB"
             )
-    seen = np.array(watch.seen)
+    seconds_of, seen = samples(kept / "watch.csv")
     print("most in each third of the time:", ", ".join(Sample._fields))
     for part in np.array_split(seen, 3):
         print("  " + ", ".join(f"{most:.2f}" for most in part.max(0)))
@@ -247,8 +253,9 @@ def main() -> None:
     if args.out:
         names = ("driver", "Ray's control store", "Ray's other processes", "object store")
         lines = {name: column.tolist() for name, column in zip(names, seen.T, strict=False)}
-        minutes = (np.array(watch.seconds) / 60).tolist()
-        args.out.write_text(drawing.lines(minutes, lines, "minutes", "GB", f"{count:,} photos of 32 px"))
+        args.out.write_text(
+            drawing.lines((seconds_of / 60).tolist(), lines, "minutes", "GB", f"{count:,} photos of 32 px")
+        )
 
 
 if __name__ == "__main__":
