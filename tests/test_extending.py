@@ -92,6 +92,7 @@ def test_the_example(title, folder):
         assert any((row.mask == 255).any() and (row.mask != before[row.image_id].mask).any() for row in after)
 
 
+@pytest.mark.long
 def test_variants_are_found_by_rays_workers(folder, cluster):
     """Actors, trainers and tasks import what lies beside the recipe. The stages before them need no Ray."""
     titles = ["A scorer of regions", "A stage between `supervise` and `train_segmenter`", "A segmentation head"]

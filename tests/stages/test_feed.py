@@ -116,6 +116,7 @@ def train(worker) -> None:
     worker.job.run.write_json(found, "hcp", "fed.json")
 
 
+@pytest.mark.long
 def test_on_ray_they_come_in_order_too(cluster, job, tiny_local, tmp_path):
     """More steps than a task takes and than a Dataset holds."""
     from tests.engine.runner_contract import TRAINERS
