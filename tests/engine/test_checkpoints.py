@@ -6,6 +6,7 @@ import torch
 from tests.engine.two_workers import AWorker
 from tests.runs import empty_job
 from wsseg_ray.backbones.named import NamedWeights
+from wsseg_ray.engine import training
 from wsseg_ray.engine.checkpoints import restore, weights_finding, weights_source
 from wsseg_ray.engine.training import Saver, resumed, save
 from wsseg_ray.errors import WeightsError
@@ -40,6 +41,27 @@ def test_a_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
         saver.save({"weights": weights}, "hcp", "next.pt")
         assert restore(worker.job.run, "hcp", "state.pt")["weights"].tolist() == [1, 1, 1]
     assert restore(worker.job.run, "hcp", "next.pt")["weights"].tolist() == [0, 0, 0]
+
+
+def test_a_training_is_saved_at_times_and_always_when_its_machine_will_go(tmp_path, monkeypatch):
+    seconds, may_write = [100.0], Event()
+    monkeypatch.setattr(training.time, "monotonic", lambda: seconds[0])
+    worker = AWorker(job=empty_job(tmp_path, "runtime.checkpoint_minutes=1"))
+    with Saver(worker) as saver:
+        assert not saver.is_due()
+        seconds[0] += 60
+        assert saver.is_due()
+        saver.save({}, "hcp", "state.pt")
+        assert not saver.is_due()
+        worker.preempted = True
+        saver.wait()
+        assert saver.is_due()
+        monkeypatch.setattr(RunDirectory, "write_bytes", lambda *_: may_write.wait(60))
+        saver.save({}, "hcp", "state.pt")
+        assert not saver.is_due(), "the file before is not written yet"
+        may_write.set()
+        saver.wait()
+        assert saver.is_due()
 
 
 def test_workers_go_on_from_the_same_state(tmp_path, monkeypatch):

@@ -22,6 +22,10 @@ class AWorker:
     world: int = 1
     job: Any = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    preempted: bool = False
+
+    def is_preempted(self) -> bool:
+        return self.preempted
 
 
 class Regression(nn.Module):

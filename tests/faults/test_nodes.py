@@ -3,19 +3,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private import worker
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.experimental import internal_kv
 
 from benchmarks.faults import Trial, three_nodes
 from tests.runs import photos_of, ran, same_rows
 from wsseg_ray import recipe
+from wsseg_ray.engine.training import Saver, resumed
 from wsseg_ray.labelling import LABELS, WORK, label
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import SCORES
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +69,45 @@ def test_a_lost_node_costs_no_label(nodes, store, upload, tiny, tmp_path):
     expected = {path.name: path.read_bytes() for path in (tmp_path / "disk").glob("*.png")}
     assert len(expected) == len(new) > 20
     assert {name: out.read_bytes(name) for name in out.names() if name.endswith(".png")} == expected
+
+
+def leave(worker) -> None:
+    """A training whose node is to be taken away after three steps, and is away after six."""
+    run, state = worker.job.run, resumed(worker, "hcp", "state.pt")
+    first = state["done"] if state else 0
+    with Saver(worker) as saver:
+        for step in range(first, 8):
+            if step == 3 and not state:
+                node = ray.get_runtime_context()
+                reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+                ray._raylet.GcsClient(node.gcs_address).drain_node(node.get_node_id(), reason, "spot", 0)
+                while not worker.is_preempted():
+                    threading.Event().wait(0.1)
+            run.write_json(step, "hcp", f"{step}-{first}.json")
+            if saver.is_due():
+                saver.save({"done": step + 1}, "hcp", "state.pt")
+                saver.wait()
+                if step == 5:
+                    os._exit(1)
+
+
+LEAVING = """
+import pathlib, sys
+import ray
+from tests.engine.runner_contract import TRAINERS
+from tests.faults.test_nodes import leave
+from tests.runs import empty_job
+from wsseg_ray.engine.ray_runner import RayRunner
+ray.init(runtime_env={"env_vars": {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}})
+RayRunner().fit(empty_job(pathlib.Path(sys.argv[1]), "runtime.checkpoint_minutes=60"), TRAINERS, leave, 8, None)
+"""
+
+
+@pytest.mark.long
+def test_a_training_is_saved_when_its_node_will_go(nodes, tmp_path):
+    """Ray is told what the provider of a spot machine says; then the machine is gone, and no step is done twice."""
+    environment = {**os.environ, "RAY_ADDRESS": nodes.address}
+    subprocess.run([sys.executable, "-c", LEAVING, str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=300)
+    (folder,) = tmp_path.rglob("hcp")
+    done = sorted(path.stem for path in folder.glob("?-?.json"))
+    assert done == [f"{step}-0" for step in range(6)] + ["6-6", "7-6"]

@@ -113,6 +113,9 @@ class LocalWorker:
     def report(self, metrics: dict[str, Any]) -> None:
         """Nobody else waits."""
 
+    def is_preempted(self) -> bool:
+        return False
+
     def stream(
         self, steps: Iterator[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]
     ) -> Iterator[dict[str, Any]]:

@@ -30,6 +30,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.metrics import Counter, Gauge
 
 from wsseg_ray.console import say
@@ -478,6 +479,11 @@ class _RayWorker:
         if self.world > 1 or time.monotonic() - self._reported > REPORT_EVERY:
             self._reported = time.monotonic()
             ray.train.report(metrics)
+
+    def is_preempted(self) -> bool:
+        # What `ray.train.get_preemption_info` returns; but it waits until all workers ask, and those that train alone
+        # never ask together.
+        return get_train_context().preemption_context.preemption_info is not None
 
     def stream(
         self, steps: Iterator[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]

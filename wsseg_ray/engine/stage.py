@@ -287,6 +287,10 @@ class Worker(Protocol):
         """Say that an epoch is over. All workers wait here for each other."""
         ...
 
+    def is_preempted(self) -> bool:
+        """Whether a machine of this training is about to be taken away, as its provider said."""
+        ...
+
     def stream(
         self, steps: Iterator[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]
     ) -> Iterator[dict[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -243,9 +244,16 @@ class Saver:
     """
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        self._worker, self._saved = worker, time.monotonic()
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1)
+
+    def is_due(self) -> bool:
+        """Whether to save now, after a step: each `runtime.checkpoint_minutes`, and as often as a file can be written
+        when a machine of the training is about to be taken away."""
+        if self._worker.is_preempted():
+            return self._pending is None or self._pending.done()
+        return time.monotonic() - self._saved >= 60 * self._worker.job.recipe.runtime.checkpoint_minutes
 
     def save(self, state: dict[str, Any], *place: str) -> None:
         """Copy the state now, and write it as soon as the file before is written.
@@ -256,6 +264,7 @@ class Saver:
             data = _as_bytes(state)
             self.wait()
             self._pending = self._thread.submit(self._worker.job.run.write_bytes, data, *place)
+        self._saved = time.monotonic()
 
     def wait(self) -> None:
         """Until the last file is written. Raises its error, if it could not be written."""

@@ -113,7 +113,6 @@ class _Training:
         self._feed = Feed(worker.job, network, worker.device)
         self._objective = training.shared(worker, HcpObjective(network, loss_of(worker.job.recipe), worker.device))
         self._seen, self._began = 0, time.monotonic()
-        self._saved = self._began
         self.log: list[dict[str, Any]] = []
 
     def phase(self, phase: Phase, state: dict[str, Any] | None) -> None:
@@ -160,15 +159,14 @@ class _Training:
             note = f"{phase.name} epoch {epoch + 1} of {phase.epochs}, loss {losses[-1]:.3f}"
             busy = time.monotonic() - self._began - self._feed.waited
             worker.tell(self._seen, note, busy, self._feed.waited)
-            if time.monotonic() - self._saved >= 60 * worker.job.recipe.runtime.checkpoint_minutes:
+            if self._saver.is_due():
                 self._keep(phase, optimizer, losses)
         return losses
 
     def _keep(self, phase: Phase, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
-        """Keep all that the training needs to go on: after each epoch, and every `runtime.checkpoint_minutes`."""
+        """Keep all that the training needs to go on: after each epoch, and whenever the saver says."""
         state = {"network": training.learned(self._network), "optimizer": optimizer.state_dict(), "losses": losses}
         self._saver.save({**state, "log": self.log, "step": phase.name}, FOLDER, "state.pt")
-        self._saved = time.monotonic()
 
     def _teacher(self, phase: str) -> HypothesisNetwork:
         """The network as it was when the phase began. It is kept, so that a phase that was cut off goes on with it."""

@@ -201,23 +201,20 @@ class _Training:
         self._log: list[dict[str, float]] = []
         self._losses: list[float] = []
         self._last_epoch = epochs(job.recipe, network) - 1
-        self._waited, self._worked, self._saved = 0.0, 0.0, time.monotonic()
+        self._waited, self._worked = 0.0, 0.0
         if state:
             training.take(self._network, state["network"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._log, self._losses = state["log"], state["losses"]
 
     def run(self, steps: Iterator[tuple[SgdStep, list[Batch]]]) -> None:
-        """Train all steps, and keep what is there after every epoch and every `runtime.checkpoint_minutes`."""
+        """Train all steps, and keep what is there after every epoch and whenever the saver says."""
         asked = time.monotonic()
         for step, batches in steps:
             self._step(step, batches, time.monotonic() - asked)
             if step.ends_epoch:
                 self._end_epoch(step)
-            if (
-                step.ends_epoch
-                or time.monotonic() - self._saved >= 60 * self._worker.job.recipe.runtime.checkpoint_minutes
-            ):
+            if step.ends_epoch or self._saver.is_due():
                 self._keep(step)
             asked = time.monotonic()
 
@@ -274,7 +271,6 @@ class _Training:
                 "position": position,
             }
             self._saver.save(state, *self._place, "state.pt")
-        self._saved = time.monotonic()
 
 
 class Shown(NamedTuple):
