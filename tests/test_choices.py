@@ -1,10 +1,13 @@
 """What `auto` becomes on which machine, and that a run keeps it."""
 
+from pathlib import Path
+
 import pytest
 
 import wsseg_ray
 from wsseg_ray import choices, networks
 from wsseg_ray.choices import LARGE, LITE2, SMALL, settle
+from wsseg_ray.engine import resources
 from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.recipe import load
 
@@ -55,7 +58,9 @@ def test_with_a_gpu_the_backbone_is_the_best_one_whose_weights_can_be_had(
 ):
     monkeypatch.setattr(choices, "is_downloaded", lambda repository: downloaded)
     monkeypatch.setattr(choices, "is_reachable", lambda repository: reachable)
-    for settings in (["runtime.use_gpu=true"], ["runtime.cluster=[{cpus: 4, gpus: 1}]"]):
+    for settings in (["runtime.use_gpu=true"], ["runtime.cluster=[{cpus: 4, gpus: 1}]"], []):
+        if not settings:  # the head of a cluster that `ray up` made, which has no GPU
+            monkeypatch.setattr(resources, "BOOTSTRAP", Path(__file__).parent.parent / "cluster.yaml")
         found = as_found(load(str(photos), settings))
         assert found["hcp.backbone"] == found["segmentation.backbone"] == backbone
         assert found["dataset.max_side"] == 500

@@ -56,6 +56,7 @@ def test_nobody_without_the_token_reaches_a_cluster(cluster_yaml, manifest):
 
 
 def test_every_recipe_fits_on_the_cluster(cluster_yaml):
+    assert any("[gpu,timm]" in command for command in cluster_yaml["setup_commands"]), "`best` has a backbone of timm"
     kinds = [kind for kind in cluster_yaml["available_node_types"].values() if "max_workers" in kind]
     nodes = [Node(kind["resources"]["CPU"], kind["resources"].get("GPU", 0), 0, kind["max_workers"]) for kind in kinds]
     for name in recipe.shipped():

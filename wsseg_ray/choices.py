@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from wsseg_ray import datasets
 from wsseg_ray.backbones.named import is_downloaded, is_reachable, package_file
 from wsseg_ray.datasets.place import Place
+from wsseg_ray.engine import resources
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.recipe import AUTO, Recipe, validate
 
@@ -70,12 +71,12 @@ def _root(recipe: Recipe) -> Place:
 
 
 def _has_gpu(recipe: Recipe) -> bool:
-    """Whether a GPU is here, or is said to be in the cluster."""
+    """Whether a GPU is here, or may be in the cluster."""
     if recipe.runtime.use_gpu != "auto":
         return recipe.runtime.use_gpu
     import torch
 
-    return torch.cuda.is_available() or any(machine.gpus for machine in recipe.runtime.cluster or [])
+    return torch.cuda.is_available() or any(machine.gpus for machine in resources.machines(recipe))
 
 
 def _backbone(recipe: Recipe) -> tuple[str, str]:

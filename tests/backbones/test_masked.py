@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wsseg_ray.backbones import BACKBONES
-from wsseg_ray.backbones.masked import canvas_pixels, each_alone, is_local, neighbours, on_canvas
+from wsseg_ray.backbones.masked import canvas_pixels, each_alone, may_share_a_canvas, neighbours, on_canvas
 
 SIDES = st.integers(1, 4).map(lambda cells: 8 * cells + 1)
 
@@ -74,8 +74,8 @@ def test_a_network_is_local_where_its_layers_look_at_neighbours_alone(network):
         maps = network(photos)
         return [maps + maps.mean((2, 3), keepdim=True)]
 
-    assert is_local(network, look)
-    assert not is_local(network, whole)
+    assert may_share_a_canvas(network, look)
+    assert not may_share_a_canvas(network, whole)
 
 
 def with_biases(name: str) -> nn.Module:

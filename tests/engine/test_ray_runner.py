@@ -26,7 +26,7 @@ from tests.engine.runner_contract import (
 )
 from tests.runs import by_name, copy, cut_off, empty_job, same_rows
 from wsseg_ray import recipe
-from wsseg_ray.engine import ray_runner
+from wsseg_ray.engine import ray_runner, resources
 from wsseg_ray.engine.ray_runner import RayRunner, _shards_of_a_task, cluster, root_cause
 from wsseg_ray.engine.resources import GB, Node
 from wsseg_ray.engine.stage import Step
@@ -215,7 +215,7 @@ def test_what_a_cluster_may_grow_to_is_what_the_recipe_says(cluster, tmp_path):
 
 
 def test_or_what_ray_up_was_told(cluster, monkeypatch):
-    monkeypatch.setattr(ray_runner, "BOOTSTRAP", ROOT / "cluster.yaml")
+    monkeypatch.setattr(resources, "BOOTSTRAP", ROOT / "cluster.yaml")
     assert ray_runner.cluster(recipe.load("demo")) == [Node(16, 0, math.inf, 8), Node(8, 1, math.inf, 4)]
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 FILLING = 2  # times the photos' own pixels, at most: what a canvas should have
 LAYERS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # layers that may look at more than one cell
-SIZES = ((65, 97), (97, 65), (97, 129))  # pixels of the photos on which `is_local` tries a network
+SIZES = ((65, 97), (97, 65), (97, 129))  # pixels of the photos on which `may_share_a_canvas` tries a network
 
 
 def neighbours(network: nn.Module) -> list[nn.Module]:
@@ -80,7 +80,7 @@ def on_canvas(batches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[tuple
 
 
 @torch.no_grad()
-def is_local(network: nn.Module, look: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> bool:
+def may_share_a_canvas(network: nn.Module, look: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> bool:
     """Whether a network gives photos `each_alone` on one canvas the maps that it gives them apart. Tries it on noise.
 
     It does not where a layer looks at the whole map, such as squeeze-and-excitation or attention.

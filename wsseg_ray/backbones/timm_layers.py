@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsseg_ray.backbones.base import BaseBackbone, keep_statistics
-from wsseg_ray.backbones.masked import canvas_pixels, each_alone, is_local, neighbours, on_canvas
+from wsseg_ray.backbones.masked import canvas_pixels, each_alone, may_share_a_canvas, neighbours, on_canvas
 from wsseg_ray.backbones.photos import whole_cells
 from wsseg_ray.backbones.precision import full_precision
 
@@ -85,7 +85,7 @@ class TimmBackbone(BaseBackbone):
             return False
         own = next(self.model.parameters())
         with torch.no_grad(), full_precision(own.device):
-            return is_local(self.model, self._look)
+            return may_share_a_canvas(self.model, self._look)
 
     @cached_property
     def _neighbours(self) -> list[nn.Module]:

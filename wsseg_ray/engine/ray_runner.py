@@ -25,7 +25,6 @@ import pyarrow as pa
 import ray
 import ray.train
 import torch
-import yaml
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
@@ -36,7 +35,7 @@ from ray.util.metrics import Counter, Gauge
 from wsseg_ray.console import say
 from wsseg_ray.engine import resources, shards
 from wsseg_ray.engine.meter import Meter
-from wsseg_ray.engine.resources import FEED_CPUS, GB, Needs, Node
+from wsseg_ray.engine.resources import FEED_CPUS, Needs, Node
 from wsseg_ray.engine.stage import Job, Stage, Step, Work, Worker
 from wsseg_ray.engine.trace import TRACED_SHARDS, TRACED_STEPS, Trace
 from wsseg_ray.errors import RecipeError
@@ -44,7 +43,6 @@ from wsseg_ray.recipe import Recipe
 from wsseg_ray.storage import StorageError, shown
 from wsseg_ray.tables import Row, decode, encode, shard_size
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
 PROGRESS = "progress.json"  # in a training's folder: how far worker 0 is
 TELL_EVERY = 1.0  # seconds
 REPORT_EVERY = 20.0  # seconds, to Ray Train, by a worker that is alone
@@ -191,22 +189,11 @@ class RayRunner:
 def cluster(recipe: Recipe) -> list[Node]:
     """The machines of this Ray: those that are there, or those that it may grow to where that is known and more.
 
-    Ray does not tell what its autoscaler may add. It is known from `runtime.cluster`, or, on the head of a cluster that
-    `ray up` made, from the file that it was made of.
+    Ray does not tell what its autoscaler may add: see `resources.machines`.
     Raises RecipeError where there is no CPU, and none is known to come.
     """
     there = [resources.node(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
-    if recipe.runtime.cluster:
-        may_be = [
-            Node(kind.cpus, kind.gpus, (kind.memory_gb or math.inf) * GB, kind.count) for kind in recipe.runtime.cluster
-        ]
-    else:
-        config = yaml.safe_load(BOOTSTRAP.read_text()) if BOOTSTRAP.is_file() else {}
-        kinds = config.get("available_node_types", {}).values()
-        may_be = [
-            resources.node({"memory": math.inf, **kind["resources"]}, kind.get("max_workers", 0)) for kind in kinds
-        ]
-    nodes = max(there, may_be, key=lambda kinds: sum(node.cpus * node.count for node in kinds))
+    nodes = max(there, resources.machines(recipe), key=lambda kinds: sum(node.cpus * node.count for node in kinds))
     nodes = [node for node in nodes if node.cpus and node.count]
     if not nodes:
         raise RecipeError(

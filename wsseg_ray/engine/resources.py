@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from wsseg_ray.engine.stage import Stage
 from wsseg_ray.errors import RecipeError
@@ -24,6 +27,7 @@ FEED_CPUS = 1  # of a task that feeds actors or trainers
 GB = 1e9
 BYTES_PER_PIXEL = 200  # of the largest photo: what a task needs for it at most, measured on proposals of 12 megapixels
 LEAST_MEMORY = 0.5e9  # bytes; a worker that needs less asks for none
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` leaves it on the head
 PIXELS_FILE = "pixels.json"  # in the table `images`: pixels of the largest of some photos
 
 
@@ -63,6 +67,21 @@ def node(resources: dict[str, float], count: int) -> Node:
     """A kind of machine from Ray's names of its resources."""
     cpus, gpus, memory = (float(resources.get(kind, 0)) for kind in ("CPU", "GPU", "memory"))
     return Node(cpus, gpus, memory, count)
+
+
+def machines(recipe: Recipe) -> list[Node]:
+    """The machines that the cluster may grow to, as far as that is known; none where it is not.
+
+    It is known from `runtime.cluster`, or, on the head of a cluster that `ray up` made, from the file that it was made
+    of.
+    """
+    if recipe.runtime.cluster:
+        return [
+            Node(kind.cpus, kind.gpus, (kind.memory_gb or math.inf) * GB, kind.count) for kind in recipe.runtime.cluster
+        ]
+    config = yaml.safe_load(BOOTSTRAP.read_text()) if BOOTSTRAP.is_file() else {}
+    kinds = config.get("available_node_types", {}).values()
+    return [node({"memory": math.inf, **kind["resources"]}, kind.get("max_workers", 0)) for kind in kinds]
 
 
 def use_gpu(recipe: Recipe, nodes: Sequence[Node]) -> bool:
