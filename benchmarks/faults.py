@@ -29,6 +29,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,16 +86,18 @@ class Trial:
         settings: Sequence[str] = (),
         words: Sequence[str] | None = None,
     ) -> None:
-        self.cluster, self.run, self.stage = cluster, run, stage
-        self.words = words or [*command(run, settings), "--until", stage]
+        self.cluster, self.run, self.stage, self.settings, self.words = cluster, run, stage, settings, words
         self.driver: subprocess.Popen | None = None
-        self.log = Path(tempfile.mkstemp()[1])
+        handle, path = tempfile.mkstemp()
+        os.close(handle)
+        self.log = Path(path)
         self.notes: list[str] = []
 
     def start(self) -> None:
         environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
+        words = self.words or [*command(self.run, self.settings), "--until", self.stage]
         with self.log.open("w") as log:
-            self.driver = subprocess.Popen(self.words, stdout=log, stderr=log, env=environment)
+            self.driver = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
 
     def end(self) -> int:
         code = self.driver.wait(600)
@@ -247,6 +250,7 @@ def disturbed(
     run = RunDirectory.at(str(place)).now()
     run.delete(FOLDERS[stage])
     run.write_entry({"state": "running"}, FOLDERS[stage])
+    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of the S3 server on this machine
     with three_nodes() as cluster:
         trial = Trial(cluster, run, stage, settings)
         begin, at = time.monotonic(), time.time()
@@ -274,7 +278,8 @@ def disturbed(
         written = sorted(file.stat().st_mtime - at for file in (place / folder).rglob("*.parquet"))
         if stage.startswith("train"):
             parts = (folder,) if stage == "train_hcp" else (folder, "AN_A")
-            found = {"rows": 1, "unlike": int(not same_weights(reference, left, parts))}
+            rows = left.entry(folder)["worked"]  # photos, over all epochs: 0 where nothing was trained
+            found = {"rows": rows, "unlike": int(not same_weights(reference, left, parts))}
         else:
             table = next(table for table in TABLES if table.folder == folder)
             found = dict(zip(("rows", "unlike"), differences(reference, left, table), strict=True))
@@ -316,22 +321,26 @@ def small_disk(trial: Trial, place: Path) -> Iterator[Path]:
 
 @contextmanager
 def away_for_a_while(trial: Trial, place: Path) -> Iterator[None]:
-    """The run on an S3 server, out of reach for five seconds when the stage is under way."""
+    """The run on an S3 server, out of reach for five seconds when the stage is under way.
+
+    The bucket is new: what an earlier trial left on such a server is still there, as servers of moto share their store.
+    """
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
-    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of this server
-    proxy = Proxy(server._server.port)
+    proxy, bucket = Proxy(server._server.port), f"runs-{uuid.uuid4().hex}"
     query = f"?scheme=http&endpoint_override=127.0.0.1:{proxy.port}&allow_bucket_creation=true"
-    store = fs.FileSystem.from_uri(f"s3://runs{query}")[0]
-    store.create_dir("runs")
-    fs.copy_files(str(place), "runs/run", source_filesystem=fs.LocalFileSystem(), destination_filesystem=store)
-    trial.run = RunDirectory.at(f"s3://runs/run{query}")
+    store = fs.FileSystem.from_uri(f"s3://{bucket}{query}")[0]
+    store.create_dir(bucket)
+    fs.copy_files(str(place), f"{bucket}/run", source_filesystem=fs.LocalFileSystem(), destination_filesystem=store)
+    shutil.rmtree(place)  # so that all that the trial leaves comes from the store
+    trial.run = RunDirectory.at(f"s3://{bucket}/run{query}")
 
     def cut() -> None:
         if trial.wait_until(trial.under_way):
             proxy.close()
+            trial.notes.append("storage away for 5 s")
             time.sleep(5)
             proxy.open = True
 
@@ -340,7 +349,7 @@ def away_for_a_while(trial: Trial, place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        fs.copy_files("runs/run", str(place), source_filesystem=store, destination_filesystem=fs.LocalFileSystem())
+        fs.copy_files(f"{bucket}/run", str(place), source_filesystem=store, destination_filesystem=fs.LocalFileSystem())
         trial.run = RunDirectory.at(str(place))
         server.stop()
 
