@@ -52,6 +52,8 @@ def test_a_web_address(web, monkeypatch):
 def test_a_part_of_a_tar_file(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"0123456789")
     assert read_bytes(tar_part(f"{tmp_path}/x.tar", 3, 4)) == b"3456"
+    with pytest.raises(OSError, match=r"x\.tar ends before byte 13"):
+        read_bytes(tar_part(f"{tmp_path}/x.tar", 9, 4))
     with pytest.raises(FileNotFoundError):
         read_bytes(tar_part(f"{tmp_path}/y.tar", 3, 4))
 

@@ -87,9 +87,12 @@ def _range(uri: str, offset: int, size: int) -> bytes:
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as file:
-            return file.read_at(size, offset)
+            return file.read_at(size, offset) if offset + size <= file.size() else b""
 
-    return patiently(filesystem, shown(uri), read)
+    data = patiently(filesystem, shown(uri), read)
+    if len(data) < size:
+        raise OSError(f"{shown(uri)} ends before byte {offset + size}")
+    return data
 
 
 def _cell(uri: str, row: int, column: str) -> bytes:

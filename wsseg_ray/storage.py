@@ -21,7 +21,9 @@ import json
 import os
 import random
 import re
+import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +45,8 @@ ENTRY = "stage.json"  # of a result: what its stage says of it
 COUNTS = "wsseg.counts"  # at the end of a shard's file: rows, and failed rows
 SMALL = 1 << 18  # bytes of a file that is read whole
 READERS = 16  # ends of files that are read at the same time
+DRAFT_BYTES = 1 << 26  # of an object that is held in memory before its upload; a larger one lies on the disk
+COPIED_BYTES = 1 << 22  # of a draft, at a time
 PATIENCE = 300.0  # seconds that storage may fail before a run gives up
 # Errors of a local or mounted disk that may pass; all others are final.
 _PASSING = {
@@ -81,13 +85,15 @@ def read_bytes(uri: str, most: int | None = None) -> bytes:
     if isinstance(filesystem, fs.LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError(f"{path} is no regular file")
 
-    def read() -> bytes:
+    def read() -> tuple[int, bytes]:
         with filesystem.open_input_file(path) as file:
-            if most is not None and file.size() > most:
-                raise OSError(f"{shown(uri)} has {file.size() // 10**6} MB, more than {most // 10**6}")
-            return file.read()
+            size = file.size()
+            return size, b"" if most is not None and size > most else file.read()
 
-    return patiently(filesystem, shown(uri), read)
+    size, data = patiently(filesystem, shown(uri), read)
+    if most is not None and size > most:  # asked here, since an error of a store is tried again
+        raise OSError(f"{shown(uri)} has {size // 10**6} MB, more than {most // 10**6}")
+    return data
 
 
 def shown(uri: str) -> str:
@@ -406,6 +412,10 @@ def _write_local(_: fs.FileSystem, path: str, fill: Callable[[Any], object]) -> 
 
 
 def _write_object(filesystem: fs.FileSystem, path: str, fill: Callable[[Any], object]) -> None:
-    # An object is visible only when its upload is complete.
-    with filesystem.open_output_stream(path) as stream:
-        fill(stream)
+    # An object is visible only when its upload is complete. pyarrow completes the upload also when an error ends the
+    # writing, so all that is to be written must be there before.
+    with tempfile.SpooledTemporaryFile(max_size=DRAFT_BYTES) as draft:
+        fill(draft)
+        draft.seek(0)
+        with filesystem.open_output_stream(path) as stream:
+            shutil.copyfileobj(draft, stream, COPIED_BYTES)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,6 +126,20 @@ def test_actors_take_gpus(tiny, tiny_local, tmp_path):
     cut_off(run, "score", "scores")
     subprocess.run([sys.executable, "-c", PRETENDED_GPU, run.root, *tiny], check=True, cwd=ROOT, timeout=500)
     assert len(list(run.rows(SCORES))) == 24 and same_rows(run, tiny_local[1], SCORES)
+
+
+def test_a_process_sees_no_gpu_that_it_was_not_given(monkeypatch):
+    given = {"GPU": []}
+    monkeypatch.setattr(
+        ray_runner.ray, "get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=lambda: given)
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    given["GPU"] = ["1"]
+    ray_runner._hide_other_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1", "that is Ray's to set"
+    given["GPU"] = []
+    ray_runner._hide_other_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_several_shards_in_a_task_and_several_workers(cluster, tmp_path):

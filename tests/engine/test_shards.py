@@ -70,6 +70,13 @@ def test_storage_that_fails_is_no_photos_fault():
         guard(raising(StorageError("gone")), ImageRow, Row("a"))
 
 
+def test_a_gpu_that_fails_is_no_photos_fault():
+    """After such an error each call of the process fails, so photo after photo would be recorded as failed."""
+    with pytest.raises(RuntimeError, match=r"a GPU of .* failed.*illegal memory access.*run again to go on"):
+        guard(raising(RuntimeError("CUDA error: an illegal memory access was encountered")), ImageRow, Row("a"))
+    assert "out of memory" in guard(raising(RuntimeError("CUDA out of memory.")), ImageRow, Row("a")).error
+
+
 def test_a_shard_leaves_no_note(tmp_path):
     job, seen = empty_job(tmp_path), []
 

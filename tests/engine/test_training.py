@@ -244,3 +244,6 @@ def test_an_index_reads_each_table_once(tmp_path, monkeypatch):
     assert [photos.photo(0), photos.photo(1), len(photos)] == [("train-00000", "a"), ("train-00000", "b"), 2]
     assert photos.labels.tolist() == [1, 2] and photos.has_mask.tolist() == [True, False]
     assert sorted(reads) == [("images", "train-00000"), ("supervision", "train-00000")]
+    job.run.delete("images", "train-00000.parquet")
+    with pytest.raises(RuntimeError, match="images: train-00000 is not there any more"):
+        training.index(job, SUPERVISION)

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.runs import entries, measured, photos_of, same_rows
-from wsseg_ray import pipeline, recipe
+from wsseg_ray import pipeline, recipe, sources, storage
 from wsseg_ray.datasets import LAYOUTS, layout_of, list_photos
 from wsseg_ray.datasets.pixels import photo_size
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.errors import DatasetError
 from wsseg_ray.labelling import label
 from wsseg_ray.recipe import DatasetSection
-from wsseg_ray.sources import read_bytes
+from wsseg_ray.sources import read_bytes, tar_part
 from wsseg_ray.status import lines
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import IMAGES, PROPOSALS, REFINED, SCORES, SUPERVISION, ImageRow
@@ -173,6 +173,32 @@ def test_a_name_of_a_file_says_nothing_to_the_store(store, upload):
     assert run.names("labels") == [f"{HOSTILE}.png"] and run.read_bytes("labels", f"{HOSTILE}.png") == b"labels"
     run.delete("labels", f"{HOSTILE}.png")
     assert not run.exists("labels", f"{HOSTILE}.png")
+
+
+def test_a_file_in_the_store_that_no_photo_can_be_is_refused_at_once(store, upload, monkeypatch):
+    """An error of a store is tried again for minutes; these are errors of a file."""
+    monkeypatch.setattr(sources, "MOST_BYTES", 4)
+    monkeypatch.setattr(storage, "PATIENCE", 0.0)
+    place, _, query = upload("sizes", {"large.jpg": b"12345", "x.tar": b"0123456789"}).partition("?")
+    with pytest.raises(OSError, match=r"more than 0$"):
+        read_bytes(f"{place}/large.jpg?{query}")
+    with pytest.raises(OSError, match="ends before byte 24"):
+        read_bytes(tar_part(f"{place}/x.tar?{query}", 20, 4))
+
+
+def test_what_was_not_written_whole_is_not_there(store):
+    """Nor a part of it: a writer that fails, as the zip of the predictions may."""
+    run = RunDirectory.at(store[1]("halves/run"))
+
+    def fill(stream):
+        stream.write(b"half")
+        raise KeyError("surprise")
+
+    with pytest.raises(KeyError):
+        run.write_stream(fill, "results.zip")
+    assert not run.exists("results.zip")
+    run.write_stream(lambda stream: stream.write(b"whole"), "results.zip")
+    assert run.read_bytes("results.zip") == b"whole"
 
 
 def test_a_folder_that_is_not_in_the_store(store):

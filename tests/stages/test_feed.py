@@ -166,3 +166,23 @@ def test_a_photo_that_was_not_labelled_again_counts_nowhere(job, tiny_local, tmp
     run.write_shard(own_labels(1), shard, rows)
     (row,) = read(replace(job, run=run), replace(step("SN_B", chosen), round=1))
     assert set(np.unique(row["targets"][0][0])) == {2} and (row["targets"][0][1] == 255).all()
+
+
+def test_a_mask_that_cannot_be_read_costs_its_photo_alone(job, tmp_path, monkeypatch):
+    """It failed in `supervise`, so FULL does not learn from it, and must not open it."""
+    shard, image_id = photos(job)[0]
+    others = [pair for pair in photos(job) if pair[0] == shard and pair[1] != image_id]
+    run = copy(job.run, tmp_path)
+    rows = run.read_shard(SUPERVISION, shard)
+    for row in rows:
+        row.error = "PixelError: its mask is broken" if row.image_id == image_id else row.error
+    run.write_shard(SUPERVISION, shard, rows)
+    real = feed.truth_of
+
+    def truth_of(job, image):
+        assert image.image_id != image_id
+        return real(job, image)
+
+    monkeypatch.setattr(feed, "truth_of", truth_of)
+    (row,) = read(replace(job, run=run), step("FULL", others))
+    assert row["photos"].shape[1] == len(others) > 0

@@ -99,3 +99,24 @@ def test_a_photo_that_was_changed_since_is_an_error(tiny_local):
     row.digest = digest(b"another file of the same name")
     with pytest.raises(ValueError, match=f"{row.image_id}: the photo was changed since stage images"):
         add_photo(job, row)
+
+
+def test_what_hinders_the_pca_is_told(tiny_local, tmp_path, monkeypatch):
+    """Some photos that fail are left out of its sample, as they are failures of the stage; all of them stop it."""
+    run = copy(tiny_local[1], tmp_path)
+    run.delete("scores", "pca.npz")
+    job, real, asked = open_run(run), score.Scorer.candidates, []
+
+    def candidates(self, rows):
+        asked.append(rows[0].image_id)
+        if len(asked) == 1 or not usable:
+            raise KeyError("surprise")
+        return real(self, rows)
+
+    monkeypatch.setattr(score.Scorer, "candidates", candidates)
+    usable = True
+    score._fit_pca(job)
+    assert run.exists("scores", "pca.npz") and len(asked) == len(set(asked)) == 12
+    usable = False
+    with pytest.raises(RuntimeError, match=r"score: the PCA needs photos, and none could be used.*surprise"):
+        score._fit_pca(job)

@@ -101,7 +101,7 @@ def test_a_training_that_was_cut_off_goes_on_and_changes_no_weight(
     log = whole.read_json("hcp", "log.json")
     assert [entry["step"] for entry in log["log"]] == ["image", "hypothesis", *["region-0"] * 2, *["region-1"] * 2]
     assert run.read_json("hcp", "log.json") == log and same_weights(run, whole, "hcp", "network.pt")
-    assert files(run, "hcp") == files(whole, "hcp") == ["log.json", "network.pt", "state.pt"]
+    assert files(run, "hcp") == files(whole, "hcp") == ["log.json", "network.pt"]
 
 
 @pytest.mark.run

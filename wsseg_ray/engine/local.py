@@ -6,6 +6,7 @@ For unit tests, debugging, notebooks, and to measure what Ray costs. It writes t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -40,7 +41,8 @@ class LocalRunner:
 
     def needs(self, job: Job, stage: Stage) -> Needs:
         wanted = resources.needs(job.recipe, stage, self.nodes)
-        return Needs(wanted.cpus, wanted.gpus, wanted.memory, 1, 1, max(1, _cores()))
+        threads = wanted.threads if wanted.gpus else max(1, _cores())
+        return Needs(wanted.cpus, wanted.gpus, wanted.memory, 1, 1, threads)
 
     def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: Sequence[str]) -> int:
         done = set(job.run.shards(work.table.folder))
@@ -54,15 +56,18 @@ class LocalRunner:
             for shard in missing:
                 if has_actor:
                     trace.step()
+                start = time.monotonic()
                 rows = work.read(job, shard)
-                spent: dict[str, float] = {}
+                spent = {"read": time.monotonic() - start, "write": 0.0, "busy": 0.0}
                 for step, kernel in zip(work.steps, kernels, strict=True):
                     name = shards.step_name(step, step is work.steps[-1])
                     place, at_once = (stage.name, shard, name), threads if step.actor else 1
                     rows, seconds = shards.each(job, place, kernel, step.row, rows, at_once)
-                    spent["busy" if step.actor else name] = seconds
+                    spent["busy" if step.actor else name] += seconds
                     rows = as_sent(step.row, rows)
+                start = time.monotonic()
                 job.run.write_shard(work.table, shard, rows)
+                spent["write"] += time.monotonic() - start
                 errors = [row.error for row in rows if row.error]
                 tally.add(shard, len(rows), errors)
                 meter.add(1, {"rows": len(rows), "failed": len(errors), **spent}, tally.note)
@@ -95,11 +100,13 @@ class LocalWorker:
     def __init__(self, job: Job, stage: str, threads: int, photos: Any, meter: Meter) -> None:
         import torch
 
+        from wsseg_ray.engine.device import device_of
+
         torch.set_num_threads(threads)
         self.seen, self.note, self._spent, self._meter = 0, "", {"busy": 0.0, "waited": 0.0}, meter
         self.job, self.rank, self.world, self.threads, self.photos = job, 0, 1, threads, photos
         self._trace = Trace(job, stage, *TRACED_STEPS)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_of(job.recipe)
 
     def alone(self) -> LocalWorker:
         return self

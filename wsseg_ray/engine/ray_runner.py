@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
 from itertools import groupby, islice
@@ -85,7 +85,8 @@ def ray_runner(log: Path) -> Iterator[RayRunner]:
     try:
         yield RayRunner()
     finally:
-        request_resources(bundles=[])  # idle machines may go
+        with suppress(Exception):  # a cluster that is gone must not hide why the run ended
+            request_resources(bundles=[])  # idle machines may go
         if started:
             ray.shutdown()
 
@@ -132,11 +133,14 @@ class RayRunner:
     def map_reduce(self, job: Job, name: str, kernel: Callable[[Job, str], Any], todo: Sequence[str]) -> Iterator[Any]:
         dataset = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
         dataset.set_name(name)
-        return iter(dataset.map(_named(name, lambda item: kernel(job, item["shard"]))).iter_rows())
+        dataset.context.execution_no_progress_timeout_s = 60 * job.recipe.runtime.no_progress_minutes
+        with _told_plainly(job, name):
+            yield from dataset.map(_named(name, lambda item: kernel(job, item["shard"]))).iter_rows()
 
     def call(self, job: Job, stage: Stage, function: Callable[[Job], None]) -> None:
         wanted = self.needs(job, stage)
-        ray.get(ray.remote(**wanted.options())(_call).remote(job, wanted.threads, function))
+        with _told_plainly(job, stage.name):
+            ray.get(ray.remote(**wanted.options())(_call).remote(job, wanted.threads, function))
 
     def fit(self, job: Job, stage: Stage, loop: Callable[[Worker], None], total: int, photos: Any) -> None:
         """See `engine.stage.Runner`. Raises RuntimeError where nothing is done for `runtime.no_progress_minutes`."""
@@ -329,14 +333,15 @@ def _task(
     batch: pa.Table,
 ) -> pa.Table:
     """A step that runs in tasks, on all shards of a block; the last one writes the files."""
+    _hide_other_gpus()
     found = []
     todo: Iterator[tuple[str, Sequence[Row], dict[str, float]]]
     if read is not None:
         todo = ((shard, read(job, shard), {}) for shard in batch.column("shard").to_pylist())
     else:
         todo = _shards_of(batch, row or Row)
+    start = time.monotonic()
     for shard, rows, spent in todo:
-        start = time.monotonic()
         if step is not None:
             name = shards.step_name(step, ends)
             kernel = partial(step.kernel, job)
@@ -344,10 +349,11 @@ def _task(
         if not ends:
             spent["read"] = time.monotonic() - start
             found.append(_block(step.row if step else Row, shard, rows, spent))
-            continue
-        job.run.write_shard(work.table, shard, rows)
-        spent["write"] = time.monotonic() - start
-        found.append(_results(shard, rows, spent))
+        else:
+            job.run.write_shard(work.table, shard, rows)
+            spent["write"] = time.monotonic() - start
+            found.append(_results(shard, rows, spent))
+        start = time.monotonic()
     return pa.concat_tables(found)
 
 
@@ -363,6 +369,12 @@ def _results(shard: str, rows: Sequence[Row], spent: dict[str, float]) -> pa.Tab
     return pa.table({**whose, "error": errors, **seconds})
 
 
+def _hide_other_gpus() -> None:
+    """Ray shows a process all GPUs of its machine where it gave it none; those belong to others."""
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def _attempt() -> int | None:
     """How often the task that runs here was tried before; None where this Ray does not tell."""
     core = getattr(ray._private.worker.global_worker, "core_worker", None)
@@ -374,6 +386,7 @@ class _Actor:
     """A step that holds a network, on an actor."""
 
     def __init__(self, job: Job, stage: str, step: Step, row: type[Row], threads: int) -> None:
+        _hide_other_gpus()
         self._job, self._stage, self._step, self._row = job, stage, step, row
         self._threads, self._kernel = threads, shards.OnOneThread(step.kernel(job))
         self._trace = Trace(job, stage, *TRACED_SHARDS)
@@ -413,6 +426,8 @@ def _told_plainly(job: Job, stage: str) -> Iterator[None]:
             f"(runtime.no_progress_minutes). What is done is kept; run again to go on. {error}"
         ) from error
     except ray.exceptions.RayError as error:
+        if isinstance(error, RecipeError):  # Ray's error is one of the class of its cause, too
+            raise RecipeError(str(getattr(error, "cause", error))) from error
         raise RuntimeError(f"{stage}: {root_cause(error)}") from error
 
 
@@ -427,6 +442,7 @@ def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _call(job: Job, threads: int, function: Callable[[Job], None]) -> None:
+    _hide_other_gpus()
     torch.set_num_threads(threads)
     function(job)
 
@@ -517,7 +533,10 @@ class _Watch:
     def _run(self) -> None:
         moved = time.monotonic()
         while not self._over.wait(1.0):
-            state = self._state()
+            try:
+                state = self._state()
+            except (StorageError, ValueError):  # storage is away; the workers find out themselves
+                continue
             if state and state["seen"] != self.seen:
                 moved = time.monotonic()
                 # A worker group that starts again counts its seconds from 0.

@@ -10,6 +10,7 @@ photo has MAX_STARVED tries.
 
 from __future__ import annotations
 
+import platform
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from wsseg_ray.storage import StorageError
 from wsseg_ray.tables import Row, Table
 
 TRIES = "tries"
+GPU_FAILED = "CUDA error"  # in a message of torch; that of a full GPU is another
 COUNTED = "counts.json"  # in a table's folder: photos and failed photos of each shard
 MAX_DEATHS = 2  # of a photo that is worked on alone, after the death that made it suspect
 MAX_STARVED = 6  # the same, of deaths while the machine was short of memory
@@ -136,7 +138,10 @@ class OnOneThread:
 
 
 def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:
-    """The kernel's row, or a row that says why there is none."""
+    """The kernel's row, or a row that says why there is none.
+
+    Raises StorageError, and RuntimeError where the GPU failed and not the photo.
+    """
     if one.error:
         return row(one.image_id, one.error)
     try:
@@ -148,6 +153,11 @@ def guard(kernel: Callable[[Any], Row], row: type[Row], one: Row) -> Row:
     except (ValueError, OSError) as error:
         return row(one.image_id, str(error) or type(error).__name__)
     except Exception as error:  # one photo's surprise must not cost the others their results
+        if GPU_FAILED in str(error):
+            raise RuntimeError(
+                f"a GPU of {platform.node()} failed, and all that this process does on it would fail too: {error}; no "
+                "photo was lost: run again to go on"
+            ) from error
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename.rsplit('/', 1)[-1]}:{where.lineno}"
         return row(one.image_id, f"unexpected {type(error).__name__} at {place}: {error}")

@@ -12,7 +12,7 @@ import io
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.engine.checkpoints import loaded
+from wsseg_ray.engine.resources import HANDS
 from wsseg_ray.engine.stage import Job, Worker
 from wsseg_ray.tables import IMAGES, Table
-
-HANDS = 16  # shards that are shuffled together: bounds what a worker holds, and how many workers have work
 
 
 @dataclass(frozen=True)
@@ -222,10 +221,16 @@ def resumed(worker: Worker, *place: str) -> dict[str, Any] | None:
     The last file of workers that were killed may arrive while their successors read: then these read again.
     """
     run = worker.job.run
+    data = agreed(worker, lambda: run.read_bytes(*place) if run.exists(*place) else b"")
+    return loaded(data) if data else None
+
+
+def agreed(worker: Worker, read: Callable[[], bytes]) -> bytes:
+    """What `read` gives, the same on all workers that train together: they read again until it is."""
     while True:
-        data = run.read_bytes(*place) if run.exists(*place) else b""
+        data = read()
         if _is_the_same_everywhere(worker, zlib.crc32(data)):
-            return loaded(data) if data else None
+            return data
 
 
 def _is_the_same_everywhere(worker: Worker, number: int) -> bool:
@@ -318,8 +323,12 @@ def index(job: Job, table: Table[Any], other: Table[Any] | None = None) -> Index
     Arguments:
         table: has the shards.
         other: a table in which the photos must not have failed either; None: there is none.
+    Raises RuntimeError where a shard of one of them is gone: with fewer photos the weights would be others.
     """
     tables = [own for own in (table, other) if own]
+    for own in (IMAGES, *tables):
+        if gone := set(job.shards(table, "train")).difference(job.shards(own, "train")):
+            raise RuntimeError(f"{own.folder}: {min(gone)} is not there any more; run again, and it is made again")
     shards, starts, names, labels, has_mask = [], [0], [pa.array([], pa.string())], [], []
     for shard in job.shards(table, "train"):
         images = job.run.read_good(job.table(IMAGES), shard, ["labels", "mask_uri"])

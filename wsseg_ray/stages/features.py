@@ -28,6 +28,7 @@ from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.backbones.weights import Bare, load_weights
 from wsseg_ray.engine import training
 from wsseg_ray.engine.checkpoints import restore, weights_source
+from wsseg_ray.engine.device import device_of
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.errors import RecipeError
@@ -46,7 +47,7 @@ from wsseg_ray.stages.stored import (
     segmenters_read,
     views_stored,
 )
-from wsseg_ray.tables import FEATURES, IMAGES, SEGMENTER_FEATURES, FeatureRow, Table, array, number
+from wsseg_ray.tables import FEATURES, IMAGES, SEGMENTER_FEATURES, FeatureRow, Row, Table, array, number
 
 SAMPLE, SAMPLE_CELLS = 256, 64  # photos, and cells of each, on which PCA is fitted: 16 for each of 1,024 dimensions
 MANY = 2**23  # pixels that pass a GPU together: about 50 photos of 400x400
@@ -80,15 +81,19 @@ def _fit_projection(table: Table[FeatureRow], job: Job) -> None:
     assert dims is not None
     photos = training.index(job, IMAGES)
     wanted = {photos.photo(i * len(photos) // SAMPLE) for i in range(SAMPLE)}
-    rng, cells = np.random.default_rng(job.recipe.seed), []
+    rng, cells, error = np.random.default_rng(job.recipe.seed), [], ""
+
+    def look(row: PhotoRow) -> Row:
+        every = map_of(looker(_whole_cells(table, job, row))).float().flatten(1).T.numpy()
+        cells.append(every[rng.permutation(len(every))[:SAMPLE_CELLS]])
+        return Row()
+
     for shard in sorted({shard for shard, _ in wanted}):
         for row in photo_rows(job, shard):
-            if (shard, row.image_id) not in wanted:
-                continue
-            found = guard(lambda row: looker(_whole_cells(table, job, row)), FeatureRow, row)
-            if isinstance(found, FeatureRow) and found.is_good:
-                every = map_of(found).float().flatten(1).T.numpy()
-                cells.append(every[rng.permutation(len(every))[:SAMPLE_CELLS]])
+            if (shard, row.image_id) in wanted:
+                error = guard(look, Row, row).error or error
+    if not cells:
+        raise RuntimeError(f"features: the projection needs photos, and none could be used; the last error: {error}")
     sample = np.concatenate(cells)
     mean, components, _ = fit_pca(sample, energy=1.0, dims=dims)
     if len(components) < dims:
@@ -118,7 +123,7 @@ class Looker:
     """The frozen backbone on this actor's device."""
 
     def __init__(self, table: Table[FeatureRow], job: Job) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device_of(job.recipe)
         self._backbone: BaseBackbone = frozen_backbone(job, table).to(self._device)
         self._reduce: Projection | None = None
         if job.run.exists(table.folder, PROJECTION):

@@ -146,19 +146,18 @@ def _read(job: Job, kind: str, network: str, round_: int, shard: str, ids: set[s
 
 
 def _supervision(job: Job, kind: str, network: str, round_: int, shard: str) -> dict[str, dict[str, Any]]:
-    """The labels of a shard's photos, an index map `over` each photo and what it points to."""
-    run = job.run
-    proposals = supervision = own_rows = {}
-    if kind in ("maps", "mask"):
-        proposals = run.read_good(job.table(PROPOSALS), shard, ["superpixels"])
-        supervision = run.read_good(job.table(SUPERVISION), shard, [kind, f"{kind}_unrefined"])
-    if kind == "own":
-        own_rows = run.read_good(job.table(own_labels(round_)), shard)
+    """The labels of a shard's photos that may train, an index map `over` each photo and what it points to."""
+    run, taught = job.run, kind in ("maps", "mask")
+    supervision = run.read_good(job.table(SUPERVISION), shard, [kind, f"{kind}_unrefined"] if taught else [])
+    proposals = run.read_good(job.table(PROPOSALS), shard, ["superpixels"]) if taught else {}
+    own_rows = run.read_good(job.table(own_labels(round_)), shard) if kind == "own" else {}
+    images = run.read_good(job.table(IMAGES), shard)
     rows: dict[str, dict[str, Any]] = {}
-    for image_id, image in run.read_good(job.table(IMAGES), shard).items():
+    for image_id, given in supervision.items():  # a photo that failed there may have a mask that cannot be read
+        image = images[image_id]
         rows[image_id] = {"labels": image.labels}
-        if image_id in supervision:
-            rows[image_id] |= vars(supervision[image_id]) | {"over": proposals[image_id].superpixels}
+        if taught:
+            rows[image_id] |= vars(given) | {"over": proposals[image_id].superpixels}
         elif kind == "own":
             own = own_rows.get(image_id)  # none where `relabel` failed: then no cell of the photo counts
             rows[image_id]["over"] = np.full((image.height, image.width), IGNORE, np.uint8)

@@ -24,9 +24,9 @@ from wsseg_ray.report import Strip
 from wsseg_ray.segmentation.networks import NETWORKS
 from wsseg_ray.sources import read_bytes
 from wsseg_ray.stages.labels import enlarge, segment
-from wsseg_ray.stages.pictures import chosen, truth
+from wsseg_ray.stages.pictures import chosen, files_of, some_shards
 from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, trained_networks, unpacked
-from wsseg_ray.stages.rows import SeenRow, add_photo, file_of, photo_of
+from wsseg_ray.stages.rows import SeenRow, add_photo, file_of
 from wsseg_ray.stages.segmenters import networks, read_log
 from wsseg_ray.stages.stored import STORED
 from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
@@ -34,7 +34,6 @@ from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 SUBMISSION = ("results", "VOC2012", "Segmentation", "comp6_val_cls")
 ZIP = "results.zip"  # of SUBMISSION, as VOC's server takes it
 WORST, BEST = 24, 12  # photos of the report's gallery
-GALLERY_SHARDS = 64  # out of which they are chosen
 SHOWN = 0.01  # share of a photo from which on a class is wholly there
 
 
@@ -108,15 +107,16 @@ def _metrics(job: Job) -> dict[str, Any]:
 
 
 def _strips(job: Job) -> list[Strip]:
-    strips = []
     shown = [NETWORKS.get(name).name for name in job.recipe.segmentation.networks]
-    for _, image, row in chosen(job, PREDICTIONS, "val"):
-        strips.append(_strip(job, image, row, shown))
-    return [*strips, *_gallery(job)]
+    strips = [_strip(job, image, row, shown) for _, image, row in chosen(job, PREDICTIONS, "val")]
+    return [strip for strip in (*strips, *_gallery(job)) if strip]
 
 
-def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str]) -> Strip:
-    """A photo with the labels of the networks that are shown, after the CRF if it is on."""
+def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str]) -> Strip | None:
+    """A photo with the labels of the networks that are shown, after the CRF if it is on; None: its file is gone."""
+    files = files_of(job, image)
+    if files is None:
+        return None
     size = (image.width, image.height)
     column, suffix = (row.png_crf, " + CRF") if job.recipe.crf.enabled else (row.png, "")
     predictions = [
@@ -124,9 +124,8 @@ def _strip(job: Job, image: ImageRow, row: PredictionRow, shown: Collection[str]
         for name, png in zip(row.networks, column, strict=True)
         if name in shown
     ]
-    photo = photo_of(job, image)
     labels = [job.classes[label] for label in image.labels]
-    return Strip(row.image_id, "val", photo, labels, predictions=predictions, truth=truth(job, image))
+    return Strip(row.image_id, "val", files[0], labels, predictions=predictions, truth=files[1])
 
 
 def _gallery(job: Job) -> list[Strip]:
@@ -148,21 +147,15 @@ def _gallery(job: Job) -> list[Strip]:
     for shard, image_id in shown:
         image = job.run.read_good(job.table(IMAGES), shard)[image_id]
         row = job.run.read_good(PREDICTIONS, shard)[image_id]
-        strip = _strip(job, image, row, [every[best].name])
-        strips.append(replace(strip, score=scores[shard, image_id], measure="mIoU" if found else "agreement"))
+        if strip := _strip(job, image, row, [every[best].name]):
+            strips.append(replace(strip, score=scores[shard, image_id], measure="mIoU" if found else "agreement"))
     return strips
-
-
-def _some_shards(job: Job) -> list[str]:
-    """At most GALLERY_SHARDS shards, evenly spread: the driver looks at each of their photos."""
-    shards = job.run.shards(PREDICTIONS.folder, "val")
-    return shards[:: -(-len(shards) // GALLERY_SHARDS) or 1]
 
 
 def _confusions(job: Job, many: int) -> dict[tuple[str, str], np.ndarray]:
     """By shard and photo, the confusion of each network, after the CRF if it is on; none without true masks."""
     side, found = len(job.classes) + 1, {}
-    for shard in _some_shards(job):
+    for shard in some_shards(job, PREDICTIONS, "val"):
         for image_id, row in job.run.read_good(PREDICTIONS, shard, ["confusion"]).items():
             if len(row.confusion):
                 both = row.confusion.reshape(many, 2, side, side)
@@ -173,7 +166,7 @@ def _confusions(job: Job, many: int) -> dict[tuple[str, str], np.ndarray]:
 def _agreements(job: Job, network: int) -> dict[tuple[str, str], float]:
     """By shard and photo, how far a network agrees with the photo's names, in percent; see `agreement`."""
     column, found = "png_crf" if job.recipe.crf.enabled else "png", {}
-    for shard in _some_shards(job):
+    for shard in some_shards(job, PREDICTIONS, "val"):
         images = job.run.read_good(job.table(IMAGES), shard, ["labels"])
         for image_id, row in job.run.read_good(PREDICTIONS, shard, [column]).items():
             labels = np.asarray(Image.open(io.BytesIO(getattr(row, column)[network])))

@@ -15,6 +15,7 @@ import torch
 from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
+from wsseg_ray.engine.device import device_of
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.segmentation.inference import View, photo_view
 from wsseg_ray.segmentation.network import SegmentationNetwork
@@ -77,7 +78,7 @@ class Predictor:
     """
 
     def __init__(self, load: Callable[[Job], list[SegmentationNetwork]], views: dict[str, Any], job: Job) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device_of(job.recipe)
         self._networks = [network.to(self._device) for network in load(job)]
         if job.recipe.segmentation.freeze == "all":  # then every network has the backbone that it began with
             backbone = RememberingBackbone(self._networks[0].backbone)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.base import BaseBackbone
 from wsseg_ray.datasets import Listing
 from wsseg_ray.datasets.place import Place
 from wsseg_ray.engine.checkpoints import weights_finding, weights_source
+from wsseg_ray.engine.device import device_of
 from wsseg_ray.engine.stage import Finding, Job, Stage, Step, Work
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.hcp.hypotheses import select_hypotheses
@@ -78,7 +78,7 @@ class _Drawing:
         self._backbone = self._sam = None
         if _has_backbone(job.recipe):
             self._finder = _finder(job.recipe)
-            self._backbone = _backbone(job.recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+            self._backbone = _backbone(job.recipe).to(device_of(job.recipe))
         if self._settings.sam:
             self._sam = _sam(self._settings)
 

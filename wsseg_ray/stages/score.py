@@ -14,7 +14,6 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.console import say
 from wsseg_ray.engine import training
+from wsseg_ray.engine.device import device_of
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
 from wsseg_ray.evaluation.iou import mean_average_precision
@@ -36,7 +36,7 @@ from wsseg_ray.stages.device import arrays_of
 from wsseg_ray.stages.hcp import FOLDER, colours_of, loss_of, trained
 from wsseg_ray.stages.rows import RegionsRow, add_photo, regions_of
 from wsseg_ray.stages.stored import columns_in, hcp_reads, map_of
-from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, ScoreRow, array
+from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, Row, ScoreRow, array
 
 PCA = "pca.npz"
 TOGETHER = 16  # photos that pass a GPU together: 240 MB of pooled features of 1,000 proposals and 944 channels
@@ -105,7 +105,7 @@ class Scorer:
 
     def __init__(self, job: Job) -> None:
         self._job, self._loss = job, loss_of(job.recipe)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device_of(job.recipe)
         self._network = trained(job).to(self._device)
         self._colours = colours_of(job.recipe.hcp.backbone)
         if job.run.exists(SCORES.folder, PCA):
@@ -219,16 +219,22 @@ def _fit_pca(job: Job) -> None:
     settings = job.recipe.refinement
     photos = training.index(job, PROPOSALS, hcp_reads(job.recipe))
     wanted = {photos.photo(i * len(photos) // settings.pca_photos) for i in range(settings.pca_photos)}
-    scorer, sample = Scorer(job), []
+    scorer, sample, error = Scorer(job), [], ""
     rng = np.random.default_rng(job.recipe.seed)
+
+    def look(row: RegionsRow) -> Row:
+        (seen,) = scorer.candidates([_prepared(job, row)])
+        candidates = np.unique(np.concatenate(seen.chosen))
+        some = rng.permutation(candidates)[: settings.pca_candidates]
+        sample.extend(arrays_of([seen.embedding[torch.from_numpy(some).to(seen.embedding.device)]]))
+        return Row()
+
     for shard in sorted({shard for shard, _ in wanted}):
-        for one in _rows(job, shard):
-            row = guard(partial(_prepared, job), PreparedRow, one) if (shard, one.image_id) in wanted else one
-            if isinstance(row, PreparedRow) and row.is_good:
-                (seen,) = scorer.candidates([row])
-                candidates = np.unique(np.concatenate(seen.chosen))
-                some = rng.permutation(candidates)[: settings.pca_candidates]
-                sample += arrays_of([seen.embedding[torch.from_numpy(some).to(seen.embedding.device)]])
+        for row in _rows(job, shard):
+            if (shard, row.image_id) in wanted:
+                error = guard(look, Row, row).error or error
+    if not sample:
+        raise RuntimeError(f"score: the PCA needs photos, and none could be used; the last error: {error}")
     mean, components, energy = fit_pca(np.concatenate(sample), settings.pca_energy, settings.pca_dims)
     buffer = io.BytesIO()
     np.savez(buffer, mean=mean, components=components, energy=energy)

@@ -21,7 +21,7 @@ from wsseg_ray.evaluation import iou
 from wsseg_ray.proposals.regions import RegionProposals
 from wsseg_ray.refinement import KEEPS
 from wsseg_ray.report import Strip
-from wsseg_ray.stages.pictures import chosen, truth
+from wsseg_ray.stages.pictures import chosen, files_of
 from wsseg_ray.stages.rows import photo_of, regions_of, truth_of
 from wsseg_ray.stages.selection import kept_candidates
 from wsseg_ray.supervision import MASKS, READINGS, REFINERS, Evidence
@@ -210,6 +210,9 @@ def _strips(job: Job) -> list[Strip]:
     """Photos with their maps and rough mask; where the maps are not the paper's, the paper's stand beside them."""
     strips = []
     for shard, image, row in chosen(job, SUPERVISION, "train"):
+        files = files_of(job, image)
+        if files is None:
+            continue
         (evidence,) = (one for one in evidence_rows(job, shard) if one.image_id == row.image_id)
         superpixels, labels = evidence.superpixels, [job.classes[label] for label in row.labels]
         maps = list(zip(labels, row.maps, strict=True))
@@ -220,11 +223,11 @@ def _strips(job: Job) -> list[Strip]:
             Strip(
                 row.image_id,
                 "train",
-                photo_of(job, image),
+                files[0],
                 labels,
                 maps=[(name, p.astype(np.float32)[superpixels]) for name, p in maps],
                 rough=row.mask[superpixels],
-                truth=truth(job, image),
+                truth=files[1],
             )
         )
     return strips

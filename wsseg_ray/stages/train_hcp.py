@@ -94,8 +94,8 @@ def _loop(worker: Worker) -> None:
     if worker.rank == 0:
         training.save(worker, network.cpu().state_dict(), FOLDER, "network.pt")
         job.run.write_json({"log": run.log}, FOLDER, "log.json")
-        for phase in phases(job.recipe.hcp):
-            job.run.delete(FOLDER, f"{phase.name}.pt")  # teachers are no longer needed
+        for name in ("state", *(phase.name for phase in phases(job.recipe.hcp))):
+            job.run.delete(FOLDER, f"{name}.pt")  # the state and the teachers are no longer needed
 
 
 class _Training:

@@ -7,6 +7,7 @@ every network but the ceiling learns again, in a stage of its own per round, fro
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,7 +100,7 @@ def _twins(job: Job, todo: list[Network]) -> dict[str, str]:
 
 def _copy(job: Job, twins: dict[str, str]) -> None:
     for name, source in twins.items():
-        for file in (WEIGHTS, "log.json"):
+        for file in ("log.json", WEIGHTS):  # a network is trained when its weights are there
             job.run.write_bytes(job.run.read_bytes(folder(0), source, file), folder(0), name, file)
 
 
@@ -133,7 +134,10 @@ def _train(worker: Worker, networks: list[Network], round_: int, seen: int) -> N
         seen: photos that this training saw before.
     """
     job = worker.job
-    todo = [network for network in networks if not is_trained(job, network, round_)]
+    lacking = training.agreed(
+        worker, lambda: json.dumps([n.name for n in networks if not is_trained(job, n, round_)]).encode()
+    )
+    todo = [network for network in networks if network.name in json.loads(lacking)]
     states = {n.name: training.resumed(worker, folder(round_), n.name, "state.pt") for n in todo}
     kept, spent = KeptFeatures(), {"busy": 0.0, "waited": 0.0}
     with one_thread_each(worker.threads) if shows_photos_alone(worker) else nullcontext() as pool:
