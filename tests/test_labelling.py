@@ -1,6 +1,7 @@
 """Labels of new photos: the same as the stage `predict` gives, in one process and on Ray."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,25 @@ def test_what_is_labelled_is_not_labelled_again(tiny_local, photos, tmp_path, ca
     (tmp_path / "out" / f"{min(expected)}.png").unlink()
     label(*place)
     assert files(tmp_path / "out") == expected, "a labelling that was cut off goes on"
+    (tmp_path / "out" / f"{min(expected)}.png").unlink()
+    label(*place)
+    assert files(tmp_path / "out") == expected, "a file that is gone is made again"
     label(*place[:3], "AN_A")
     assert files(tmp_path / "out").keys() == expected.keys() and files(tmp_path / "out") != expected
     label(*place)
     assert files(tmp_path / "out") == expected, "and back again"
+
+
+def test_a_photo_that_was_changed_is_labelled_again(tiny_local, photos, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(photos[0], own)
+    place = [tiny_local[1].root, str(own), str(tmp_path / "out"), "SN_B"]
+    label(*place)
+    first, second, *_ = sorted(own.iterdir())
+    first.write_bytes(second.read_bytes())
+    label(*place)
+    found = files(tmp_path / "out")
+    assert found[first.stem] == found[second.stem] == photos[1][second.stem] != photos[1][first.stem]
 
 
 def test_one_file_for_all_photos(tiny_local, photos, tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,6 +75,9 @@ def label(
 ) -> Outcome:
     """Label every pixel of new photos, or go on with it where it stopped.
 
+    Where a photo of the folder was changed since, all are labelled again; where a file of labels is gone, it is made
+    again.
+
     A photo is shrunk as the run's were, goes through the network (`inference.photo_views`) on an actor, then in a task
     through the CRF if the run has one, and its labels are enlarged to the photo's size.
 
@@ -100,10 +103,13 @@ def label(
     known = trained.recipe.model_dump()
     recipe = validate({**known, "runtime": {**known["runtime"], "engine": engine}})
     listing = Listing(trained.classes, list(range(1, len(trained.classes) + 1)), found)
-    stages = [STAGES.get(IMAGES.folder), _stage(trained, place.root, form)]
+    images, changes = STAGES.get(IMAGES.folder), Place.at(photos).changes()
+    dated = replace(images, also=lambda job: [*images.also(job), changes])
+    stages = [dated, _stage(trained, place.root, form)]
     job = pipeline.with_results(Job(work, recipe, listing, folders()), stages)
     with held(work):
         _forget_others(job)
+        _forget_missing(job, place, output)
         work.write_bytes(network_file.as_bytes(trained, {}), NETWORK)
         pipeline.work_through(job, stages, stages)
     failed = _failures(job.run)
@@ -177,6 +183,17 @@ def _forget_others(job: Job) -> None:
     if job.run.read_json("run.json") != before:
         RunDirectory(job.run.root).delete(LABELS.folder)
         job.run.write_json(before, "run.json")
+
+
+def _forget_missing(job: Job, place: RunDirectory, output: Output) -> None:
+    """Delete shards of the table whose photos have lost their files, so that they are labelled again."""
+    if output.file:  # then the table has all that goes into the one file
+        return
+    there = set(place.names())
+    for shard in job.run.shards(LABELS.folder):
+        if any(f"{name}{output.suffix}" not in there for name in job.run.read_good(LABELS, shard, [])):
+            job.run.delete(LABELS.folder, f"{shard}.parquet")
+            job.run.write_entry({"state": "running"}, LABELS.folder)
 
 
 def _load(job: Job) -> list[SegmentationNetwork]:

@@ -87,6 +87,13 @@ class Place:
         top = filesystem_of(self.uri)[1]
         return sorted(info.path[len(top) :].lstrip("/") for info in self._infos() if info.is_file)
 
+    def changes(self) -> list[tuple[str, int, int]]:
+        """Name, bytes and time of the last change, in nanoseconds, of this file or of each file in this folder."""
+        filesystem, path = filesystem_of(self.uri)
+        inside = fs.FileSelector(path, allow_not_found=True) if self.is_dir() else [path]
+        infos = patiently(filesystem, str(self), lambda: filesystem.get_file_info(inside))
+        return sorted((info.base_name, info.size, info.mtime_ns or 0) for info in infos if info.is_file)
+
     def is_dir(self) -> bool:
         return self._type() == fs.FileType.Directory
 
