@@ -46,6 +46,7 @@ def test_a_photo_is_labelled_like_on_the_command_line(tiny_local, tiny, tmp_path
     decoded = np.asarray(Image.open(photo))
     for given in (photo, str(photo), Image.open(photo), decoded):
         assert (network.predict(given) == expected).all()
+    assert network.predict(Image.open(photo).convert("CMYK")).shape == expected.shape, "no mode of a PNG"
     assert network.name == "SN_B" and len(network.classes) == 6
 
 

@@ -118,6 +118,15 @@ def test_what_was_not_measured_is_said():
     assert "computed in every epoch" in cautions(frozen, HERE, HERE)[0]
 
 
+def test_a_gpu_is_not_taken_for_a_cpu():
+    with pytest.raises(RecipeError, match=r"measured on a GPU, and the cluster has none.*runtime\.use_gpu=false"):
+        cautions(DEMO, Machines(8, 1), Machines(64, 0))
+
+
+def test_a_stage_without_photos_costs_nothing():
+    assert fit([Measured(1, 0, 0, 0, 0)] * 3, 1, 2.0) == Cost(0, 0, 0, 0, 1, 0, 2.0)
+
+
 def test_a_sample_larger_than_the_data_set(tiny):
     with pytest.raises(RecipeError, match="--sample 64: the data set has 12 training photos"):
         measure(recipe.load("demo", tiny), 64)

@@ -13,6 +13,8 @@ from wsseg_ray import networks, pipeline
 from wsseg_ray.recipe import Recipe, run_name
 from wsseg_ray.recipe import load as load_recipe
 
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # of Pillow's images: what a PNG can hold
+
 
 class TrainedNetwork:
     """A trained network that labels photos.
@@ -39,6 +41,8 @@ class TrainedNetwork:
             data = Path(photo).read_bytes()
         else:
             image, buffer = photo if isinstance(photo, Image.Image) else Image.fromarray(photo), io.BytesIO()
+            if image.mode not in PNG_MODES:  # such as CMYK
+                image = image.convert("RGB")
             image.save(buffer, "png")
             data = buffer.getvalue()
         return networks.predict_photo(self._trained, data)

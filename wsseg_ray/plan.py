@@ -102,7 +102,7 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
             run = RunDirectory.at(f"{folder}/{size}").now()
             runs.append({stage.name: _entry(run, stage) for stage in stages})
             cluster = run.read_json("status.json")["cluster"]
-    here = Machines(cluster["CPU"], cluster["GPU"])
+    here = Machines(cluster["CPU"], cluster["GPU"] if recipe.runtime.use_gpu else 0)
     costs = {}
     for stage in stages:
         own, by_shard = [run[stage.name] for run in runs], stage.workers(recipe) != "trainers"
@@ -140,10 +140,12 @@ def _photos(stage: Stage, photos: dict[str, int]) -> int:
 
 
 def fit(runs: list[Measured], power: int, workers: float, by_shard: bool = True) -> Cost:
-    """The costs that fit runs of several sizes best, by relative error.
+    """The costs that fit runs of several sizes best, by relative error; none of a stage that has no photos.
 
     No cost is negative, and a unit of work costs at least its computed time in the last run.
     """
+    if not runs[-1].photos:
+        return Cost(0, 0, 0, 0, power, 0, workers)
     units = np.array([run.work * run.photos ** (power - 1) for run in runs], float)
     rows = np.stack([np.ones(len(runs)), units, [_shards(run.photos) * by_shard for run in runs]], axis=1)
     taken = np.array([run.seconds for run in runs])
@@ -210,7 +212,15 @@ def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
 
 
 def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
-    """Limits of the plan, for the user."""
+    """Limits of the plan, for the user.
+
+    Raises RecipeError where it was measured on a GPU and the cluster has none: a CPU would be taken for a GPU.
+    """
+    if here.gpus and not there.gpus:
+        raise RecipeError(
+            "stages with a network were measured on a GPU, and the cluster has none; plan with --gpus, or measure "
+            "without: --set runtime.use_gpu=false"
+        )
     found = []
     if there.gpus and not here.gpus:
         found.append("no GPU was measured: stages with a network are planned on CPUs; plan again on a machine with one")

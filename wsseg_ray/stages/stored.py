@@ -21,7 +21,15 @@ from wsseg_ray.segmentation.heads import HEADS
 from wsseg_ray.stages.device import arrays_of
 from wsseg_ray.tables import FEATURES, SEGMENTER_FEATURES, FeatureRow, Table
 
-T = TypeVar("T", torch.Tensor, np.ndarray)
+
+class HasBytes(Protocol):
+    """A tensor, an array, or several of them."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=HasBytes)
 
 STORED = (FEATURES.folder, SEGMENTER_FEATURES.folder)
 PROJECTION = "pca.npz"  # in the folder of a table of features
@@ -37,7 +45,7 @@ class HasMaps(Protocol):
 
 
 class Kept(Generic[T]):
-    """Tensors by name, made when they are first asked for, and kept while all of them fit into a number of bytes."""
+    """Tensors by name, made when they are first asked for, and kept until together they have a number of bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0

@@ -37,7 +37,7 @@ from wsseg_ray.stages.stored import Kept, hcp_reads, map_of, read_projection
 from wsseg_ray.supervision.maps import localization_maps
 from wsseg_ray.tables import FEATURES, IMAGES, PROPOSALS
 
-KEPT_BYTES = 2**30  # of pooled features, per worker
+KEPT_BYTES = 2**30  # of pooled features, and of regions with their targets, per worker
 
 
 class Entry(NamedTuple):
@@ -218,6 +218,17 @@ def _mirrored(entry: Entry) -> Entry:
     return entry._replace(photo=np.ascontiguousarray(entry.photo[:, ::-1]), regions=regions)
 
 
+class Mined(NamedTuple):
+    """The regions (n,) that a photo gives in a round, and their targets (n, C)."""
+
+    rows: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + self.targets.nbytes
+
+
 class Feed:
     """Photos as batches. A photo that cannot be read any more is an error: it could be, a stage ago.
 
@@ -237,7 +248,7 @@ class Feed:
         """What the next batches are about: `image`, `hypothesis`, or a region round with its teacher."""
         self._phase, self._teacher = phase, teacher
         self._pooled = Kept[torch.Tensor](KEPT_BYTES)
-        self._mined: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._mined = Kept[Mined](KEPT_BYTES)
 
     def batch(self, photos: list[tuple[str, str]], epoch: int) -> HcpBatch:
         """The batch of (shard, image_id) pairs.
@@ -246,8 +257,8 @@ class Feed:
         """
         seed, targets = self._job.recipe.seed, None
         if self._teacher is not None:
-            mined = [self._mine(shard, image_id)[1] for shard, image_id in photos]
-            targets = [torch.from_numpy(rows).to(self._device) for rows in mined]
+            mined = [self._mine(shard, image_id).targets for shard, image_id in photos]
+            targets = [torch.from_numpy(own).to(self._device) for own in mined]
         labels = np.zeros((len(photos), len(self._job.classes)), bool)
         for own, (shard, image_id) in zip(labels, photos, strict=True):
             own[self._labels_of(shard)[image_id]] = True
@@ -267,18 +278,20 @@ class Feed:
         asked = time.monotonic()
         entry = self._shard(shard)[image_id]
         self.waited += time.monotonic() - asked
-        return entry if self._teacher is None else entry._replace(chosen=self._mine(shard, image_id)[0])
+        return entry if self._teacher is None else entry._replace(chosen=self._mine(shard, image_id).rows)
 
-    def _mine(self, shard: str, image_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """The regions (n,) that this photo gives in this round, and their targets (n, C), the same in every epoch."""
-        if image_id not in self._mined:
+    def _mine(self, shard: str, image_id: str) -> Mined:
+        """What this photo gives in this round, the same in every epoch."""
+
+        def mine() -> Mined:
             entry, labels = self._shard(shard)[image_id], self._labels_of(shard)[image_id]
             targets = self._targets(entry, labels)
             rows = sample_regions(targets, np.random.default_rng([self._job.recipe.seed, photo_number(image_id)]))
             if len(rows) == 0:  # nothing is known: the photo teaches nothing, but a batch needs a row
                 rows, targets = np.zeros(1, int), np.full_like(targets, -1)
-            self._mined[image_id] = (rows, targets[rows])
-        return self._mined[image_id]
+            return Mined(rows, targets[rows])
+
+        return self._mined.get(image_id, mine)
 
     def _targets(self, entry: Entry, labels: np.ndarray) -> np.ndarray:
         """The target (N, C) of every region, from the maps that the teacher gives."""
