@@ -11,6 +11,7 @@ import torch
 
 from tests.runs import copy, cut_off, empty_job, entries, files, index_of, ran, same_weights, weights
 from wsseg_ray import recipe
+from wsseg_ray.datasets import Listing, Photo
 from wsseg_ray.engine import ray_runner, training
 from wsseg_ray.engine.local import LocalRunner
 from wsseg_ray.engine.stage import open_run
@@ -351,6 +352,21 @@ def test_one_and_two_workers_train_the_same_networks(tiny_run, tiny, tmp_path):
         for key, tensor in tensors.items():
             torch.testing.assert_close(two[name][key], tensor, rtol=1e-4, atol=atol, msg=f"{name} {key}")
     assert not torch.equal(one["AN_A"]["head.fc6.weight"], one["SN_B"]["head.fc6.weight"])
+
+
+def test_a_network_without_photos_is_refused_before_any_work():
+    both = Photo("a", "a.jpg", (0, 1), "train")
+    photos = [both, Photo("b", "b.jpg", (0,), "val", "b.png"), Photo("c", "c.jpg", (1,), "train", "c.png", "broken")]
+    settings = ["segmentation.networks=[AN_A, SN_B, FULL]", "segmentation.ablation=false"]
+
+    def problems(*more: Photo) -> list[str]:
+        listing = Listing(["x", "y"], [1, 2], [*photos, *more])
+        found = train_segmenter.STAGE.check(recipe.load("demo", settings), listing)
+        return [str(finding.problem) for finding in found if finding.problem]
+
+    assert [text.partition(":")[0] for text in problems()] == ["SN_B", "FULL"]
+    assert [text.partition(":")[0] for text in problems(replace(both, labels=(1,)))] == ["FULL"]
+    assert problems(replace(both, labels=(1,), mask_uri="a.png")) == []
 
 
 def test_an_opened_run_knows_its_networks(tiny_local):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache, partial
@@ -22,7 +22,7 @@ from torch import nn
 
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.photos import normalise
-from wsseg_ray.datasets import Listing
+from wsseg_ray.datasets import Listing, Photo
 from wsseg_ray.engine import training
 from wsseg_ray.engine.checkpoints import restore, weights_finding
 from wsseg_ray.engine.schedule import learning_rate_at
@@ -52,6 +52,7 @@ from wsseg_ray.stages.segmenters import (
 from wsseg_ray.stages.stored import STORED, read_projection, segmenters_read
 from wsseg_ray.tables import SUPERVISION
 
+NO_PHOTO = "{}: no training photo for it; leave it out of segmentation.networks"
 KEPT_BYTES = 2 * 2**30  # of a frozen backbone's feature maps, per worker
 
 
@@ -62,7 +63,7 @@ def _run(round_: int, job: Job, runner: Runner) -> int:
         return 0
     photos = training.index(job, SUPERVISION, segmenters_read(job.recipe))
     if idle := [network.name for network in todo if not members(photos, network)]:
-        raise RuntimeError(f"{idle[0]}: no training photo for it; leave it out of segmentation.networks")
+        raise RuntimeError(NO_PHOTO.format(idle[0]))
     twins = _twins(job, todo) if round_ == 0 else {}
     untrained = [network for network in todo if network.name not in twins]
     untrained = [*_before(job, untrained, round_), *untrained]
@@ -386,13 +387,35 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
     settings = recipe.segmentation
     problems = hcp.backbone_problems("segmentation", settings.backbone, settings.weights, settings.freeze)
     if problems:
-        return [Finding("segmentation", False, problem, RecipeError(problem)) for problem in problems]
+        return _refusals(problems)
     try:
         variant, weights = BACKBONES.get(settings.backbone), settings.weights or "hcp"
         begin = partial(build, recipe, 1, None)
-        return [weights_finding(settings.head, weights, begin, variant.weights, variant.has_fc)]
+        found = weights_finding(settings.head, weights, begin, variant.weights, variant.has_fc)
     except RecipeError as error:
         return [Finding("segmentation", False, str(error), error)]
+    return [found, *_refusals([NO_PHOTO.format(name) for name in _without_photos(recipe, listing)])]
+
+
+def _refusals(problems: Sequence[str]) -> list[Finding]:
+    return [Finding("segmentation", False, problem, RecipeError(problem)) for problem in problems]
+
+
+def _without_photos(recipe: Recipe, listing: Listing) -> list[str]:
+    """The networks that have no photo to learn from, where others have, as far as that is known before any is opened."""
+    suits: dict[str, Callable[[Photo], bool]] = {
+        "all": lambda photo: True,
+        "single": lambda photo: len(photo.labels) == 1,
+        "masked": lambda photo: bool(photo.mask_uri),
+    }
+    wanted = {"all", *(network.photos for network in of_round(recipe, 0))}
+    for photo in listing.photos:
+        if photo.split == "train" and not photo.error:
+            wanted -= {kind for kind in wanted if suits[kind](photo)}
+        if not wanted:
+            break
+    lacking = [network.name for network in of_round(recipe, 0) if network.photos in wanted]
+    return [] if "all" in wanted else lacking
 
 
 @cache
