@@ -402,7 +402,7 @@ def _refusals(problems: Sequence[str]) -> list[Finding]:
 
 
 def _without_photos(recipe: Recipe, listing: Listing) -> list[str]:
-    """The networks that have no photo to learn from, where others have, as far as that is known before any is opened."""
+    """The networks without a photo to learn from, where others have one, as far as the listing says."""
     suits: dict[str, Callable[[Photo], bool]] = {
         "all": lambda photo: True,
         "single": lambda photo: len(photo.labels) == 1,
