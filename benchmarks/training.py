@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from wsseg_ray.engine import training
-from wsseg_ray.engine.checkpoints import restore
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore
 from wsseg_ray.engine.local import columns
 from wsseg_ray.engine.ray_runner import ray_runner
 from wsseg_ray.engine.schedule import learning_rate_at
@@ -153,7 +153,7 @@ def staged(job: Job, name: str, workers: int) -> dict:
         "seconds": [entry["seconds"] for entry in log],
         "waited": [entry["waited"] for entry in log],
         "all_seconds": everything,
-        "weights": restore(job.run, FOLDER, name, segmenters.WEIGHTS),
+        "weights": restore(job.run, FOLDER, name, WEIGHTS),
     }
 
 

@@ -14,6 +14,8 @@ from wsseg_ray.engine.stage import Finding
 from wsseg_ray.errors import WeightsError
 from wsseg_ray.storage import RunDirectory, read_bytes, shown
 
+WEIGHTS = "network.pt"  # of a trained network, in its folder
+
 
 def restore(run: RunDirectory, *place: str) -> dict[str, Any] | None:
     """The tensors and plain data that `training.save` kept in a file of the run, or None where there is no file."""

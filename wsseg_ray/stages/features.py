@@ -27,7 +27,7 @@ from wsseg_ray.backbones.photos import normalise, whole_cells
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.backbones.weights import Bare, load_weights
 from wsseg_ray.engine import training
-from wsseg_ray.engine.checkpoints import restore, weights_source
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore, weights_source
 from wsseg_ray.engine.device import device_of
 from wsseg_ray.engine.shards import guard
 from wsseg_ray.engine.stage import Job, Runner, Stage, Step, Work
@@ -199,7 +199,7 @@ def frozen_backbone(job: Job, table: Table[FeatureRow]) -> BaseBackbone:
     network = Bare(BACKBONES.get(settings.backbone))
     trained = table == SEGMENTER_FEATURES and settings.weights is None
     if trained:  # HCP's, which was trained before this stage
-        state = restore(job.run, hcp.FOLDER, "network.pt")
+        state = restore(job.run, hcp.FOLDER, WEIGHTS)
         assert state is not None
         network.load_state_dict({key: value for key, value in state.items() if key.startswith("backbone.")})
     elif settings.weights not in (None, "random"):

@@ -9,7 +9,7 @@ import torch
 from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.named import WORDS
 from wsseg_ray.backbones.weights import load_weights
-from wsseg_ray.engine.checkpoints import restore, weights_source
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore, weights_source
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.hcp import LOSSES
 from wsseg_ray.hcp.loss import Loss
@@ -42,7 +42,7 @@ def trained(job: Job) -> HypothesisNetwork:
     hcp = job.recipe.hcp
     reduced = dims(job.recipe, hcp_reads(job.recipe))
     network = HypothesisNetwork(hcp.backbone, len(job.classes), hcp.pooling, reduced)
-    state = restore(job.run, FOLDER, "network.pt")
+    state = restore(job.run, FOLDER, WEIGHTS)
     assert state is not None  # the stage that trains it is done
     network.load_state_dict(state)
     return network.eval()

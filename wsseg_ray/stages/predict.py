@@ -27,7 +27,7 @@ from wsseg_ray.stages.labels import enlarge, segment
 from wsseg_ray.stages.pictures import chosen, files_of, some_shards
 from wsseg_ray.stages.predictor import Predictor, ViewsRow, seen_rows, trained_networks, unpacked
 from wsseg_ray.stages.rows import SeenRow, add_photo, file_of
-from wsseg_ray.stages.segmenters import networks, read_log
+from wsseg_ray.stages.segmenters import folder, networks, read_log
 from wsseg_ray.stages.stored import STORED
 from wsseg_ray.tables import IMAGES, PREDICTIONS, ImageRow, PredictionRow
 
@@ -197,7 +197,7 @@ def _settings(recipe: Recipe) -> list[str]:
 
 STAGE = Stage(
     name="predict",
-    reads=("images", "segmenters", *STORED),
+    reads=("images", folder(0), *STORED),
     writes=PREDICTIONS.folder,
     run=_run,
     settings=_settings,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 
 from wsseg_ray.backbones.weights import load_weights
-from wsseg_ray.engine.checkpoints import restore, weights_source
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore, weights_source
 from wsseg_ray.engine.stage import Job
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe
 from wsseg_ray.segmentation.network import SegmentationNetwork
 from wsseg_ray.segmentation.networks import NETWORKS, START, Network, unrefined
 from wsseg_ray.stages.stored import dims, segmenters_read
-
-WEIGHTS = "network.pt"
 
 
 def networks(recipe: Recipe) -> list[Network]:

@@ -20,7 +20,7 @@ from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.datasets import Listing
 from wsseg_ray.engine import training
-from wsseg_ray.engine.checkpoints import restore, weights_finding
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore, weights_finding
 from wsseg_ray.engine.schedule import learning_rate_at
 from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Worker, photo_number
 from wsseg_ray.errors import RecipeError
@@ -92,7 +92,7 @@ def _loop(worker: Worker) -> None:
         for phase in phases(job.recipe.hcp):
             run.phase(phase, state if state and state["step"] == phase.name else None)
     if worker.rank == 0:
-        training.save(worker, network.cpu().state_dict(), FOLDER, "network.pt")
+        training.save(worker, network.cpu().state_dict(), FOLDER, WEIGHTS)
         job.run.write_json({"log": run.log}, FOLDER, "log.json")
         for name in ("state", *(phase.name for phase in phases(job.recipe.hcp))):
             job.run.delete(FOLDER, f"{name}.pt")  # the state and the teachers are no longer needed

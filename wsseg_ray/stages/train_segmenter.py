@@ -24,7 +24,7 @@ from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.datasets import Listing, Photo
 from wsseg_ray.engine import training
-from wsseg_ray.engine.checkpoints import restore, weights_finding
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore, weights_finding
 from wsseg_ray.engine.schedule import learning_rate_at
 from wsseg_ray.engine.stage import Finding, Job, Runner, Stage, Worker
 from wsseg_ray.engine.threads import one_thread_each
@@ -38,7 +38,6 @@ from wsseg_ray.segmentation.objectives import OBJECTIVES
 from wsseg_ray.stages import balance, hcp
 from wsseg_ray.stages.feed import Batch, SgdStep, shows_photos_alone, stream, target_kind, together
 from wsseg_ray.stages.segmenters import (
-    WEIGHTS,
     begins_with_start,
     build,
     epochs,
@@ -50,7 +49,7 @@ from wsseg_ray.stages.segmenters import (
     read_log,
 )
 from wsseg_ray.stages.stored import STORED, read_projection, segmenters_read
-from wsseg_ray.tables import SUPERVISION
+from wsseg_ray.tables import SUPERVISION, own_labels
 
 NO_PHOTO = "{}: no training photo for it; leave it out of segmentation.networks"
 KEPT_BYTES = 2 * 2**30  # of a frozen backbone's feature maps, per worker
@@ -426,7 +425,7 @@ def stage(round_: int) -> Stage:
         name=f"train_segmenter-{round_}" if round_ else "train_segmenter",
         reads=("images", "proposals", "supervision", hcp.FOLDER, *STORED)
         if first
-        else ("images", f"labels-{round_}", hcp.FOLDER, *STORED),
+        else ("images", own_labels(round_).folder, hcp.FOLDER, *STORED),
         writes=folder(round_),
         run=partial(_run, round_),
         settings=lambda recipe: ["segmentation"] if first else [],
