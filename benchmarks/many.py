@@ -20,6 +20,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,6 +62,7 @@ SETTINGS = (
     *(f"runtime.stages.{stage}.batch_size=1000" for stage in ("images", "proposals", "refine", "supervise")),
 )
 WORKING = ("ray::Map",)
+DRAWN = 300  # points of a line in the picture: each is the most of the samples around it
 
 
 def name(number: int) -> str:
@@ -139,7 +141,7 @@ class Watch:
 
     def __init__(self, driver: psutil.Process, kill_every: float, path: Path) -> None:
         self.driver, self._kill_every, self.killed, self._path = driver, kill_every, Counter[str](), path
-        self._before = samples(path)[0][-1] if path.exists() else 0.0
+        self._before = samples(path)[0][-1] if path.exists() and path.stat().st_size else 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -224,8 +226,11 @@ def main() -> None:
     args = parser.parse_args()
     count, kept = int(args.photos), args.folder or Path(tempfile.mkdtemp(prefix="wsseg-many-"))
     begin = time.monotonic()
-    if not (kept / "photos").exists():
+    if not (kept / "drawn").exists():
+        for begun in ("photos", "masks"):
+            shutil.rmtree(kept / begun, ignore_errors=True)
         draw(count, kept)
+        (kept / "drawn").touch()
         print(f"{count} photos drawn in {time.monotonic() - begin:.0f} s")
     settings = [*SETTINGS, f"dataset.root={kept / 'photos'}", f"proposals.root={kept / 'masks'}"]
     words = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", str(kept / "run"), "--until", "supervise"]
@@ -240,6 +245,9 @@ def main() -> None:
     for stage in pipeline.stages_of(recipe.load("demo", settings)):
         if stage.name in STAGES:
             entry, sizes = job.run.entry(stage.writes), job.run.sizes(stage.writes)
+            if not entry or "worked" not in entry:
+                print(f"{stage.name:<10} not done")
+                continue
             rate = entry["worked"] / entry["seconds"]
             print(
                 f"{stage.name:<10} {entry['rows']:>9} rows {entry['failed']:>6} failed {entry['seconds']:8.0f} s "
@@ -252,6 +260,8 @@ def main() -> None:
     print(check(str(kept / "run"), count))
     if args.out:
         names = ("driver", "Ray's control store", "Ray's other processes", "object store")
+        starts = np.arange(0, len(seen), -(-len(seen) // DRAWN))
+        seconds_of, seen = seconds_of[starts], np.maximum.reduceat(seen, starts)
         lines = {name: column.tolist() for name, column in zip(names, seen.T, strict=False)}
         args.out.write_text(
             drawing.lines((seconds_of / 60).tolist(), lines, "minutes", "GB", f"{count:,} photos of 32 px")
