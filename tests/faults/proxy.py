@@ -16,28 +16,43 @@ class Proxy:
     """
 
     def __init__(self, port: int) -> None:
-        self._target, self.open, self._live = ("127.0.0.1", port), True, []
+        self._target, self.open, self._live, self._lock = (
+            ("127.0.0.1", port),
+            True,
+            set[socket.socket](),
+            threading.Lock(),
+        )
         self.every = self.cuts = self._requests = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        self.open = False
-        for connection in self._live:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self.open = False
+            for connection in self._live:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
             client, _ = self._listener.accept()
-            if not self.open:
-                client.close()
-                continue
-            server = socket.create_connection(self._target)
-            self._live += [client, server]
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=self._copy, args=pair, daemon=True).start()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """One connection, until it ends; then its handles are given back."""
+        with client, suppress(OSError), socket.create_connection(self._target) as server:
+            pair = {client, server}
+            with self._lock:
+                if not self.open:
+                    return
+                self._live |= pair
+            back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
+            back.start()
+            self._copy(client, server)
+            back.join()
+            with self._lock:
+                self._live -= pair
 
     def _copy(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
