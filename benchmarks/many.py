@@ -1,6 +1,7 @@
 """Very many tiny photos through every stage that trains nothing, on Ray, while processes are killed.
 
     python -m benchmarks.many --photos 1e5 [--kill-every 60] [--out docs/many.svg] [--folder DIR]
+    python -m benchmarks.many --photos 1e5 --plan 1024
 
 Photos of 32 x 32 pixels are drawn into tar files (layout `webdataset`); each thousandth one is broken. All have the
 same 16 masks of 8 x 8 pixels (source `masks`). HCP is a small network that learns for no epoch. So the work per photo
@@ -11,6 +12,8 @@ Prints per stage: photos, seconds, photos per second, files and bytes of its tab
 the most memory of the driver, of Ray's control store (GCS), of its other processes and of its object store, and the
 most open file handles; memory as a picture too. Then whether each photo is there once, and each broken one among the
 failures. Called again with the same folder it goes on, and so do its measurements (DIR/watch.csv).
+
+`--plan SAMPLE` draws and runs only SAMPLE photos, and prints what `wsseg plan` then expects of `--photos`.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ import psutil
 from PIL import Image
 
 from benchmarks import drawing
-from wsseg_ray import pipeline, recipe
+from wsseg_ray import pipeline, plan, recipe
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.tables import Row, Table
 
@@ -61,6 +64,7 @@ SETTINGS = (
     # A photo takes some milliseconds: a task with one shard would be over before Ray Data sends the next one
     *(f"runtime.stages.{stage}.batch_size=1000" for stage in ("images", "proposals", "refine", "supervise")),
 )
+SHORT = ("segmentation.networks=[SN_B]", "segmentation.ablation=false", "segmentation.epochs=1")  # for a plan's runs
 WORKING = ("ray::Map",)
 DRAWN = 300  # points of a line in the picture: each is the most of the samples around it
 
@@ -217,13 +221,39 @@ def check(run: str, count: int) -> str:
     return "every photo is in every table once, and the broken ones alone failed"
 
 
+def planned(count: int, sample: int) -> None:
+    """Print what `wsseg plan` expects of `count` photos, from runs of `sample` and fewer."""
+    with tempfile.TemporaryDirectory(prefix="wsseg-many-") as folder:
+        draw(sample, Path(folder))
+        loaded = recipe.load("demo", [*settings_of(Path(folder)), *SHORT])
+        costs, here, _ = plan.measure(loaded, sample)
+    photos = {"train": count, "val": 1}
+    costs = {name: cost for name, cost in costs.items() if name in STAGES}
+    expected = plan.estimate(loaded, costs, photos, here)
+    for row in expected["stages"]:
+        cost, rate = costs[row["stage"]], count / row["seconds"]
+        print(
+            f"{row['stage']:<10} {row['seconds']:8.0f} s {rate:7.0f} photos/s; {cost.fixed:.1f} s, "
+            f"{cost.a_shard:.3f} s a shard, {1000 * cost.seconds:.3f} ms a photo"
+        )
+    print(f"{expected['files']} files, {expected['bytes'] / 1e9:.2f} GB, driver {expected['driver_bytes'] / 1e9:.2f} GB")
+
+
+def settings_of(folder: Path) -> list[str]:
+    return [*SETTINGS, f"dataset.root={folder / 'photos'}", f"proposals.root={folder / 'masks'}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=float, default=1e5)
     parser.add_argument("--kill-every", type=float, default=60.0, help="seconds; 0: never")
     parser.add_argument("--out", type=Path, help="where the picture of memory goes, an SVG")
     parser.add_argument("--folder", type=Path, help="to draw and run in; kept. Default: a temporary folder")
+    parser.add_argument("--plan", type=int, metavar="SAMPLE", help="print a plan from SAMPLE photos instead of the run")
     args = parser.parse_args()
+    if args.plan:
+        planned(int(args.photos), args.plan)
+        return
     count, kept = int(args.photos), args.folder or Path(tempfile.mkdtemp(prefix="wsseg-many-"))
     begin = time.monotonic()
     if not (kept / "drawn").exists():
@@ -232,7 +262,7 @@ def main() -> None:
         draw(count, kept)
         (kept / "drawn").touch()
         print(f"{count} photos drawn in {time.monotonic() - begin:.0f} s")
-    settings = [*SETTINGS, f"dataset.root={kept / 'photos'}", f"proposals.root={kept / 'masks'}"]
+    settings = settings_of(kept)
     words = [sys.executable, "-m", "wsseg_ray", "run", "demo", "--run-dir", str(kept / "run"), "--until", "supervise"]
     words += [word for setting in settings for word in ("--set", setting)]
     begin = time.monotonic()

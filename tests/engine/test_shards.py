@@ -218,9 +218,9 @@ def test_a_shard_that_is_tried_again_goes_photo_by_photo(tmp_path):
 class Many:
     """A kernel that can take rows together."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, room: int = 0) -> None:
         self.calls: list[int] = []
-        self._error = error
+        self._error, self._room = error, room
 
     def __call__(self, row: Row) -> ImageRow:
         self.calls.append(1)
@@ -228,7 +228,7 @@ class Many:
 
     def many(self, rows: list[Row]) -> list[ImageRow]:
         self.calls.append(len(rows))
-        if self._error:
+        if self._error and len(rows) > self._room:
             raise self._error
         return [upper(row) for row in rows]
 
@@ -245,6 +245,14 @@ def test_rows_are_taken_one_by_one_where_together_they_cannot(tmp_path, given):
     rows, _ = each(empty_job(tmp_path), PLACE, kernel, ImageRow, given)
     assert [row.uri for row in rows if not row.error] == [row.image_id.upper() for row in given if not row.error]
     assert kernel.calls[-1] == 1 and [row.error for row in rows] == [row.error for row in given]
+
+
+@pytest.mark.parametrize(("room", "calls"), [(3, [7, 3, 4, 2, 2]), (0, [7, 3, 1, *[1] * 7])])
+def test_a_gpu_without_room_for_all_rows_gets_halves(tmp_path, room, calls):
+    kernel = Many(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), room)
+    rows, _ = each(empty_job(tmp_path), PLACE, kernel, ImageRow, [Row(name) for name in "abcdefg"])
+    assert [(row.image_id, row.uri) for row in rows] == [(name, name.upper()) for name in "abcdefg"]
+    assert kernel.calls == calls
 
 
 def test_a_suspect_shard_is_taken_one_by_one(tmp_path):

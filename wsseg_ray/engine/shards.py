@@ -26,7 +26,7 @@ from wsseg_ray.storage import StorageError
 from wsseg_ray.tables import Row, Table
 
 TRIES = "tries"
-GPU_FAILED = "CUDA error"  # in a message of torch; that of a full GPU is another
+GPU_FAILED, GPU_FULL = "CUDA error", "out of memory"  # in messages of torch
 COUNTED = "counts.json"  # in a table's folder: photos and failed photos of each shard
 MAX_DEATHS = 2  # of a photo that is worked on alone, after the death that made it suspect
 MAX_STARVED = 6  # the same, of deaths while the machine was short of memory
@@ -97,16 +97,26 @@ def _given_up(stage: str, row: Row, tries: dict[str, Any]) -> Row:
 
 
 def _together(kernel: Callable[[Any], Row], rows: Sequence[Row]) -> list[Row] | None:
-    """The rows of a kernel's `many`; None where it has none, or cannot do all of them."""
+    """The rows of a kernel's `many`; None where it has none, or cannot do all of them.
+
+    Where a GPU has too little memory for all of them, it gets one half and then the other.
+    """
     many: Callable[[Sequence[Row]], list[Row]] | None = getattr(kernel, "many", None)
     if many is None or not rows or any(row.error for row in rows):
         return None
+    found: list[Row] | None = None
     try:
         found = many(rows)
     except StorageError:
         raise
-    except Exception:  # such as a GPU without memory for all of them: one by one they may do
-        return None
+    except Exception as error:
+        if GPU_FULL not in str(error) or len(rows) == 1:
+            return None
+    if found is None:  # after the handler: inside it, the error's frames keep the memory of the failed pass
+        half = len(rows) // 2
+        first = _together(kernel, rows[:half])
+        rest = None if first is None else _together(kernel, rows[half:])
+        return None if first is None or rest is None else [*first, *rest]
     for row, one in zip(found, rows, strict=True):
         row.image_id = one.image_id
     return found

@@ -9,6 +9,7 @@ A worker group that starts again, after a fault or in a new run, goes on from it
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 import time
 import zlib
@@ -185,10 +186,11 @@ def step_by_photo(
 
 
 def _update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
-    if not loss.isfinite():
-        raise FloatingPointError(f"the loss is {float(loss)}: training diverged; a lower learning_rate may help")
+    value = float(loss)  # here a GPU is waited for, once per step
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}: training diverged; a lower learning_rate may help")
     optimizer.step()
-    return float(loss)
+    return value
 
 
 def nothing(module: nn.Module) -> torch.Tensor:
