@@ -236,7 +236,9 @@ def planned(count: int, sample: int) -> None:
             f"{row['stage']:<10} {row['seconds']:8.0f} s {rate:7.0f} photos/s; {cost.fixed:.1f} s, "
             f"{cost.a_shard:.3f} s a shard, {1000 * cost.seconds:.3f} ms a photo"
         )
-    print(f"{expected['files']} files, {expected['bytes'] / 1e9:.2f} GB, driver {expected['driver_bytes'] / 1e9:.2f} GB")
+    print(
+        f"{expected['files']} files, {expected['bytes'] / 1e9:.2f} GB, driver {expected['driver_bytes'] / 1e9:.2f} GB"
+    )
 
 
 def settings_of(folder: Path) -> list[str]:

@@ -84,6 +84,9 @@ def cluster() -> Iterator[None]:
     """Ray on this machine alone; never a cluster that happens to run here."""
     import ray
 
+    from wsseg_ray.engine.ray_runner import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()

@@ -39,6 +39,12 @@ def test_cluster_yaml_is_what_ray_accepts(cluster_yaml):
     assert kinds["cpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
+def test_a_cluster_keeps_its_worker_processes_as_a_machine_alone_does(cluster_yaml):
+    (kept,) = [f"{name}={value} ray start" for name, value in ray_runner.ENVIRONMENT.items() if "idle_worker" in name]
+    for node in ("head", "worker"):
+        assert kept in " ".join(cluster_yaml[f"{node}_start_ray_commands"])
+
+
 def test_nobody_without_the_token_reaches_a_cluster(cluster_yaml, manifest):
     """Every process of both clusters is in token mode, and no dashboard of `ray up` is open to a network."""
     assert "-e RAY_AUTH_MODE=token" in cluster_yaml["docker"]["run_options"]

@@ -66,6 +66,13 @@ GAUGES = {
     "busy_share": ("wsseg_busy_share", "Share of the time that actors or trainers worked; not how busy a GPU was"),
     "progress": ("wsseg_progress", "Share of the stage's work that is done"),
 }
+ENVIRONMENT = {
+    # How often Ray Train looks whether its workers are done; its two seconds make every training three longer.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A worker process that waits for a second is ended where all CPUs are taken, and an actor's next photos then wait
+    # until another one has imported torch. `cluster.yaml` says the same to `ray start`.
+    "RAY_idle_worker_killing_time_threshold_ms": "120000",
+}
 
 
 @contextmanager
@@ -76,8 +83,8 @@ def ray_runner(log: Path) -> Iterator[RayRunner]:
         log: where what Ray prints goes; it is told to the person who watches.
     """
     started = not ray.is_initialized()
-    # How often Ray Train looks whether its workers are done; its two seconds make every training three longer.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if started:
         context = ray.init(log_to_driver=False)
         cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
