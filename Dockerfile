@@ -4,6 +4,8 @@
 ARG BASE=rayproject/ray:2.60.0-py311
 FROM ${BASE}
 ARG EXTRA=cpu
+# wsseg_ray/engine/ray_runner.py says why.
+ENV RAY_idle_worker_killing_time_threshold_ms=120000
 WORKDIR project
 COPY --chown=ray pyproject.toml README.md LICENSE ./
 COPY --chown=ray wsseg_ray ./wsseg_ray

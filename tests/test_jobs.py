@@ -40,9 +40,9 @@ def test_cluster_yaml_is_what_ray_accepts(cluster_yaml):
 
 
 def test_a_cluster_keeps_its_worker_processes_as_a_machine_alone_does(cluster_yaml):
-    (kept,) = [f"{name}={value} ray start" for name, value in ray_runner.ENVIRONMENT.items() if "idle_worker" in name]
-    for node in ("head", "worker"):
-        assert kept in " ".join(cluster_yaml[f"{node}_start_ray_commands"])
+    (kept,) = [f"{name}={value}" for name, value in ray_runner.ENVIRONMENT.items() if "idle_worker" in name]
+    assert f"-e {kept}" in cluster_yaml["docker"]["run_options"]
+    assert f"ENV {kept}" in (ROOT / "Dockerfile").read_text().splitlines()  # the image of rayjob.yaml
 
 
 def test_nobody_without_the_token_reaches_a_cluster(cluster_yaml, manifest):

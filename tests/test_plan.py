@@ -111,6 +111,18 @@ def test_the_plan_names_the_longest_stage_and_what_to_add():
     assert any("machine-hours" in line and "storage: 1.10 GB" in line for line in found)
 
 
+@pytest.mark.parametrize(("pixels", "shards"), [(0, 9_766), (200_000, 62_500)])
+def test_large_photos_make_more_files(pixels, shards):
+    """As docs/scale.md has them: 1e7 photos of 400 x 500 pixels are in shards of 160, tiny ones in shards of 1,024."""
+    costs = {name: replace(cost, pixels=pixels) for name, cost in COSTS.items()}
+    found = estimate(DEMO, costs, {"train": 10**7, "val": 0}, HERE)
+    tables = sum(name != "train_hcp" for name in costs) - 1  # `predict` has the val photos, none here
+    assert found["files"] == tables * shards and found["requests"] == 10 * tables * shards + 4 * 10**7
+    networks = len(DEMO.segmentation.networks)
+    more = estimate(DEMO, costs, {"train": 10**7, "val": 32}, HERE)
+    assert more["files"] - found["files"] >= 32 * networks + 1
+
+
 def test_what_was_not_measured_is_said():
     assert "no GPU was measured" in cautions(DEMO, HERE, Machines(8, 1))[0]
     assert cautions(DEMO, HERE, HERE) == []

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from wsseg_ray import pipeline
+from wsseg_ray.engine import resources
 from wsseg_ray.engine.stage import Stage
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.recipe import Recipe
@@ -28,7 +29,7 @@ from wsseg_ray.tables import IMAGES, shard_size
 NODE_CPUS = 16  # a training without GPUs computes on one machine
 DRIVER_BYTES = 1.2e9  # of Ray, torch and the package (benchmarks/many.py)
 DRIVER_BYTES_A_PHOTO = 60  # of the index of a training and the order of an epoch (benchmarks/metadata.py)
-REQUESTS_A_FILE = 10  # of a table: what a task reads and writes of a shard (benchmarks/store.py)
+REQUESTS_A_SHARD = 10  # of a table: what a task reads and writes (benchmarks/store.py)
 REQUESTS_A_PHOTO = 4  # it is opened by two stages, with two requests each (the same)
 CPUS_STEP = 16  # number of added CPUs that is compared with one more GPU
 
@@ -46,6 +47,7 @@ class Cost:
         bytes: in the run directory, per photo of its split.
         workers: CPUs, GPUs or Train workers that it ran on.
         cpus_per_gpu: CPUs whose tasks keep one GPU busy; 0: not known, or the stage has no actors.
+        pixels: of the largest photo, since large photos make small shards; 0: not known.
     """
 
     fixed: float
@@ -56,6 +58,7 @@ class Cost:
     bytes: float
     workers: float
     cpus_per_gpu: float = 0.0
+    pixels: int = 0
 
 
 class Machines(NamedTuple):
@@ -73,6 +76,7 @@ class Measured(NamedTuple):
         photos: of its split.
         bytes: of its table.
         task: seconds that its tasks worked.
+        pixels: of the largest photo; 0: not known.
     """
 
     seconds: float
@@ -81,6 +85,7 @@ class Measured(NamedTuple):
     photos: int
     bytes: int
     task: float = 0.0
+    pixels: int = 0
 
 
 def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int]:
@@ -123,7 +128,8 @@ def _entry(run: RunDirectory, stage: Stage) -> Measured:
     assert entry is not None  # the run is over
     photos = sum(stage.split in ("all", row.split) for row in run.rows(IMAGES, ["split"]))
     sizes = run.sizes(stage.writes)
-    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, sum(sizes.values()), entry["task"])
+    size, pixels = sum(sizes.values()), resources.largest_photo(run)
+    return Measured(entry["seconds"], entry["busy"], entry["worked"], photos, size, entry["task"], pixels)
 
 
 def _planned(recipe: Recipe, costs: dict[str, Cost]) -> list[Stage]:
@@ -147,18 +153,19 @@ def fit(runs: list[Measured], power: int, workers: float, by_shard: bool = True)
     if not runs[-1].photos:
         return Cost(0, 0, 0, 0, power, 0, workers)
     units = np.array([run.work * run.photos ** (power - 1) for run in runs], float)
-    rows = np.stack([np.ones(len(runs)), units, [_shards(run.photos) * by_shard for run in runs]], axis=1)
+    rows = np.stack([np.ones(len(runs)), units, [_shards(run.photos, run.pixels) * by_shard for run in runs]], axis=1)
     taken = np.array([run.seconds for run in runs])
     scale = rows.max(axis=0).clip(min=1)
     last = runs[-1]
     least = last.busy / units[-1]
     (fixed, more, a_shard), _ = nnls(rows / scale / taken[:, None], 1 - least * units / taken)
     fixed, each, a_shard = np.array([fixed, more, a_shard]) / scale + [0, least, 0]
-    return Cost(fixed, a_shard, each, last.work / last.photos, power, last.bytes / last.photos, workers)
+    work, size = last.work / last.photos, last.bytes / last.photos
+    return Cost(fixed, a_shard, each, work, power, size, workers, pixels=last.pixels)
 
 
-def _shards(photos: int) -> int:
-    return math.ceil(photos / shard_size(photos))
+def _shards(photos: int, pixels: int) -> int:
+    return math.ceil(photos / shard_size(photos, pixels))
 
 
 def workers(recipe: Recipe, stage: Stage, machines: Machines) -> float:
@@ -180,7 +187,7 @@ def seconds(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mach
         cost, count = costs[stage.name], _photos(stage, photos)
         shared = cost.workers / workers(recipe, stage, machines)
         found[stage.name] = cost.fixed + shared * (
-            cost.a_shard * _shards(count) + cost.seconds * cost.work * count**cost.power
+            cost.a_shard * _shards(count, cost.pixels) + cost.seconds * cost.work * count**cost.power
         )
     return found
 
@@ -191,10 +198,10 @@ def bytes_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> 
     return sum(costs[stage.name].bytes * _photos(stage, photos) for stage in mapped)
 
 
-def files_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> int:
-    """Files of the run directory: one per shard of each table, and a PNG per val photo and network."""
+def shards_of(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int]) -> int:
+    """Shards of all tables: each is a file."""
     mapped = [stage for stage in _planned(recipe, costs) if stage.workers(recipe) != "trainers"]
-    return sum(_shards(_photos(stage, photos)) for stage in mapped) + photos["val"] * len(recipe.segmentation.networks)
+    return sum(_shards(_photos(stage, photos), costs[stage.name].pixels) for stage in mapped)
 
 
 def driver_bytes(photos: dict[str, int]) -> float:
@@ -231,8 +238,9 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
     """The plan as plain data.
 
     Returns `stages`, each with `stage`, `seconds`, `machines` and their `kind`; `seconds` of all; `machine_hours` by
-    kind; `bytes` and `files` of the run directory, and `requests` to an object store; `driver_bytes`; the `longest`
-    stage; of `gains` the one `to_add_first`; and `cpus_per_gpu` of each stage with actors, where a GPU was measured.
+    kind; `bytes` and `files` of the run directory (a file per shard of each table, a PNG per val photo and network),
+    and `requests` to an object store; `driver_bytes`; the `longest` stage; of `gains` the one `to_add_first`; and
+    `cpus_per_gpu` of each stage with actors, where a GPU was measured.
     """
     found = seconds(recipe, costs, photos, machines)
     stages, hours = [], {"CPU": 0.0, "GPU": 0.0}
@@ -243,14 +251,14 @@ def estimate(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], mac
         stages.append({"stage": stage.name, "seconds": own, "machines": count, "kind": kind})
     best = gains(recipe, costs, photos, machines)
     fed = {name: cost.cpus_per_gpu for name, cost in costs.items() if machines.gpus and cost.cpus_per_gpu}
-    files = files_of(recipe, costs, photos)
+    shards, pictures = shards_of(recipe, costs, photos), photos["val"] * len(recipe.segmentation.networks)
     return {
         "stages": stages,
         "seconds": sum(found.values()),
         "machine_hours": {kind: amount for kind, amount in hours.items() if amount},
         "bytes": bytes_of(recipe, costs, photos),
-        "files": files,
-        "requests": REQUESTS_A_FILE * files + REQUESTS_A_PHOTO * sum(photos.values()),
+        "files": shards + pictures,
+        "requests": REQUESTS_A_SHARD * shards + REQUESTS_A_PHOTO * sum(photos.values()) + pictures,
         "driver_bytes": driver_bytes(photos),
         "longest": max(found, key=lambda name: found[name]),
         "to_add_first": max(best, key=lambda name: best[name]),

@@ -70,7 +70,7 @@ ENVIRONMENT = {
     # How often Ray Train looks whether its workers are done; its two seconds make every training three longer.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # A worker process that waits for a second is ended where all CPUs are taken, and an actor's next photos then wait
-    # until another one has imported torch. `cluster.yaml` says the same to `ray start`.
+    # until another one has imported torch. `cluster.yaml` and `Dockerfile` say the same.
     "RAY_idle_worker_killing_time_threshold_ms": "120000",
 }
 
