@@ -45,6 +45,18 @@ def test_what_is_known_before_a_network_is_built_imports_no_torch(module, then):
     subprocess.run([sys.executable, "-c", LIGHT.format(module=module, then=then)], check=True)
 
 
+@pytest.mark.parametrize("name", ["small", "vgg16", "timm:resnet18", "timm:tf_efficientnet_lite0*1,1.5"])
+def test_the_size_of_a_map_is_known_before_the_photo_is_seen(name):
+    """On tensors without numbers, that only have a size."""
+    variant = BACKBONES.get(name)
+    assert variant.region_cells is not None
+    with torch.device("meta"):
+        backbone = variant.build(False).eval()
+        for height, width in [(400, 267), (375, 500), (33, 1000), (64, 64), (2000, 1500)]:
+            maps = backbone(torch.empty(1, 3, height, width))["out"]
+            assert tuple(maps.shape[2:]) == variant.region_cells(height, width)
+
+
 SHARED = {
     "base",
     "vgg",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runs import by_name, copy
-from wsseg_ray.engine.local import LocalRunner
+from tests.runs import by_name, copy, equal
+from wsseg_ray.engine.local import LocalRunner, as_sent
 from wsseg_ray.engine.stage import open_run
 from wsseg_ray.sources import digest
 from wsseg_ray.stages import score
 from wsseg_ray.stages.rows import add_photo
-from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, decode, encode
+from wsseg_ray.tables import IMAGES, PROPOSALS, SCORES, ScoreRow, decode, encode
 
 
 def rows_of(job, shard: str) -> list[score.PreparedRow]:
@@ -75,6 +75,26 @@ def test_photos_that_pass_together_get_the_rows_of_each_alone(tiny_local):
         for name in ("labels", "candidate", "candidate_label", "fallback"):
             assert np.array_equal(getattr(found, name), getattr(alone, name))
         assert (row.split == "val") == (len(found.photo_logits) > 0) == (len(found.labels) == 0)
+
+
+def test_the_actor_gets_shares_and_no_superpixels(tiny_local):
+    """Of a photo whose features are not stored, too: the map's size is known before. Scores are the same bits."""
+    job = open_run(tiny_local[1])
+    shard = job.run.shards("proposals")[0]
+    plain, row = score.STAGE.work(job).read(job, shard)[0], rows_of(job, shard)[0]
+    assert not row.levels and row.photo.size and not row.superpixels.size and row.indices.dtype == np.uint16
+    assert len(row.areas) == len(row.indptr) - 1 and len(row.cell_starts) == plain.superpixels.max() + 2
+    unprepared = score.PreparedRow(**vars(add_photo(job, plain)))
+    found, other = as_sent(ScoreRow, [score.Scorer(job)(own) for own in (row, unprepared)])
+    assert equal(found, other)
+
+
+def test_a_photo_smaller_than_a_cell_is_an_error(tiny_local):
+    job = open_run(tiny_local[1])
+    row = score.STAGE.work(job).read(job, job.run.shards("proposals")[0])[0]
+    row.height, row.width = 3, 40
+    with pytest.raises(ValueError, match="3 x 40 pixels is smaller than a cell of small"):
+        score._cells_of_map(job, row)
 
 
 def test_pca_is_fitted_once_on_a_sample(tiny_local, tmp_path):

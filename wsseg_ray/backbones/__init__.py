@@ -42,6 +42,8 @@ class Backbone:
         conv_layers: how many layers can be frozen one after the other; None: only none or all of them.
         hidden: width of fc6 and fc7 of the classifier of regions.
         dropout: behind each fully connected layer, of `largefov` too.
+        region_cells: the height and width of the map `out` for regions, in cells, of a photo of (height, width) pixels.
+            So regions are divided among cells before a GPU sees the photo. None: not known before.
         grid: cells a side of a pooled box.
         crop: pixels a side of a warped box.
         dense_hidden, dense_dilation: width and dilation of `largefov`'s fc6.
@@ -59,6 +61,7 @@ class Backbone:
     conv_layers: int | None = None
     hidden: int = 1024
     dropout: float = 0.5
+    region_cells: Callable[[int, int], tuple[int, int]] | None = None
     grid: int = 7
     crop: int = 224
     dense_hidden: int = 1024

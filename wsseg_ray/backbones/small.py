@@ -31,6 +31,7 @@ SMALL = Backbone(
     conv_layers=5,
     hidden=128,
     dropout=0.0,
+    region_cells=lambda height, width: (height // 4, width // 4),
     grid=3,
     crop=96,
     dense_hidden=128,

@@ -67,9 +67,17 @@ def backbone(name: str) -> Backbone:
         std=tuple(config["std"]),
         weights=weights,
         hidden=HIDDEN,
+        region_cells=partial(_region_cells, stride),
         dense_hidden=DENSE_HIDDEN,
         dense_dilation=max(1, round(FIELD / stride)),
     )
+
+
+def _region_cells(stride: int, height: int, width: int) -> tuple[int, int]:
+    from wsseg_ray.backbones.photos import whole_cells  # imports torch
+
+    rows, columns = whole_cells(height, width, stride)
+    return rows // stride, columns // stride
 
 
 def levels_of(model: str, made: Any, asked: str = "") -> Levels:

@@ -29,6 +29,7 @@ VGG16 = Backbone(
     conv_layers=13,
     hidden=4096,
     dropout=0.5,
+    region_cells=lambda height, width: (height // 16, width // 16),
     grid=7,
     crop=224,
     dense_hidden=1024,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from wsseg_ray.backbones import BACKBONES
 from wsseg_ray.backbones.photos import normalise
 from wsseg_ray.backbones.precision import mixed_precision
 from wsseg_ray.console import say
@@ -62,11 +63,12 @@ def _work(job: Job) -> Work[ScoreRow]:
 
 @dataclass
 class PreparedRow(RegionsRow):
-    """A photo, or its stored features; and, where these are pooled by sums, the `Shares` of its regions in their cells.
+    """A photo, or its stored features; and, where regions are pooled by sums, their `Shares` in the cells of the map.
 
     The superpixels are empty then: the actor does not need them.
     """
 
+    indices: np.ndarray = array("uint16", (-1,), "as in ProposalRow; there are at most 65,536 superpixels")
     cell_starts: np.ndarray = array("int32", (-1,), "(S + 1,) of A (S, cells) as CSR rows")
     cells: np.ndarray = array("int32", (-1,), "(nnz,) of A")
     cell_shares: np.ndarray = array("float32", (-1,), "(nnz,) of A")
@@ -75,14 +77,30 @@ class PreparedRow(RegionsRow):
 
 def _prepared(job: Job, row: RegionsRow) -> PreparedRow:
     """All of the work on a photo that is no tensor product."""
-    if not row.levels:
-        return PreparedRow(**vars(add_photo(job, row)))
-    made = PreparedRow(**vars(row))
-    if row.split == "train" and isinstance(POOLINGS.get(job.recipe.hcp.pooling), SumPooling):
-        shares = shares_of(regions_of(row), *map_of(row).shape[1:])
+    made = PreparedRow(**vars(row if row.levels else add_photo(job, row)))
+    by_sums = row.split == "train" and isinstance(POOLINGS.get(job.recipe.hcp.pooling), SumPooling)
+    if by_sums and (cells := _cells_of_map(job, row)):
+        shares = shares_of(regions_of(row), *cells)
         made.cell_starts, made.cells, made.cell_shares = shares.cell_starts, shares.cells, shares.cell_shares
         made.areas, made.superpixels = shares.areas, np.empty(0, np.uint16)
     return made
+
+
+def _cells_of_map(job: Job, row: RegionsRow) -> tuple[int, int] | None:
+    """The height and width of a photo's feature map, in cells; None: not known before the backbone sees the photo.
+
+    Raises ValueError where the photo is smaller than a cell.
+    """
+    if row.levels:
+        height, width = map_of(row).shape[1:]
+        return height, width
+    backbone = BACKBONES.get(job.recipe.hcp.backbone)
+    if backbone.region_cells is None:
+        return None
+    height, width = backbone.region_cells(row.height, row.width)
+    if not height * width:
+        raise ValueError(f"a photo of {row.height} x {row.width} pixels is smaller than a cell of {backbone.name}")
+    return height, width
 
 
 def _rows(job: Job, shard: str) -> list[RegionsRow]:

@@ -33,7 +33,7 @@ class Shares(NamedTuple):
     cells: np.ndarray  # (nnz(A),) int32
     cell_shares: np.ndarray  # (nnz(A),) float32
     starts: np.ndarray  # (N + 1,) int32
-    superpixels: np.ndarray  # (nnz(M),) int32
+    superpixels: np.ndarray  # (nnz(M),) int32 or uint16
     areas: np.ndarray  # (N,) float32 pixels
     pixels: int  # of the photo
 
@@ -106,7 +106,7 @@ def _joined(
     """Indices and starts of sparse matrices as one, in which each follows the columns and rows of those before."""
     first = np.cumsum([0, *columns], dtype=np.int32)
     numbers = np.cumsum([0, *map(len, indices)], dtype=np.int32)
-    moved = [own + before for own, before in zip(indices, first, strict=False)]
+    moved = [own.astype(np.int32, copy=False) + before for own, before in zip(indices, first, strict=False)]
     begins = [own[:-1] + before for own, before in zip(starts, numbers, strict=False)]
     return np.concatenate(moved), np.concatenate([*begins, numbers[-1:]])
 
