@@ -151,8 +151,8 @@ def main() -> None:
             steps = notes["steps"] // workers
             times, exchanged = notes["photos"] / photos, notes["bytes"] / max(1, notes["steps"]) / 1e6
             print(
-                f"{stage:<16} {workers} workers: each photo read {times:.2f} times; {exchanged:.2f} MB of gradients per "
-                f"step and worker in {steps} steps; {seconds:.0f} s; weights differ by {difference(first, weights):.1e}",
+                f"{stage:<16} {workers} workers: each photo read {times:.2f} times; {exchanged:.2f} MB of gradients "
+                f"per step and worker in {steps} steps; {seconds:.0f} s, weights {difference(first, weights):.1e} apart",
                 flush=True,
             )
 

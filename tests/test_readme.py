@@ -25,6 +25,23 @@ def test_every_picture_and_page_that_readme_and_results_name_is_there():
             assert (ROOT / target).exists(), f"{page}: {target}"
 
 
+def test_every_heading_that_a_page_links_to_is_there():
+    """`make docs` checks the pages of the site; this checks README and RESULTS.md, too."""
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            there = (page.parent / target).resolve() if target else page
+            assert anchor in headings(there), f"{page.relative_to(ROOT)}: {target}#{anchor}"
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of a page's headings, as the site names them."""
+    if not page.exists():  # made from the code by `make docs`
+        return []
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    lines = [re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return [re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", line).strip().lower()) for line in lines]
+
+
 def test_every_file_of_the_project_that_a_page_names_is_there():
     named = re.compile(r"`((?:tests|benchmarks|wsseg_ray|tools|jobs|docs|monitoring)/[\w/.-]+\.\w+)(?:::\w+)?`")
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
