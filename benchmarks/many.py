@@ -61,10 +61,11 @@ SETTINGS = (
     "hcp.hypothesis_epochs=0",
     "hcp.min_candidates=4",
     "refinement.pca_dims=16",
+    # Not trained here but by `--plan`, which needs whole runs; `FULL` would need true masks
+    *("segmentation.networks=[SN_B]", "segmentation.ablation=false", "segmentation.epochs=1"),
     # A photo takes some milliseconds: a task with one shard would be over before Ray Data sends the next one
     *(f"runtime.stages.{stage}.batch_size=1000" for stage in ("images", "proposals", "refine", "supervise")),
 )
-SHORT = ("segmentation.networks=[SN_B]", "segmentation.ablation=false", "segmentation.epochs=1")  # for a plan's runs
 WORKING = ("ray::Map",)
 DRAWN = 300  # points of a line in the picture: each is the most of the samples around it
 
@@ -225,7 +226,7 @@ def planned(count: int, sample: int) -> None:
     """Print what `wsseg plan` expects of `count` photos, from runs of `sample` and fewer."""
     with tempfile.TemporaryDirectory(prefix="wsseg-many-") as folder:
         draw(sample, Path(folder))
-        loaded = recipe.load("demo", [*settings_of(Path(folder)), *SHORT])
+        loaded = recipe.load("demo", settings_of(Path(folder)))
         costs, here, _ = plan.measure(loaded, sample)
     photos = {"train": count, "val": 1}
     costs = {name: cost for name, cost in costs.items() if name in STAGES}

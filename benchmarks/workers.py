@@ -150,9 +150,10 @@ def main() -> None:
             first = first or weights
             steps = notes["steps"] // workers
             times, exchanged = notes["photos"] / photos, notes["bytes"] / max(1, notes["steps"]) / 1e6
+            apart = difference(first, weights)
             print(
                 f"{stage:<16} {workers} workers: each photo read {times:.2f} times; {exchanged:.2f} MB of gradients "
-                f"per step and worker in {steps} steps; {seconds:.0f} s, weights {difference(first, weights):.1e} apart",
+                f"per step and worker in {steps} steps; {seconds:.0f} s, weights {apart:.1e} apart",
                 flush=True,
             )
 

@@ -139,6 +139,10 @@ def test_a_stage_without_photos_costs_nothing():
     assert fit([Measured(1, 0, 0, 0, 0)] * 3, 1, 2.0) == Cost(0, 0, 0, 0, 1, 0, 2.0)
 
 
+def test_a_training_of_no_epoch_costs_what_it_takes_to_begin():
+    assert fit([Measured(9, 0, 0, n, 100) for n in (4, 16, 50)], 1, 2.0) == Cost(9, 0, 0, 0, 1, 2, 2.0)
+
+
 def test_a_sample_larger_than_the_data_set(tiny):
     with pytest.raises(RecipeError, match="--sample 64: the data set has 12 training photos"):
         measure(recipe.load("demo", tiny), 64)

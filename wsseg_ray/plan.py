@@ -148,10 +148,14 @@ def _photos(stage: Stage, photos: dict[str, int]) -> int:
 def fit(runs: list[Measured], power: int, workers: float, by_shard: bool = True) -> Cost:
     """The costs that fit runs of several sizes best, by relative error; none of a stage that has no photos.
 
+    A stage that did nothing with its photos, such as a training of no epoch, costs what it takes to begin.
+
     No cost is negative, and a unit of work costs at least its computed time in the last run.
     """
     if not runs[-1].photos:
         return Cost(0, 0, 0, 0, power, 0, workers)
+    if not runs[-1].work:
+        return Cost(runs[-1].seconds, 0, 0, 0, power, runs[-1].bytes / runs[-1].photos, workers)
     units = np.array([run.work * run.photos ** (power - 1) for run in runs], float)
     rows = np.stack([np.ones(len(runs)), units, [_shards(run.photos, run.pixels) * by_shard for run in runs]], axis=1)
     taken = np.array([run.seconds for run in runs])
