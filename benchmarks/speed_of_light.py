@@ -44,6 +44,7 @@ from wsseg_ray.engine.stage import Job, Stage, open_run
 from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import decode, encode
 
+TOGETHER = ("features", "features_segmenter", "score")  # stages whose actors take many photos at once on a GPU
 BUSY = 0.9  # share of the time in which a GPU should compute
 EFFICIENCY = 0.4  # of a GPU's peak, in a product of matrices
 LARGE = 2**20  # numbers; of larger results in full precision the shape alone is kept
@@ -157,17 +158,16 @@ def thread_of(job: Job, stage: Stage, shards: Sequence[str], launch: float) -> d
     prepare, step = work.steps[:2]
     kernel, has_gpu = step.kernel(job), torch.cuda.is_available()
     as_on_a_gpu(kernel)
-    many = getattr(kernel, "_many", lambda rows: [kernel(row) for row in rows])
     network = dict.fromkeys(GPUS, 0.0)
     photos, spent, operations, there, back = 0, list[float](), 0, 0, 0
     for place, shard in enumerate([shards[0], *shards]):
         rows = [guard(lambda one: prepare.kernel(job, one), prepare.row, row) for row in work.read(job, shard)]
         table, kept, counted = encode(prepare.row, rows), Kept(), Counted()
         with torch.inference_mode(), counted, kept:
-            many(decode(prepare.row, table))
+            kernel._many(decode(prepare.row, table))
         with torch.inference_mode(), nullcontext() if has_gpu else kept.again():
             start = time.thread_time()
-            found = encode(step.row, many(decode(prepare.row, table)))
+            found = encode(step.row, kernel._many(decode(prepare.row, table)))
             seconds = time.thread_time() - start
         if not has_gpu:
             seconds += launch * len(kept.results) + (table.nbytes + found.nbytes) / COPY
@@ -184,10 +184,6 @@ def thread_of(job: Job, stage: Stage, shards: Sequence[str], launch: float) -> d
         "from": back / photos / 1e6,
         **{name: 1000 * seconds / photos for name, seconds in network.items()},
     }
-
-
-def has_actor(job: Job, stage: Stage) -> bool:
-    return stage.work is not None and any(step.actor for step in stage.work(job).steps)
 
 
 def duty(gpu: str, found: dict[str, float], tasks: float) -> str:
@@ -229,7 +225,7 @@ def main() -> None:
     print("the thread of an actor with a GPU, per photo:")
     for stage in stages:
         shards = job.run.shards(stage.writes, "train") or job.run.shards(stage.writes)
-        if shards and has_actor(job, stage):
+        if shards and stage.name in TOGETHER:
             found = thread_of(job, stage, shards[: args.shards], args.launch / 1e6)
             floor = floor_of(job, stage, shards[:1], beside_actor=True)
             print(

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.speed_of_light import Counted, Gpu, against_floor, duty, floor_of, has_actor, thread_of
+from benchmarks.speed_of_light import Counted, Gpu, against_floor, duty, floor_of, thread_of
 from wsseg_ray import pipeline
 from wsseg_ray.engine.stage import open_run
-from wsseg_ray.stages import images, score
+from wsseg_ray.stages import score
 
 
 def test_each_stage_of_a_run_has_a_floor_that_its_table_needs(tiny_local):
@@ -35,7 +35,6 @@ def test_an_actors_thread_passes_on_what_the_table_has(tiny_local):
 def test_tasks_beside_an_actor_are_timed_without_it(tiny_local):
     job = open_run(tiny_local[1])
     (shard,) = job.run.shards("scores", "train")[:1]
-    assert has_actor(job, score.STAGE) and not has_actor(job, images.STAGE)
     whole, beside = (floor_of(job, score.STAGE, [shard], beside_actor=beside).steps for beside in (False, True))
     assert 0 < beside < whole
 
