@@ -68,7 +68,7 @@ class PreparedRow(RegionsRow):
     The superpixels are empty then: the actor does not need them.
     """
 
-    indices: np.ndarray = array("uint16", (-1,), "as in ProposalRow; there are at most 65,536 superpixels")
+    indices: np.ndarray = array("uint16", (-1,), "(nnz,) as in ProposalRow; there are at most 65,536 superpixels")
     cell_starts: np.ndarray = array("int32", (-1,), "(S + 1,) of A (S, cells) as CSR rows")
     cells: np.ndarray = array("int32", (-1,), "(nnz,) of A")
     cell_shares: np.ndarray = array("float32", (-1,), "(nnz,) of A")
