@@ -72,7 +72,7 @@ def _noted(load: Any) -> Any:
     return noted
 
 
-def _exchange(_: Any, bucket: Any) -> Any:
+def _exchange(_, bucket):  # type: ignore[no-untyped-def]  # torch wants its own type here, or none
     """What DistributedDataParallel does without a hook, and a note."""
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
