@@ -115,7 +115,7 @@ def trained(source: Path, stage: str, workers: int, settings: list[str]) -> tupl
             },
         )
         try:
-            more = [*settings, f"runtime.num_workers={workers}", "runtime.engine=ray"]
+            more = [*settings, f"runtime.num_workers={workers}", f"runtime.stages.{stage}.cpus=1", "runtime.engine=ray"]
             pipeline.run(recipe.load(str(copy / "recipe.yaml"), more), str(copy), until=stage)
         finally:
             ray.shutdown()
