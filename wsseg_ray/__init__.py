@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 # Before torch is imported, here and in every process of a run: threads that wait for each other must not spin. Where
 # other processes want the same cores, spinning made training and prediction ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Tensors of 2 MB and more in large pages of memory: with small ones a network on a CPU spent a fifth of its time on
-# being given pages.
+# Tensors of 2 MB and more in large pages of memory: with small pages, stage `proposals` took a quarter longer on a CPU
+# (docs/results/speed.md).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
