@@ -75,7 +75,7 @@ def test_a_folder_that_is_not_there(place):
         list_photos(DatasetSection(layout="folder", root=place("none")))
 
 
-@pytest.mark.run
+@pytest.mark.long
 def test_photos_run_and_labels(place, tiny, tiny_local):
     """The numbers of the same photos on a disk."""
     files, settings = photos_of(tiny)

@@ -34,6 +34,7 @@ def nodes(cluster):
     internal_kv._initialize_internal_kv(worker.global_worker.gcs_client)
 
 
+@pytest.mark.long
 def test_a_lost_node_costs_no_row(nodes, store, upload, tiny, tiny_local):
     """In `score`, which has tasks before and after its actors; photos and run lie in an object store."""
     files, settings = photos_of(tiny)
