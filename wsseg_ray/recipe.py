@@ -324,7 +324,7 @@ class StageSection(Section):
     max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
     batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 1,024)
     gpus: float | None = Field(None, ge=0)  # per trainer or actor; 0.5: two share one
-    min_workers: int | None = Field(None, ge=1)  # fewest to run with; null: actors 1, trainers max_workers
+    min_workers: int | None = Field(None, ge=1)  # fewest to run with; null: 1, or as many trainers as are asked for
 
     @model_validator(mode="after")
     def _workers(self) -> StageSection:

@@ -241,8 +241,10 @@ def test_a_cluster_without_a_cpu_says_how_to_say_what_comes(monkeypatch):
         cluster(recipe.load("demo"))
 
 
-def test_the_needs_of_a_stage_are_asked_for_before_its_work(job, monkeypatch):
+@pytest.mark.parametrize(("stage", "workers"), [(ACTORS, 1), (TRAINERS, 2)])
+def test_the_needs_of_a_stage_are_asked_for_before_its_work(cluster, tmp_path, monkeypatch, stage, workers):
     asked = []
     monkeypatch.setattr(ray_runner, "request_resources", lambda bundles: asked.extend(bundles))
-    RayRunner().ask_for(job, ACTORS)
-    assert asked == [{"CPU": 0.5}, {"CPU": 1}]
+    job = empty_job(tmp_path, f"runtime.stages.{stage.name}={{min_workers: 1, max_workers: 2}}")
+    RayRunner().ask_for(job, stage)
+    assert asked == [{"CPU": 0.5}] * workers + [{"CPU": 1}]

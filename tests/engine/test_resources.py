@@ -39,9 +39,9 @@ def asked(name: str, nodes: list[Node], *settings: str) -> Needs:
         ("score", SERVER, Needs(4, 0, 0, 1, 8, 4)),
         ("train_hcp", SERVER, Needs(32, 0, 0, 1, 1, 32)),
         ("score", WORKSTATION, Needs(1, 1, 0, 1, 2, 1)),
-        ("train_segmenter", WORKSTATION, Needs(1, 1, 0, 2, 2, 1)),
+        ("train_segmenter", WORKSTATION, Needs(1, 1, 0, 1, 2, 1)),
         ("predict", CLOUD, Needs(1, 1, 0, 1, 4, 1)),
-        ("train_hcp", CLOUD, Needs(1, 1, 0, 4, 4, 1)),
+        ("train_hcp", CLOUD, Needs(1, 1, 0, 1, 4, 1)),
     ],
 )
 def test_what_suits_a_cluster(stage, nodes, expected):
@@ -98,9 +98,18 @@ def test_a_task_beside_actors_uses_what_others_leave():
     assert [resources.task_threads(nodes) for nodes in (LAPTOP, [Node(0.5, 0, 0)], SERVER, CLOUD)] == [2, 1, 1, 1]
 
 
-def test_a_training_shrinks_only_where_it_is_allowed_to():
-    found = asked("train_segmenter", CLOUD, "segmentation.batch_size=8", "runtime.stages.train_segmenter.min_workers=1")
-    assert (found.least, found.most) == (1, 4)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], (1, 4)),
+        (["runtime.num_workers=3"], (3, 3)),
+        (["runtime.stages.train_segmenter.max_workers=2"], (2, 2)),
+        (["runtime.stages.train_segmenter={min_workers: 2, max_workers: 3}"], (2, 3)),
+    ],
+)
+def test_a_training_shrinks_unless_its_number_of_workers_is_said(settings, expected):
+    found = asked("train_segmenter", CLOUD, "segmentation.batch_size=8", *settings)
+    assert (found.least, found.most) == expected
 
 
 @pytest.mark.parametrize("nodes", [LAPTOP, SERVER, WORKSTATION, CLOUD, [Node(1000, 8, 0)], [Node(2, 0, GB, 500)]])
@@ -117,6 +126,11 @@ def test_the_defaults_fit_everywhere(nodes):
         (["images.memory_gb=9"], LAPTOP, r"runtime\.stages\.images.* 9\.0 GB; no machine"),
         (["supervise.cpus=3"], LAPTOP, r"runtime\.stages\.supervise.*3 CPUs"),
         (["train_hcp.max_workers=6"], CLOUD, r"train_hcp: asks for 6 workers of 1 CPUs, 1 GPUs; 4 fit"),
+        (
+            ["train_hcp={cpus: 1, min_workers: 1, max_workers: 2}"],
+            LAPTOP,
+            r"train_hcp: 2 workers hold 2 of 2 CPUs, and a task that feeds them needs 1: it would wait for ever",
+        ),
         (["score.min_workers=5", "score.max_workers=9"], CLOUD, r"score: asks for 5 workers"),
         (["score.cpus=2"], LAPTOP, r"1 workers hold 2 of 2 CPUs, and a task that feeds them needs 1: it would wait"),
     ],

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray._private import worker
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.experimental import internal_kv
 
-from benchmarks.faults import Trial, three_nodes
-from tests.runs import photos_of, ran, same_rows
+from benchmarks.faults import ACTORS, STORE_BYTES, Trial, three_nodes
+from tests.runs import copy, photos_of, ran, same_rows
 from wsseg_ray import recipe
+from wsseg_ray.engine.checkpoints import WEIGHTS, restore
+from wsseg_ray.engine.ray_runner import PROGRESS
 from wsseg_ray.engine.training import Saver, resumed
 from wsseg_ray.labelling import LABELS, WORK, label
 from wsseg_ray.storage import RunDirectory
@@ -70,6 +73,44 @@ def test_a_lost_node_costs_no_label(nodes, store, upload, tiny, tmp_path):
     expected = {path.name: path.read_bytes() for path in (tmp_path / "disk").glob("*.png")}
     assert len(expected) == len(new) > 20
     assert {name: out.read_bytes(name) for name in out.names() if name.endswith(".png")} == expected
+
+
+TWO_OR_ONE = [
+    "segmentation.networks=[AN_A]",
+    "segmentation.ablation=false",
+    "segmentation.freeze=all",  # BatchNorm with statistics of its own batch is another function on half of it
+    "segmentation.batch_size=4",
+    "segmentation.epochs=15",
+    "segmentation.learning_rate=0.0001",  # so rounding does not grow
+    "runtime.checkpoint_minutes=0",
+    "runtime.stages.train_segmenter={cpus: 2, min_workers: 1, max_workers: 2}",  # a large machine each,
+]
+
+
+@pytest.mark.long
+def test_a_training_goes_on_with_the_workers_that_are_left(nodes, tiny, tiny_local, tmp_path, monkeypatch):
+    """Two workers on a machine each; one is lost, and none comes: the other ends with the same weights."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # so long it waits for the lost one: else 60
+    settings = [*tiny, *TWO_OR_ONE]
+    runs = {}
+    for engine in ("local", "ray"):
+        (tmp_path / engine).mkdir()
+        runs[engine] = copy(tiny_local[1], tmp_path / engine)
+    alone = ran(recipe.load("demo", [*settings, "runtime.engine=local"]), runs["local"], "train_segmenter")
+    trial = Trial(nodes, runs["ray"], "train_segmenter", settings)
+    large = [nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES) for _ in range(2)]
+    try:
+        trial.start()
+        assert trial.wait_until(lambda: trial.under_way() and len(trial.processes(ACTORS)) == 2), trial.notes
+        nodes.remove_node(large.pop(), allow_graceful=False)
+        assert trial.end() == 0, trial.notes
+    finally:
+        nodes.remove_node(large.pop())
+    run = runs["ray"].now()
+    assert run.read_json("segmenters", PROGRESS)["workers"] == 1
+    found, expected = (restore(one, "segmenters", "AN_A", WEIGHTS) for one in (run, alone))
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def leave(worker) -> None:

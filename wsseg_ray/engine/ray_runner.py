@@ -109,9 +109,13 @@ class RayRunner:
         return resources.needs(job.recipe, stage, cluster(job.recipe), resources.largest_photo(job.run))
 
     def ask_for(self, job: Job, stage: Stage) -> None:
-        """Ask the autoscaler for what a stage needs at least, so that machines come, and stay, before work waits."""
+        """Ask the autoscaler for a stage's machines, so that they come, and stay, before work waits.
+
+        Actors are asked for one by one, as their work grows; a training has all its work at once.
+        """
         wanted = self.needs(job, stage)
-        request_resources(bundles=[*[wanted.bundle()] * wanted.least, {"CPU": FEED_CPUS}])
+        count = wanted.most or 1 if stage.workers(job.recipe) == "trainers" else wanted.least
+        request_resources(bundles=[*[wanted.bundle()] * count, {"CPU": FEED_CPUS}])
 
     def map_shards(self, job: Job, stage: Stage, work: Work[Any], todo: Sequence[str]) -> int:
         done = set(job.run.shards(work.table.folder))
@@ -467,7 +471,7 @@ class _RayWorker:
         self._stage, self._folder, self._told, self._reported = config["stage"], config["folder"], -math.inf, -math.inf
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._progress, self._is_alone = progress_file(self.rank), False
+        self._progress, self._group, self._is_alone = progress_file(self.rank), self.world, False
         self._trace = Trace(self.job, self._stage, *TRACED_STEPS)
 
     def alone(self) -> _RayWorker:
@@ -479,7 +483,7 @@ class _RayWorker:
         self._trace.step()
         if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
-            state = {"seen": seen, "note": note, "busy": busy, "waited": waited}
+            state = {"seen": seen, "note": note, "busy": busy, "waited": waited, "workers": self._group}
             self.job.run.write_json(state, self._folder, self._progress)
 
     def report(self, metrics: dict[str, Any]) -> None:
@@ -558,8 +562,9 @@ class _Watch:
 
     def _state(self) -> dict[str, Any] | None:
         """What worker 0 told, or the sum of what all workers told that train alone."""
-        told = (self._job.run.read_json(self._folder, progress_file(rank)) for rank in range(self._workers))
-        states = [state for state in told if state]
+        told = [self._job.run.read_json(self._folder, progress_file(rank)) for rank in range(self._workers)]
+        group = told[0]["workers"] if told[0] else self._workers  # there may be fewer than when the training began
+        states = [state for state in told[:group] if state]
         if len(states) < 2:
             return states[0] if states else None
         note = f"{states[0]['note']}, and {len(states) - 1} more at the same time"

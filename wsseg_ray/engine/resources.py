@@ -113,6 +113,9 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node], pixels: int = 0) 
     CPU that computes on all of them; on larger ones actors of 4 CPUs on half the cluster, one trainer on half a node.
     An actor computes on as many photos at once as it has threads.
 
+    A training whose number of workers was chosen here begins with those that there is room for, and goes on with fewer
+    or more when machines go or come. Where the recipe says a number, it waits for that many.
+
     Where photos are large, memory is BYTES_PER_PIXEL of the largest one, at most half of a machine's: so a machine gets
     as many workers at once as it has room for.
 
@@ -130,9 +133,10 @@ def needs(recipe: Recipe, stage: Stage, nodes: Sequence[Node], pixels: int = 0) 
     gpus = section.gpus if section.gpus is not None else float(use_gpu(recipe, nodes))
     cpus = section.cpus or (1 if gpus else _cpus(largest, trains))
     suiting = _gpu_workers(recipe, stage, nodes, gpus) if gpus else 1 if trains else _cpu_actors(nodes, cpus)
-    most = section.max_workers or recipe.runtime.num_workers or max(1, suiting)
+    wished = section.max_workers or recipe.runtime.num_workers
+    most = wished or max(1, suiting)
     most = min(most, HANDS) if trains else most  # a trainer more would have no photo
-    least = section.min_workers or (most if trains else 1)
+    least = section.min_workers or (wished if trains else None) or 1
     threads = int(largest.cpus / most) if largest.cpus < SMALL_NODE else int(cpus)
     threads = threads if trains or not gpus else 1  # a GPU takes several photos in one batch
     return Needs(cpus, gpus, memory, min(least, most), max(least, most), max(1, threads))
@@ -219,10 +223,12 @@ def check(recipe: Recipe, stages: Sequence[Stage], nodes: Sequence[Node]) -> Non
         if fitting < wanted.least:
             raise RecipeError(f"{name}: asks for {wanted.least} workers of {shape}; {fitting} fit: {most}")
         cpus = sum(node.cpus * node.count for node in nodes)
-        held = wanted.least * wanted.cpus
+        # As many trainers begin as fit; of actors the fewest, and then more where there is room.
+        begin = min(wanted.most or 1, fitting) if stage.workers(recipe) == "trainers" else wanted.least
+        held = begin * wanted.cpus
         if stage.has_network(recipe) and held + FEED_CPUS > cpus:
             raise RecipeError(
-                f"{name}: {wanted.least} workers hold {held:g} of {cpus:g} CPUs, and a task that feeds them needs "
+                f"{name}: {begin} workers hold {held:g} of {cpus:g} CPUs, and a task that feeds them needs "
                 f"{FEED_CPUS}: it would wait for ever; ask for fewer cpus, or fewer workers"
             )
 
