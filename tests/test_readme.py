@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -14,9 +16,17 @@ def test_every_figure_of_readme_is_in_the_results():
     assert len(figures) >= 4 and [one for one in figures if one not in results] == []
 
 
+def test_every_number_of_photos_in_readme_is_in_the_results():
+    """Other whole numbers, such as the pixels of a photo, are no figures."""
+    counts = re.compile(r"([\d,]+) (?:photos|true masks)|all ([\d,]+)")
+    found = {one or other for one, other in counts.findall((ROOT / "README.md").read_text())}
+    results = (ROOT / "RESULTS.md").read_text()
+    assert len(found) >= 4 and [one for one in found if not re.search(rf"\b{one}\b", results)] == []
+
+
 def test_readme_is_short_and_results_are_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
-    assert len((ROOT / "RESULTS.md").read_text().splitlines()) < 75
+    assert len((ROOT / "RESULTS.md").read_text().splitlines()) < 85
 
 
 def test_every_picture_and_page_that_readme_and_results_name_is_there():
@@ -47,3 +57,9 @@ def test_every_file_of_the_project_that_a_page_names_is_there():
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for file in named.findall(page.read_text()):
             assert (ROOT / file).exists(), f"{page.relative_to(ROOT)}: {file}"
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper_that_readme_names():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert f'version = "{citation["version"]}"' in (ROOT / "pyproject.toml").read_text()
+    assert citation["preferred-citation"]["title"] in (ROOT / "README.md").read_text()
