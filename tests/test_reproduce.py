@@ -93,7 +93,7 @@ def test_a_claim_is_run_again(tiny, tmp_path, monkeypatch, capsys, low, code, sa
         "date": "2026-11-27",
         "commit": "none",
         "tolerance": 100,
-        "figures": {"SN_B + CRF": [low]},
+        "figures": {"SN_B": [low], "SN_B + CRF": [low]},
     }
     monkeypatch.setattr(reproduce, "_file", lambda: {"data": {}, "claims": {"tiny": claim}})
     with pytest.raises(SystemExit) as ended:

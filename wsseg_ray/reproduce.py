@@ -21,6 +21,7 @@ from wsseg_ray.errors import DatasetError, RecipeError
 from wsseg_ray.storage import RunDirectory
 
 SPLITS = ("train_aug", "val")
+CRF = " + CRF"  # behind a network's name: its figure after the CRF
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
         found |= {f"own labels, {round_}, {name}": value for name, value in labels.items()}
     for name, network in metrics["networks"].items():
         found[name] = network["val"]["miou"]
-        found[f"{name} + CRF"] = network["val"]["miou_crf"]
+        found[name + CRF] = network["val"]["miou_crf"]
     return found
 
 
@@ -164,17 +165,28 @@ def chosen(voc: Path, count: int) -> list[str]:
 
 
 def table() -> list[str]:
-    """The claims as the rows of a Markdown table, with a row per figure."""
-    heads = ["date", "commit", "photos", "backbone", "network", "seeds", "val mIoU %", "minutes", "`wsseg reproduce`"]
+    """The claims as the rows of a Markdown table, with a row per network."""
+    heads = ["date", "commit", "photos", "backbone", "network", "seeds", "val mIoU %", "with CRF", "minutes"]
+    heads.append("`wsseg reproduce`")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for claim in claims().values():
-        for name, figure in claim.figures.items():
-            spread = f" ({figure.low:.1f} to {figure.high:.1f})" if len(claim.seeds) > 1 else ""
-            seeds = ", ".join(map(str, claim.seeds))
+        seeds = ", ".join(map(str, claim.seeds))
+        for name in dict.fromkeys(figure.removesuffix(CRF) for figure in claim.figures):
             cells = [claim.date, claim.commit, claim.about, claim.backbone, name, seeds]
-            cells += [f"**{figure.value:.1f}**{spread}", f"{claim.minutes:g}", f"`{claim.name}`"]
+            cells += [_shown(claim.figures[name], claim.seeds), _shown(claim.figures[name + CRF], claim.seeds, "**")]
+            cells += [f"{claim.minutes:g}", f"`{claim.name}`"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _shown(figure: Published, seeds: list[int], mark: str = "") -> str:
+    """A figure's mean, and the lowest and highest of its seeds.
+
+    Arguments:
+        mark: Markdown around the mean.
+    """
+    spread = f" ({figure.low:.1f} to {figure.high:.1f})" if len(seeds) > 1 else ""
+    return f"{mark}{figure.value:.1f}{mark}{spread}"
 
 
 def _file() -> dict[str, Any]:
