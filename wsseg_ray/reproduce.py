@@ -166,15 +166,15 @@ def chosen(voc: Path, count: int) -> list[str]:
 
 def table() -> list[str]:
     """The claims as the rows of a Markdown table, with a row per network."""
-    heads = ["date", "commit", "photos", "backbone", "network", "seeds", "val mIoU %", "with CRF", "minutes"]
-    heads.append("`wsseg reproduce`")
+    heads = ["photos", "network", "val mIoU %", "with CRF", "seeds", "minutes", "`wsseg reproduce`", "backbone", "date"]
+    heads.append("commit")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for claim in claims().values():
         seeds = ", ".join(map(str, claim.seeds))
         for name in dict.fromkeys(figure.removesuffix(CRF) for figure in claim.figures):
-            cells = [claim.date, claim.commit, claim.about, claim.backbone, name, seeds]
-            cells += [_shown(claim.figures[name], claim.seeds), _shown(claim.figures[name + CRF], claim.seeds, "**")]
-            cells += [f"{claim.minutes:g}", f"`{claim.name}`"]
+            cells = [claim.about, name, _shown(claim.figures[name], claim.seeds)]
+            cells += [_shown(claim.figures[name + CRF], claim.seeds, "**"), seeds, f"{claim.minutes:g}"]
+            cells += [f"`{claim.name}`", claim.backbone, claim.date, claim.commit]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -185,7 +185,7 @@ def _shown(figure: Published, seeds: list[int], mark: str = "") -> str:
     Arguments:
         mark: Markdown around the mean.
     """
-    spread = f" ({figure.low:.1f} to {figure.high:.1f})" if len(seeds) > 1 else ""
+    spread = f" ({figure.low:.1f}\u2013{figure.high:.1f})" if len(seeds) > 1 else ""
     return f"{mark}{figure.value:.1f}{mark}{spread}"
 
 
