@@ -369,6 +369,11 @@ def test_what_is_kept_is_told(keep, told):
     assert ("only a part is kept" in page(metrics={"supervision": {"keep": keep}}, strips=[])) is told
 
 
+@pytest.mark.parametrize(("reading", "told"), [("votes", "kept regions vote"), ("mean_score", "the map named “votes”")])
+def test_how_a_map_came_about_is_told(reading, told):
+    assert told in page(metrics={"supervision": {"reading": reading}})
+
+
 def test_rivals_are_explained_where_there_are_any():
     with_rivals = page(metrics=networks_with(SN_B=10, CCNN=10, MIL_FCN=10), strips=[])
     assert "CCNN, MIL_FCN learned from the names alone" in with_rivals

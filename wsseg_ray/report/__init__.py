@@ -94,6 +94,7 @@ def render(
         ),
         networks=_networks(metrics, classes),
         refined=_at(metrics, "supervision", "keep") != "none",
+        votes=_at(metrics, "supervision", "reading") in (None, "votes"),
         refinement=_refinement(metrics),
         rivals=_rivals(metrics, classes),
         supervision=_supervision(metrics, classes),
