@@ -369,7 +369,7 @@ def test_what_is_kept_is_told(keep, told):
     assert ("only a part is kept" in page(metrics={"supervision": {"keep": keep}}, strips=[])) is told
 
 
-@pytest.mark.parametrize(("reading", "told"), [("votes", "kept regions vote"), ("mean_score", "the map named “votes”")])
+@pytest.mark.parametrize(("reading", "told"), [("votes", "kept regions vote"), ("mean_score", "map named “votes”")])
 def test_how_a_map_came_about_is_told(reading, told):
     assert told in page(metrics={"supervision": {"reading": reading}})
 
