@@ -58,7 +58,7 @@ def test_every_key_belongs_to_one_stage(name):
 
 def test_who_owns_what():
     demo, rounds, regions = (owners(RECIPES[name]) for name in ("demo", "cam in rounds", "region rounds"))
-    assert demo["seed"] == "proposals", "the first stage that draws"
+    assert demo["seed"] == "train_hcp", "the first stage that draws"
     assert demo["hcp.hypotheses"] == "proposals" and demo["hcp.loss"] == "train_hcp"
     assert (demo["hcp.threshold"], regions["hcp.threshold"]) == ("score", "train_hcp"), "regions learn from candidates"
     assert demo["refinement.pca_dims"] == "score" and demo["refinement.keep"] == "refine"

@@ -102,7 +102,6 @@ def _propose(job: Job, row: PhotoRow) -> ProposalRow:
         hcp.hypotheses,
         hcp.min_area,
         hcp.max_aspect,
-        job.recipe.seed,
         clustered=hcp.clustered_boxes,
     )
     is_mask = np.zeros(len(regions), np.uint8)
@@ -201,7 +200,6 @@ STAGE = Stage(
     reads=("images",),
     writes=PROPOSALS.folder,
     settings=lambda recipe: [
-        "seed",
         "proposals",
         "hcp.hypotheses",
         "hcp.clustered_boxes",

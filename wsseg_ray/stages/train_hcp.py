@@ -364,7 +364,11 @@ STAGE = Stage(
     reads=("images", "proposals", "features"),
     writes=FOLDER,
     run=_run,
-    settings=lambda recipe: ["hcp", *(["hcp.threshold", "hcp.min_candidates"] if recipe.hcp.region_rounds else [])],
+    settings=lambda recipe: [
+        "seed",
+        "hcp",
+        *(["hcp.threshold", "hcp.min_candidates"] if recipe.hcp.region_rounds else []),
+    ],
     workers=lambda recipe: "trainers",
     batch_size=lambda recipe: recipe.hcp.batch_size,
     check=_check,
