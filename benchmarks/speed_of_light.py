@@ -2,7 +2,7 @@
 
     python benchmarks/speed_of_light.py RUN [--shards 4] [--launch 5]
 
-`RUN` is a run directory that is done, and was made on this machine while it did nothing else. Two tables:
+`RUN` is a run directory that is done, and was made on this machine while it did nothing else. Prints:
 
 1. The floor of a stage: the rows of some shards are read, go through each of its steps, and are written, on one core,
    without Ray, notes or anything else. That, divided by the cores of this machine, is what a photo must take. The

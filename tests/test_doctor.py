@@ -41,7 +41,7 @@ def test_what_is_missing_is_said_all_at_once(tiny, tmp_path):
     bad = {name for name, own in found.items() if not all(finding.good for finding in own)}
     assert bad == {"data", "weights", "refinement"}
     texts = [finding.text for own in found.values() for finding in own if not finding.good]
-    for word in (f"{tmp_path}/none", "none.pth", "gone.pth", "use faiss"):
+    for word in (f"{tmp_path}/none", "none.pth", "gone.pth", "use engine 'faiss'"):
         assert any(word in text for text in texts), word
 
 
@@ -91,6 +91,9 @@ def test_classes_with_few_photos_and_photos_in_both_splits_are_told(tmp_path):
     (tmp_path / "labels.csv").write_text("file,labels,split\na.jpg,cat,train\nb.jpg,cat,val\nc.jpg,cat,val\n")
     found = examined("dataset.layout=folder", f"dataset.root={tmp_path}", "dataset.train_split=train")
     ((classes,), (alike,)) = found["classes"], found["alike"]
-    assert not classes.good and "cat 1, dog 0; under 20 are hardly learned: add photos of cat" in classes.text
+    assert (
+        not classes.good
+        and "cat 1, dog 0; a class with under 20 photos is hardly learned: add photos of cat" in classes.text
+    )
     assert "no training photo at all: dog" in classes.text
     assert not alike.good and alike.text.startswith("1 val photos look like a training photo, first b and a:")

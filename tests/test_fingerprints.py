@@ -69,7 +69,7 @@ def test_who_owns_what():
 
 def test_two_stages_with_the_same_claim_are_refused():
     stages = pipeline.stages_of(RECIPES["demo"])
-    with pytest.raises(RecipeError, match=r"the stages refine and mine both depend on refinement first"):
+    with pytest.raises(RecipeError, match=r"the stages refine and mine both name refinement in their settings"):
         pipeline.owned(RECIPES["demo"], [*stages, Stage("mine", (), "mine", settings=lambda recipe: ["refinement"])])
 
 

@@ -91,7 +91,7 @@ def run(
     """
     if isinstance(recipe, Recipe):
         if settings:
-            raise ValueError("settings change a recipe that is read; of a Recipe, make another one")
+            raise ValueError("settings change a recipe given by name or file, not a Recipe object")
         found, name = recipe, "recipe"
     else:
         found, name = load_recipe(str(recipe), list(settings)), run_name(str(recipe))

@@ -43,7 +43,7 @@ Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="sto
 def options(
     no_plugins: Annotated[
         bool,
-        typer.Option("--no-plugins", help="refuse recipes and runs that import code of their own: for those of others"),
+        typer.Option("--no-plugins", help="refuse any code that comes with a recipe or run, such as somebody else's"),
     ] = False,
 ) -> None:
     """From photos with image-level labels to a network that labels every pixel."""
@@ -131,7 +131,7 @@ def reproduce(
     ] = None,
     root: Annotated[str | None, typer.Option(help="the folder of the claim's data")] = None,
     run_dir: Annotated[str | None, typer.Option(help="a folder; default runs/reproduce/NAME")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="of the claim, one or more; default: all")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="a seed; repeat for several; default: all")] = None,
 ) -> None:
     """Run a published result again, and say whether it agrees."""
     from wsseg_ray import reproduce as again
@@ -154,8 +154,8 @@ def reproduce(
 def plan(
     recipe: RecipeName,
     photos: Annotated[float, typer.Option(min=1, help="training photos, as 1e6")],
-    cpus: Annotated[float, typer.Option(min=1, help="of the cluster")],
-    gpus: Annotated[float, typer.Option(min=0, help="of the cluster")] = 0,
+    cpus: Annotated[float, typer.Option(min=1, help="CPUs of the cluster")],
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of the cluster")] = 0,
     val: Annotated[float | None, typer.Option(min=0, help="val photos; default: all of the data set")] = None,
     sample: Annotated[int, typer.Option(min=64, help="photos per split to measure with")] = 256,
     overrides: Overrides = None,

@@ -71,7 +71,7 @@ def _classes(listing: Listing) -> Finding:
     text = f"training photos per class: {', '.join(f'{name} {count}' for name, count in counts.items())}"
     few = [name for name, count in counts.items() if 0 < count < FEW]
     if few:
-        text += f"; under {FEW} are hardly learned: add photos of {', '.join(few)}"
+        text += f"; a class with under {FEW} photos is hardly learned: add photos of {', '.join(few)}"
     none = [name for name, count in counts.items() if not count]
     if none:
         text += f"; no training photo at all: {', '.join(none)}; leave them out by dataset.classes, or add photos"

@@ -147,7 +147,7 @@ def _photos(photos: str, output: Output) -> list[Photo]:
     for file in files:
         if file.stem in stems:
             target = f"{file.stem}{output.suffix or '.png'}"
-            raise DatasetError(f"{place}: more than one photo is called {file.stem}, whose labels would be {target}")
+            raise DatasetError(f"{place}: more than one photo is called {file.stem}; all would get the file {target}")
         stems[file.stem] = file
     return [Photo(stem, file.uri, (), "val", error=id_problem(stem)) for stem, file in stems.items()]
 

@@ -75,7 +75,7 @@ def _refuse_other(run: RunDirectory, wait: Callable[[float], None]) -> None:
     if is_here and _process(found["pid"]) != {key: found[key] for key in ("pid", "started")}:
         return
     if not is_here:
-        say(f"{shown(run.root)} may be in use by {_name(found)}: looking for {PATIENCE:.0f} s whether it is")
+        say(f"{shown(run.root)} may be in use by {_name(found)}: watching for {PATIENCE:.0f} s to find out")
         wait(PATIENCE)
         later = run.read_json(LEASE)
         if later is None or later == found:

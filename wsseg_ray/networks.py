@@ -151,8 +151,8 @@ def export(run: str, name: str, form: str, out: Path, size: tuple[int, int] | No
         return
     if size is None and not network.centred:
         raise RecipeError(
-            f"--format {form}: the backbone '{recipe.segmentation.backbone}' resizes photos to whole cells, which "
-            "a program for photos of any size cannot hold; say a size, as --size 300x400 (height x width)"
+            f"--format {form}: with the backbone '{recipe.segmentation.backbone}' a program takes photos of one size "
+            "only; give the size, such as --size 300x400 (height x width)"
         )
     program(network, form, out, size, classes)
 

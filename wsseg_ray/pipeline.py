@@ -161,7 +161,7 @@ def owned(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     for stage in stages:
         for claim in stage.settings(recipe):
             if claim in claims:
-                raise RecipeError(f"the stages {claims[claim]} and {stage.name} both depend on {claim} first")
+                raise RecipeError(f"the stages {claims[claim]} and {stage.name} both name {claim} in their settings")
             claims[claim] = stage.name
     found: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
     for key, value in leaves(recipe):

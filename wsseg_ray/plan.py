@@ -234,7 +234,7 @@ def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
         )
     found = []
     if there.gpus and not here.gpus:
-        found.append("no GPU was measured: stages with a network are planned on CPUs; plan again on a machine with one")
+        found.append("no GPU was measured, so networks are planned on CPUs; plan again on a machine with a GPU")
     return found + [caution for stage in pipeline.stages_of(recipe) for caution in stage.cautions(recipe)]
 
 

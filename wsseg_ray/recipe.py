@@ -138,7 +138,7 @@ class ProposalsSection(Section):
     count: int = Field(2000, ge=1)  # per photo, at most; Sec. 3.1: "about 2,000 proposals per image"
     # For generate: the backbone that finds boundaries; null: contours of colour and texture alone
     backbone: Annotated[BoundaryBackbone | None, OrAuto()] = None
-    # Of the backbone, trained on ImageNet: a file, or a name that it has; auto: the first of these
+    # Weights of this backbone, trained on ImageNet: a file, or one of the names that it has; auto: the first name
     weights: str = "auto"
     # Masks of SAM as further proposals: what the names of its two ONNX files begin with, such as weights/mobile_sam for
     # weights/mobile_sam_encoder.onnx and weights/mobile_sam_decoder.onnx. SAM has learned from outlines. null: none
@@ -148,7 +148,7 @@ class ProposalsSection(Section):
     @model_validator(mode="after")
     def _weights_of_a_backbone(self) -> ProposalsSection:
         if self.backbone is None and self.weights != AUTO:
-            raise ValueError(f"weights {self.weights} of which backbone? Give proposals.backbone too, such as vgg16")
+            raise ValueError(f"weights {self.weights} need a backbone: give proposals.backbone too, such as vgg16")
         return self
 
 
@@ -176,7 +176,7 @@ class HcpSection(Section):
     # (docs/results/accuracy.md). So its input is multiplied by this. 1: off
     random_fc6_scale: float = Field(0.1, gt=0)
     freeze: Literal["none", "all"] | NonNegativeInt = (
-        "none"  # how many conv layers are not trained, counted from the photo
+        "none"  # none, all, or how many conv layers are frozen, counted from the photo
     )
     # Epochs of the first phase, in which the whole photo is the one hypothesis. Sec. 4.2: about 30 epochs in both
     # phases; auto: fewer for more photos
@@ -223,8 +223,8 @@ class RefinementSection(Section):
     fraction: float = Field(0.5, gt=0, le=1)  # the share of candidates that is kept. Sec. 3.2: "the top half"
     pca_energy: float = Field(0.98, gt=0, le=1)  # the share of the features' variance that PCA keeps. Sec. 3.2
     pca_dims: int = Field(512, ge=1)  # dimensions after PCA, at most. Sec. 3.2: "from 4,096 to 512"
-    # Photos in the sample on which PCA is fitted, evenly spread over the training photos. The sample keeps its memory
-    # from growing with the data set: 64 x 64 are 4,096 features, eight for each of 512 dimensions
+    # Photos in the sample on which PCA is fitted, evenly spread over the training photos. Without a sample, PCA would
+    # need more memory for more photos. 64 x 64 are 4,096 features, eight for each of 512 dimensions
     pca_photos: int = Field(64, ge=1)
     pca_candidates: int = Field(64, ge=1)  # candidates per photo of PCA's sample, at most
 
@@ -284,7 +284,7 @@ class SegmentationSection(Section):
     decay_every: int = Field(5, ge=1)  # the learning rates are divided by 10 after this many epochs. Sec. 4.2: 5
     momentum: float = Field(0.9, ge=0, lt=1)  # of gradient descent. Sec. 4.2
     weight_decay: float = Field(5e-4, ge=0)  # of all weights but biases (DeepLab [7]). Sec. 4.2
-    # A class's share of the pixels to the power of -balance is its weight in the loss of masks; 0: the paper's
+    # The weight of a class in the loss of masks is its share of the pixels, to the power of -balance. The paper: 0
     balance: float = Field(0.0, ge=0, le=1)
     # More trainings of each network, on its own labels of the training photos; auto: one for few photos, none for many
     rounds: Annotated[int, Field(ge=0), OrAuto()] = 0
@@ -322,7 +322,7 @@ class StageSection(Section):
     cpus: float | None = Field(None, gt=0)  # per task; in a stage with actors or trainers, per actor or trainer
     memory_gb: float | None = Field(None, gt=0)  # per task, actor or trainer; Ray does not enforce it
     max_workers: int | None = Field(None, ge=1)  # tasks, actors or trainers at once
-    batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard (4 to 1,024)
+    batch_size: int | None = Field(None, ge=1)  # photos per task, at most; never less than one shard
     gpus: float | None = Field(None, ge=0)  # per trainer or actor; 0.5: two share one
     min_workers: int | None = Field(None, ge=1)  # fewest to run with; null: 1, or as many trainers as are asked for
 
@@ -406,7 +406,7 @@ def _folder_of(photos: str) -> str | None:
     if _holds_photos(path.name) and path.is_file():
         return str(path.resolve().parent)
     if _holds_photos(path.name) or path.suffix in (".csv", ".jsonl"):  # other JSON may be a recipe: it is YAML
-        raise RecipeError(f"{path}: there must be such a file, and its name must be one of {', '.join(LABEL_FILES)}")
+        raise RecipeError(f"{path}: the file must exist, and its name must be one of {', '.join(LABEL_FILES)}")
     return None
 
 

@@ -72,7 +72,7 @@ def test_paths_and_uris(tmp_path):
     assert photos["sub__a"].uri == f"{tmp_path}/sub/a.jpg" and photos["sub__a"].labels == (1,)
     assert photos["x__b"].uri == "https://host/x/b.jpg?size=1" and not photos["x__b"].error
     assert "none.jpg is missing" in photos["none"].error
-    assert "ftp://h/c.jpg cannot be read: there are s3://" in photos["c"].error
+    assert "ftp://h/c.jpg cannot be read: its address must begin with one of s3://" in photos["c"].error
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_what_is_said_of_weights():
     assert found("auto", []).text == found("packaged", []).text == "HCP: packaged (25 MB)"
     conv_alone = found("w.pth", ["head.fc6.weight", "head.fc6.bias", "head.fc7.weight", "head.fc8.weight"])
     assert conv_alone.text == "HCP: w.pth; fc6, fc7, fc8 start at random"
-    assert conv_alone.note == "w.pth holds the conv layers alone: of HCP fc6, fc7, fc8 start at random"
+    assert conv_alone.note == "w.pth holds only the conv layers: in HCP, fc6, fc7, fc8 start at random"
     last = found("w.pth", ["head.fc8.weight"])
     assert last.text == "HCP: w.pth; fc8 start at random" and last.good and last.problem is None and not last.note
 

@@ -218,4 +218,4 @@ def test_moments_of_a_metric_that_does_not_factor_are_refused():
     wrong = recipe.load("demo", ["refinement={engine: moments, metric: nearest}"])
     (finding,) = refine.STAGE.check(wrong, Listing([], [], []))
     assert not finding.good and isinstance(finding.problem, recipe.RecipeError)
-    assert "metric 'nearest' does not factor" in finding.text and "use faiss" in finding.text
+    assert "cannot compute the metric 'nearest'" in finding.text and "use engine 'faiss'" in finding.text

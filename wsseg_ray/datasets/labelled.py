@@ -197,7 +197,7 @@ def _problem(row: Row, path: PurePosixPath, splits: dict[str, str]) -> str:
     if splits and not row.split:
         return f"{row.file} has no split, but other rows have one"
     if is_uri(row.file) and not row.file.startswith(READABLE):
-        return f"{shown(row.file)} cannot be read: there are {', '.join(READABLE)}"
+        return f"{shown(row.file)} cannot be read: its address must begin with one of {', '.join(READABLE)}"
     if not (row.uri or is_web(row.file)) and path.suffix.lower() not in PHOTO_SUFFIXES:
         return f"{row.file} is not a photo: its name must end in {', '.join(PHOTO_SUFFIXES)}"
     return ""

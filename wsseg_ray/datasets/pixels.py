@@ -106,8 +106,8 @@ def _refuse_meaningless(mask: Image.Image, values: np.ndarray) -> None:
     meant = [known.get(tuple(colours[value].tolist())) if value < len(colours) else None for value in used.tolist()]
     if None not in meant and meant != used.tolist():
         raise PixelError(
-            "the mask has VOC's colours under other numbers than VOC's: a program has sorted its palette anew, and its "
-            "classes are swapped; save it with the palette that it had"
+            "the mask has VOC's colours under other numbers than VOC's: a program has reordered its colours, so its "
+            "classes are swapped; save the mask with its old palette"
         )
 
 

@@ -72,7 +72,7 @@ def weights_finding(
     if not layers:
         return Finding("weights", True, text)
     random = f"{', '.join(layers)} start at random"
-    note = f"{shown(weights)} holds the conv layers alone: of {name} {random}" if "fc6" in layers and has_fc else ""
+    note = f"{shown(weights)} holds only the conv layers: in {name}, {random}" if "fc6" in layers and has_fc else ""
     return Finding("weights", True, f"{text}; {random}", note=note)
 
 

@@ -59,7 +59,7 @@ COUNTERS = {
     "failed": ("wsseg_failed_rows", "Photos that a stage could not process"),
     "task": ("wsseg_task_seconds", "Seconds that tasks worked: reading, decoding, kernels of the CPU, writing"),
     "busy": ("wsseg_busy_seconds", "Seconds that actors or trainers worked, by the clock; not how busy a GPU was"),
-    "waited": ("wsseg_queue_wait_seconds", "Seconds that what actors work on lay ready; of trainers: that they waited"),
+    "waited": ("wsseg_queue_wait_seconds", "Seconds that shards waited for actors, or that trainers waited for photos"),
 }
 GAUGES = {
     "seconds": ("wsseg_stage_seconds", "Seconds since the stage began"),
@@ -212,7 +212,7 @@ def cluster(recipe: Recipe) -> list[Node]:
     nodes = [node for node in nodes if node.cpus and node.count]
     if not nodes:
         raise RecipeError(
-            "no machine of this cluster has a CPU for work; where machines come when they are asked for, say which: "
+            "no machine of this cluster has a CPU for work; if the cluster can add machines, say which it can add: "
             "--set 'runtime.cluster=[{cpus: 16, count: 8}, {cpus: 8, gpus: 1, count: 4}]'"
         )
     return nodes

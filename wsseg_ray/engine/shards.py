@@ -90,8 +90,8 @@ def _given_up(stage: str, row: Row, tries: dict[str, Any]) -> Row:
     if tries["starved"].get(row.image_id, 0) >= MAX_STARVED:
         return Row(
             row.image_id,
-            f"{stage} had too little memory each time it worked on this photo alone: set dataset.max_side, or give it "
-            f"room by runtime.stages.{stage}.memory_gb",
+            f"{stage} had too little memory each time it worked on this photo alone: set dataset.max_side, or give the "
+            f"stage more memory by runtime.stages.{stage}.memory_gb",
         )
     return row
 

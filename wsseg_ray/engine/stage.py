@@ -304,7 +304,7 @@ class Worker(Protocol):
 
 
 def as_seen_by(stage: Stage, job: Job, stages: Sequence[Stage]) -> Job:
-    """The job as a stage sees it: the tables are replaced that stages of the user's own before it replace."""
+    """The job as a stage sees it: with the tables that earlier stages of the user's own put in place of others."""
     return with_replacements(job, stages[: [one.name for one in stages].index(stage.name)])
 
 

@@ -70,7 +70,7 @@ def freeze_problem(backbone: str, freeze: str | int) -> str:
         return ""
     layers = BACKBONES.get(backbone).conv_layers
     if layers is None:
-        return f"of the backbone '{backbone}' none or all layers are frozen, not {freeze}"
+        return f"the backbone '{backbone}' can freeze all layers or none, not {freeze}"
     return f"the backbone '{backbone}' has {layers} conv layers, not {freeze}" if freeze > layers else ""
 
 
@@ -97,6 +97,6 @@ def cautions(section: str, freeze: str | int) -> list[str]:
     if freeze != "all":
         return []
     return [
-        f"{section}.freeze=all keeps the features of photos in 1 to 2 GB of a worker's memory: "
-        "of more photos than fit they are computed in every epoch, which takes longer than planned"
+        f"{section}.freeze=all keeps the features of photos in 1 to 2 GB of a worker's memory; "
+        "features that do not fit are computed in every epoch, which takes longer than planned"
     ]

@@ -177,9 +177,9 @@ def _agreements(job: Job, network: int) -> dict[tuple[str, str], float]:
 def agreement(labels: np.ndarray, names: np.ndarray) -> float:
     """How far labels of pixels agree with the names of what is in a photo, in percent.
 
-    Each class of the names has as its share the pixels that show it, but at most SHOWN of the photo; each other class
-    has as its error the pixels that show it, in the same way. The agreement is the sum of the shares by the sum of what
-    they could be and of the errors.
+    Each class counts by the share of the photo's pixels that show it, at most SHOWN. For a class among the names this
+    is right, for any other class an error. The agreement is the sum of what is right, divided by the sum of the errors
+    and of the most that could be right, SHOWN for each name.
 
     Arguments:
         labels: (H, W) uint8, 0 background, i + 1 class i.

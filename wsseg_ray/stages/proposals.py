@@ -1,4 +1,4 @@
-"""Stage `proposals`: the candidate regions of every training photo, and the ten that train HCP. CPU tasks.
+"""Stage `proposals`: the candidate regions of every training photo, and the few that train HCP. CPU tasks.
 
 Where networks draw in the photo (a backbone the boundaries, SAM masks), tasks read and decode, actors (one per GPU)
 draw, tasks do the rest.

@@ -166,7 +166,7 @@ def _keep(job: Job, row: DistanceRow) -> RefinedRow:
 def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
     settings = recipe.refinement
     if settings.engine == "moments" and not METRICS.get(settings.metric).factors:
-        text = f"refinement: metric '{settings.metric}' does not factor; engine 'moments' cannot compute it: use faiss"
+        text = f"refinement: engine 'moments' cannot compute the metric '{settings.metric}': use engine 'faiss'"
         return [Finding("refinement", False, text, RecipeError(text))]
     if importlib.util.find_spec("faiss") is None:
         text = 'not installed: pip install "wsseg_ray[cpu]", or [gpu] with CUDA'

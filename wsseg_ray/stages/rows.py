@@ -96,8 +96,8 @@ def file_of(row: HasFile) -> bytes:
     data = read_bytes(row.uri)
     if row.digest and digest(data) != row.digest:
         raise ValueError(
-            f"{row.image_id}: the photo was changed since stage images, whose regions and features are of the photo as "
-            "it was; put it back, or start again in another run directory"
+            f"{row.image_id}: the photo was changed since stage images, but the stored regions and features are of the "
+            "old photo; put the old photo back, or start again in another run directory"
         )
     return data
 

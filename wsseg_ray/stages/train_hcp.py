@@ -230,7 +230,7 @@ class Mined(NamedTuple):
 
 
 class Feed:
-    """Photos as batches. A photo that cannot be read any more is an error: it could be, a stage ago.
+    """Photos as batches. A photo that an earlier stage could read and that cannot be read now is an error.
 
     Where the backbone is frozen, a photo's regions are pooled once in a phase, from stored features or from the photo.
     """
@@ -350,8 +350,8 @@ def _check(recipe: Recipe, listing: Listing) -> list[Finding]:
     problems = backbone_problems("hcp", settings.backbone, settings.weights, settings.freeze)
     if settings.region_rounds and not loss_of(recipe).apart:
         problems.append(
-            f"hcp.region_rounds teaches regions that they are of no class: that needs a loss that judges each class on "
-            f"its own, such as binary_cross_entropy, not {settings.loss}"
+            f"hcp.region_rounds: a region may show no class, so the loss must judge each class by itself; set hcp.loss "
+            f"to a loss such as binary_cross_entropy, not {settings.loss}"
         )
     if problems:
         return [Finding("hcp", False, problem, RecipeError(problem)) for problem in problems]

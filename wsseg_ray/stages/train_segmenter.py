@@ -111,8 +111,8 @@ def members(photos: training.Index, network: Network) -> training.Index:
 
 
 def _loop(names: list[str], round_: int, worker: Worker) -> None:
-    """Train networks. Where there are as many as workers, each worker trains some of them alone: workers that share one
-    network exchange its gradients at every step, and get no other weights for it.
+    """Train networks. Where there are at least as many as workers, each worker trains some of them alone. Workers that
+    share a network would exchange its gradients at every step, and its weights would be the same.
     """
     job = worker.job
     networks = [network_named(job.recipe, name) for name in names]
