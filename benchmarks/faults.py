@@ -11,7 +11,7 @@ CPUs and two nodes of one CPU each, once for every fault, which strikes when the
     driver         kill -9 of the driver, and the same command again; `driver twice`: killed in the second run too
     object store   two thirds of each node's object store are taken by others
     slow node      every process of one node stands still for five seconds
-    full disk      the run's disk is full, the run stops with a word; room is made, and the same command again
+    full disk      the run's disk is full, the run stops with a message; room is made, and the same command again
     storage        the run is on an object store, which is out of reach for five seconds
 
 Prints a line a trial: rows, rows lost, twice or unlike (trainings: whether the weights are equal bit for bit), seconds

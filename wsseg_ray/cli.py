@@ -116,7 +116,7 @@ def download(
     dataset: Annotated[str, typer.Argument(help="voc2012")],
     root: Annotated[Path, typer.Option(help="the folder for VOCdevkit")] = Path("data"),
 ) -> None:
-    """Download a data set: voc2012 is VOC 2012 and SBD, about 3.5 GB."""
+    """Download a data set: voc2012 is VOC 2012 and SBD, about 3.4 GB."""
     from wsseg_ray.datasets.download import voc2012
 
     if dataset != "voc2012":
