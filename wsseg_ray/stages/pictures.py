@@ -35,7 +35,7 @@ def some_shards(job: Job, table: Table[Any], split: str) -> list[str]:
 
 
 def files_of(job: Job, image: ImageRow) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """The photo (H, W, 3) and its true mask (H, W), if it has one; None, with a message, where they cannot be read now."""
+    """The photo (H, W, 3) and its true mask (H, W), if it has one; None, with a message, where unreadable now."""
     try:
         return photo_of(job, image), truth_of(job, image) if image.mask_uri else None
     except (OSError, ValueError) as error:
