@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsseg_ray import pipeline, recipe
+from wsseg_ray import pipeline, plan, recipe
 from wsseg_ray.errors import RecipeError
 from wsseg_ray.plan import (
     Cost,
@@ -23,6 +23,7 @@ from wsseg_ray.plan import (
     table,
     workers,
 )
+from wsseg_ray.storage import RunDirectory
 from wsseg_ray.tables import shard_size
 
 HERE = Machines(2, 0)
@@ -130,9 +131,19 @@ def test_what_was_not_measured_is_said():
     assert "computed in every epoch" in cautions(frozen, HERE, HERE)[0]
 
 
-def test_a_gpu_is_not_taken_for_a_cpu():
+def test_a_gpu_is_not_taken_for_a_cpu(tiny, monkeypatch):
+    """It is said after the first of the three runs."""
+    sizes = []
+
+    def run(limited, place, until=None):
+        sizes.append(limited.dataset.limit)
+        RunDirectory.at(place).write_json({"cluster": {"CPU": 8, "GPU": 1}}, "status.json")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(plan, "_entry", lambda run, stage: None)
     with pytest.raises(RecipeError, match=r"measured on a GPU, and the cluster has none.*runtime\.use_gpu=false"):
-        cautions(DEMO, Machines(8, 1), Machines(64, 0))
+        measure(recipe.load("demo", tiny), 12, Machines(64, 0))
+    assert sizes == [0]
 
 
 def test_a_stage_without_photos_costs_nothing():
@@ -145,7 +156,7 @@ def test_a_training_of_no_epoch_costs_what_it_takes_to_begin():
 
 def test_a_sample_larger_than_the_data_set(tiny):
     with pytest.raises(RecipeError, match="--sample 64: the data set has 12 training photos"):
-        measure(recipe.load("demo", tiny), 64)
+        measure(recipe.load("demo", tiny), 64, HERE)
 
 
 @pytest.mark.run
@@ -159,7 +170,7 @@ def test_three_runs_are_measured_and_deleted(tiny, monkeypatch):
         return real(limited.model_copy(update={"dataset": loaded.dataset}), place, until)  # one photo is too few
 
     monkeypatch.setattr(pipeline, "run", run)
-    costs, here, val = measure(loaded, 12)
+    costs, here, val = measure(loaded, 12, HERE)
     assert [limit for limit, _ in places] == [0, 3, 12] and not any(Path(place).exists() for _, place in places)
     assert list(costs) == [stage.name for stage in pipeline.stages_of(loaded)] and val == 12
     assert here.cpus >= 1 and all(cost.work > 0 and cost.bytes > 0 for cost in costs.values())

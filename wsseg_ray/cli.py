@@ -167,7 +167,7 @@ def plan(
     from wsseg_ray.recipe import load
 
     (loaded, _), there = settle(load(recipe, overrides)), planning.Machines(cpus, gpus)
-    costs, here, known = planning.measure(loaded, sample)
+    costs, here, known = planning.measure(loaded, sample, there)
     count = {"train": int(photos), "val": known if val is None else int(val)}
     usable = there if here.gpus else there._replace(gpus=0)
     found, cautions = planning.estimate(loaded, costs, count, usable), planning.cautions(loaded, here, there)

@@ -88,11 +88,12 @@ class Measured(NamedTuple):
     pixels: int = 0
 
 
-def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int]:
+def measure(recipe: Recipe, sample: int, there: Machines | None = None) -> tuple[dict[str, Cost], Machines, int]:
     """Run a recipe on `sample` photos per split, a quarter and a sixteenth of them, in a temporary folder.
 
     Returns the cost of every stage, the machines that it was measured on, and the total number of val photos.
-    Raises RecipeError where the data set has too few photos.
+    Raises RecipeError where the data set has too few photos; after the smallest run, where it ran on a GPU and the
+    planned machines `there` have none: a CPU would be taken for a GPU. None: they are like those it runs on.
     """
     with tempfile.TemporaryDirectory(prefix="wsseg-plan-") as folder:
         stages = pipeline.stages_of(recipe)
@@ -107,7 +108,12 @@ def measure(recipe: Recipe, sample: int) -> tuple[dict[str, Cost], Machines, int
             run = RunDirectory.at(f"{folder}/{size}").now()
             runs.append({stage.name: _entry(run, stage) for stage in stages})
             cluster = run.read_json("status.json")["cluster"]
-    here = Machines(cluster["CPU"], cluster["GPU"] if recipe.runtime.use_gpu else 0)
+            here = Machines(cluster["CPU"], cluster["GPU"] if recipe.runtime.use_gpu else 0)
+            if there and here.gpus and not there.gpus:
+                raise RecipeError(
+                    "stages with a network are measured on a GPU, and the cluster has none; plan with --gpus, or "
+                    "measure without: --set runtime.use_gpu=false"
+                )
     costs = {}
     for stage in stages:
         own, by_shard = [run[stage.name] for run in runs], stage.workers(recipe) != "trainers"
@@ -223,15 +229,7 @@ def gains(recipe: Recipe, costs: dict[str, Cost], photos: dict[str, int], machin
 
 
 def cautions(recipe: Recipe, here: Machines, there: Machines) -> list[str]:
-    """Limits of the plan, for the user.
-
-    Raises RecipeError where it was measured on a GPU and the cluster has none: a CPU would be taken for a GPU.
-    """
-    if here.gpus and not there.gpus:
-        raise RecipeError(
-            "stages with a network were measured on a GPU, and the cluster has none; plan with --gpus, or measure "
-            "without: --set runtime.use_gpu=false"
-        )
+    """Limits of the plan, for the user."""
     found = []
     if there.gpus and not here.gpus:
         found.append("no GPU was measured, so networks are planned on CPUs; plan again on a machine with a GPU")
