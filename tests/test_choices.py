@@ -130,7 +130,7 @@ def test_own_photos_with_one_command(tiny, tmp_path, capsys):
     printed = "".join(capsys.readouterr())
     assert f"hcp.backbone: {SMALL} (no GPU)" in printed and "dataset.layout: voc" in printed
     assert wsseg_ray.load(tmp_path / "run", "AN_B").predict(f"{root}/JPEGImages/demo_val_00000.jpg").ndim == 2
-    with pytest.raises(RecipeError, match="say a size, as --size 300x400"):
+    with pytest.raises(RecipeError, match="give the size, such as --size 300x400"):
         networks.export(str(tmp_path / "run"), "AN_B", "torchscript", tmp_path / "net.ts")
     again = wsseg_ray.run(root, tmp_path / "run", [*short, "hcp.image_epochs=2", "hcp.hypothesis_epochs=1"])
     assert again.failed == {} and f"hcp.backbone: {SMALL} (as before)" in "".join(capsys.readouterr())

@@ -166,7 +166,7 @@ def test_a_plan_is_json_too(monkeypatch, capsys):
     from wsseg_ray import plan
 
     cost = plan.Cost(1, 0, 0.5, 1, 1, 1000, 2)
-    monkeypatch.setattr(plan, "measure", lambda recipe, sample: ({"images": cost}, plan.Machines(2, 0), 5))
+    monkeypatch.setattr(plan, "measure", lambda recipe, sample, there: ({"images": cost}, plan.Machines(2, 0), 5))
     assert exit_code(monkeypatch, "plan", "demo", "--photos", "95", "--cpus", "4", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["photos"] == {"train": 95, "val": 5} and found["bytes"] == 100_000

@@ -51,6 +51,7 @@ class Claim:
         settings: changes of it.
         data: a name in `claims.yaml`; "": the recipe's own.
         photos: how many training photos are taken of the data; None: all.
+        masks: how many of them have true masks, where a network learns from these; None: all.
         backbone: for readers.
         minutes: that the first seed took on `machine`.
         tolerance: percent points by which a figure may differ and still agree.
@@ -71,6 +72,7 @@ class Claim:
     commit: str
     tolerance: float
     figures: dict[str, Published]
+    masks: int | None = None
 
 
 @dataclass(frozen=True)
