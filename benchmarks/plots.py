@@ -4,7 +4,7 @@ python benchmarks/plots.py          # writes docs/plots/*.svg
 
 photos.svg      val mIoU against the number of training photos
 compute.svg     val mIoU against minutes, with published methods of today
-proposals.svg   how well regions fit objects, against their number, beside MCG
+proposals.svg   recall of objects against the number of regions, beside MCG
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def photos() -> str:
     found: dict[str, list[tuple[float, float]]] = {}
     for claim in sorted((claim for claim in claims().values() if claim.data), key=size):
         for name, figure in claim.figures.items():
-            found.setdefault(name, []).append((size(claim), figure.value))
-    return drawing.plot(
-        found, "training photos", "val mIoU %", "Six animals of VOC, two cores", log_x=True, joined=True
-    )
+            learned_from = claim.masks or size(claim) if name.startswith("FULL") else size(claim)
+            found.setdefault(name, []).append((learned_from, figure.value))
+    title = "Six animals of VOC, two cores"
+    return drawing.plot(found, "photos learned from; FULL: true masks", "val mIoU %", title, log_x=True, joined=True)
 
 
 def compute() -> str:
@@ -60,11 +60,16 @@ def compute() -> str:
 
 
 def proposals() -> str:
-    """J of the best region for each object: first numbers of the first table's rows under "Beside Selective Search"."""
-    rows = rows_under("docs/results/proposals.md", "## Beside Selective Search and MCG")
-    wanted = {"ours, boundaries by VGG-16": "ours, VGG-16", "ours, colour and texture": "ours", "MCG": "MCG"}
+    """Objects that a region fits with IoU 0.7: the third number of each cell under "Beside Selective Search"."""
+    rows = rows_under("docs/results/proposals.md", "## Beside Selective Search and MCG", part=2)
+    wanted = {
+        "ours, boundaries by VGG-16": "ours, VGG-16",
+        "ours, colour and texture": "ours, no backbone",
+        "MCG": "MCG, all of VOC val",
+    }
     series = {short: list(zip(COUNTS, rows[name], strict=False)) for name, short in wanted.items()}
-    return drawing.plot(series, "regions", "J %", "How well regions fit objects, VOC val", log_x=True, joined=True)
+    title = "Objects with a region of IoU 0.7 or more"
+    return drawing.plot(series, "regions per photo", "recall %", title, log_x=True, joined=True)
 
 
 def stages() -> str:
@@ -78,13 +83,18 @@ def stages() -> str:
     return drawing.bars(found, "Seconds per stage, 600 photos, two cores")
 
 
-def rows_under(page: str, heading: str) -> dict[str, list[float]]:
-    """The rows of the first table under a heading: by the first cell, the first number of each cell."""
+def rows_under(page: str, heading: str, part: int = 0) -> dict[str, list[float]]:
+    """The rows of the first table under a heading: by the first cell, a number of each cell.
+
+    Arguments:
+        part: which one, from 0, in a cell such as `65.9 / 76 / 49`; a cell that has fewer is left out.
+    """
     text = (ROOT / page).read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
     found: dict[str, list[float]] = {}
     for line in re.findall(r"^\|(.*)\|$", text, re.MULTILINE):
         name, *cells = (cell.strip() for cell in line.split("|"))
-        numbers = [float(number[1]) for cell in cells if (number := re.match(r"\**([\d.]+)", cell))]
+        parts = [own[part] for cell in cells if len(own := cell.split("/")) > part]
+        numbers = [float(number[1]) for own in parts if (number := re.match(r"\s*\**([\d.]+)", own))]
         found.setdefault(name, numbers)
     return found
 
