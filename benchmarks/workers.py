@@ -103,6 +103,9 @@ def trained(source: Path, stage: str, workers: int, settings: list[str]) -> tupl
         notes, copy = Path(place, "notes"), Path(place, "run")
         notes.mkdir()
         shutil.copytree(source, copy, symlinks=True)
+        words = str(copy / "recipe.yaml")
+        if stage == "train_segmenter":  # what is before it is the same for any number of workers, and not counted
+            pipeline.run(recipe.load(words, [*settings, "runtime.engine=local"]), str(copy), until="supervise")
         begin = time.monotonic()
         ray.init(
             address="local",
@@ -115,8 +118,9 @@ def trained(source: Path, stage: str, workers: int, settings: list[str]) -> tupl
             },
         )
         try:
-            more = [*settings, f"runtime.num_workers={workers}", f"runtime.stages.{stage}.cpus=1", "runtime.engine=ray"]
-            pipeline.run(recipe.load(str(copy / "recipe.yaml"), more), str(copy), until=stage)
+            more = [*settings, f"runtime.num_workers={workers}", "runtime.engine=ray"]
+            more += [f"runtime.stages.{one}.cpus=1" for one in ("train_hcp", "train_segmenter")]
+            pipeline.run(recipe.load(words, more), str(copy), until=stage)
         finally:
             ray.shutdown()
         seconds, run = time.monotonic() - begin, RunDirectory.at(str(copy)).now()
