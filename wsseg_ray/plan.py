@@ -93,7 +93,7 @@ def measure(recipe: Recipe, sample: int, there: Machines | None = None) -> tuple
 
     Returns the cost of every stage, the machines that it was measured on, and the total number of val photos.
     Raises RecipeError where the data set has too few photos; after the smallest run, where it ran on a GPU and the
-    planned machines `there` have none: a CPU would be taken for a GPU. None: they are like those it runs on.
+    planned machines `there` have none: a CPU would be taken for a GPU. None: they are like the measured ones.
     """
     with tempfile.TemporaryDirectory(prefix="wsseg-plan-") as folder:
         stages = pipeline.stages_of(recipe)

@@ -83,7 +83,7 @@ TWO_OR_ONE = [
     "segmentation.epochs=15",
     "segmentation.learning_rate=0.0001",  # so rounding does not grow
     "runtime.checkpoint_minutes=0",
-    "runtime.stages.train_segmenter={cpus: 2, min_workers: 1, max_workers: 2}",  # a large machine each,
+    "runtime.stages.train_segmenter={cpus: 2, min_workers: 1, max_workers: 2}",  # a large machine each
 ]
 
 
@@ -105,7 +105,8 @@ def test_a_training_goes_on_with_the_workers_that_are_left(nodes, tiny, tiny_loc
         nodes.remove_node(large.pop(), allow_graceful=False)
         assert trial.end() == 0, trial.notes
     finally:
-        nodes.remove_node(large.pop())
+        for node in large:
+            nodes.remove_node(node)
     run = runs["ray"].now()
     assert run.read_json("segmenters", PROGRESS)["workers"] == 1
     found, expected = (restore(one, "segmenters", "AN_A", WEIGHTS) for one in (run, alone))

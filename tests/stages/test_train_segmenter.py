@@ -120,7 +120,10 @@ def test_the_first_weights_of_a_network():
             ["segmentation={backbone: small, head: lraspp, weights: random}"],
             ["segmentation.head", "'lraspp'", "'small'"],
         ),
-        (["segmentation={backbone: 'torchvision:resnet50', head: fcn, weights: random, freeze: 3}"], ["or none"]),
+        (
+            ["segmentation={backbone: 'torchvision:resnet50', head: fcn, weights: random, freeze: 3}"],
+            ["can freeze all layers or none, not 3"],
+        ),
     ],
 )
 def test_a_mistake_is_named_before_any_work(settings, words):
